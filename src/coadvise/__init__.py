@@ -1,0 +1,15 @@
+"""Co-advise: teachers of different inductive bias advise one vision transformer, each through a token of its own."""
+
+from coadvise import _torchvision  # noqa: F401  # isort: skip  (before anything that imports torchvision)
+
+from coadvise.config import RunConfig, load_config
+from coadvise.errors import UserError
+from coadvise.fit import fit
+from coadvise.loss import Advice, LossWeights, co_advise_loss
+from coadvise.predict import Prediction, TrainedStudent, load
+
+__all__ = [
+    "Advice", "LossWeights", "Prediction", "RunConfig", "TrainedStudent", "UserError",
+    "co_advise_loss", "fit", "load", "load_config",
+]  # fmt: skip
+__version__ = "0.1.0"
