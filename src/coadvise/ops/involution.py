@@ -1,0 +1,198 @@
+"""Involution, a convolution turned inside out: a kernel for every position, shared by a group's channels.
+
+Li et al., *Involution: Inverting the Inherence of Convolution for Visual Recognition*, CVPR 2021.
+
+The operator is registered with PyTorch as ``coadvise::involution2d`` and ``coadvise::involution2d_backward``, so eager
+code, ``torch.compile`` and ``torch.export`` see one node whatever computes it: ``cpu.py`` on CPU tensors, plain torch
+on every other device. An ONNX export gets plain torch throughout, so that its readers need nothing of ours.
+"""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coadvise.ops.cpu import involution2d_backward_cpu, involution2d_cpu
+from coadvise.ops.reference import (
+    involution2d_backward_reference,
+    involution2d_reference,
+    like_weight,
+    memory_format,
+    pixel_major,
+)
+
+
+def involution2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    """Filters each position of ``x`` with that position's own kernel: Eq. (4) of the paper, zero padding (K - 1) / 2.
+
+    Differentiable any number of times. Under autocast it runs in the autocast dtype, as a convolution does.
+
+    Args:
+        x: [B, C, H, W], floating point. Channels-last memory is the fast one.
+        weight: [B, G, K, K, h, w], G dividing C, K odd, h = ceil(H / stride), w = ceil(W / stride); dtype and device of
+            ``x``. Channel c of ``x`` uses kernel c // (C / G).
+        stride: step between output positions, at least 1.
+
+    Returns:
+        [B, C, h, w], in the dtype and the memory order of ``x``.
+
+    Raises:
+        ValueError: for shapes, dtypes or devices other than these.
+    """
+    _check(x, weight, stride)
+    dtype = _autocast_dtype(x, weight)
+    if dtype is not None:
+        x, weight = x.to(dtype), weight.to(dtype)
+    if torch.onnx.is_in_onnx_export():
+        return involution2d_reference(x, weight, stride)
+    out: Tensor = torch.ops.coadvise.involution2d.default(x, weight, stride)
+    return out
+
+
+def _autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
+    """What autocast makes of these inputs; None where it is off. It leaves float64 alone, as everywhere in PyTorch."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return None if torch.float64 in (x.dtype, weight.dtype) else torch.get_autocast_dtype(device)
+
+
+def _check(x: Tensor, weight: Tensor, stride: int) -> None:
+    if x.ndim != 4 or weight.ndim != 6:
+        raise ValueError(
+            f"x has {x.ndim} dimensions and weight {weight.ndim}; they must be [B, C, H, W] and [B, G, K, K, h, w]; "
+            f"a generator's [B, G*K*K, h, w] becomes that by weight.unflatten(1, (G, K, K))"
+        )
+    if stride < 1:
+        raise ValueError(f"stride is {stride}; it must be at least 1")
+    batch, channels, height, width = x.shape
+    _, groups, kernel, _, _, _ = weight.shape
+    if kernel % 2 == 0:
+        raise ValueError(f"the kernel in weight is {kernel} wide; it must be odd, so that it has a centre")
+    if groups < 1 or channels < 1 or channels % groups:
+        raise ValueError(
+            f"weight has {groups} groups for {channels} channels of x; the groups must divide the channels"
+        )
+    expected = (batch, groups, kernel, kernel, -(-height // stride), -(-width // stride))
+    if weight.shape != expected:
+        raise ValueError(
+            f"weight is {list(weight.shape)}; for x {list(x.shape)} at stride {stride} it must be {list(expected)}: "
+            f"one square kernel for each output position; pool the generator's input by the stride, rounding sizes up"
+        )
+    if x.device != weight.device:
+        raise ValueError(f"x is on {x.device} and weight on {weight.device}; move one to the other's device")
+    if not x.dtype.is_floating_point or not weight.dtype.is_floating_point:
+        raise ValueError(
+            f"x is {x.dtype} and weight {weight.dtype}; both must be floating point; convert with .float()"
+        )
+    if x.dtype != weight.dtype and _autocast_dtype(x, weight) is None:
+        raise ValueError(f"x is {x.dtype} and weight {weight.dtype}; convert one to the other's dtype, or use autocast")
+
+
+class Involution2d(nn.Module):
+    """An involution that generates its kernels from its own input.
+
+    State-dict keys and the generator are those of the published RedNet, so its checkpoints load: ``conv1`` reduces the
+    channels (1x1, BN, ReLU, on an average-pooled input when ``stride > 1``) and ``conv2`` (1x1 with bias) expands them
+    to ``groups * kernel_size²``, laid out as [G, K, K]. Deviation: pooling rounds sizes up, so odd sizes work too.
+
+    Args:
+        channels: C of input and output.
+        kernel_size: K, odd.
+        stride: step between output positions.
+        group_channels: channels that share one kernel; all of them when C is smaller, else it must divide C.
+        reduction: how many times narrower than C the generator's hidden layer is.
+
+    Raises:
+        ValueError: for an even kernel, a non-positive size, or a group width that does not divide C.
+
+    Shapes: [B, C, H, W] -> [B, C, ceil(H / stride), ceil(W / stride)].
+    """
+
+    def __init__(
+        self, channels: int, kernel_size: int, stride: int = 1, group_channels: int = 16, reduction: int = 4
+    ) -> None:
+        super().__init__()
+        sizes = {"channels": channels, "stride": stride, "group_channels": group_channels, "reduction": reduction}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is {kernel_size}; it must be odd and positive, for instance 3, 5 or 7")
+        width = min(group_channels, channels)
+        if channels % width:
+            raise ValueError(
+                f"group_channels={group_channels} does not divide channels={channels}; choose a divisor of {channels}"
+            )
+        self.channels, self.kernel_size, self.stride, self.groups = channels, kernel_size, stride, channels // width
+        hidden = max(1, channels // reduction)
+        self.pool = nn.AvgPool2d(stride, stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        self.conv1 = nn.Sequential(
+            OrderedDict(conv=nn.Conv2d(channels, hidden, 1, bias=False), bn=nn.BatchNorm2d(hidden), act=nn.ReLU())
+        )
+        self.conv2 = nn.Sequential(OrderedDict(conv=nn.Conv2d(hidden, self.groups * kernel_size**2, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv2(self.conv1(self.pool(x)))  # [B, G*K*K, h, w]
+        return involution2d(x, weight.unflatten(1, (self.groups, self.kernel_size, self.kernel_size)), self.stride)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, groups={self.groups}"
+
+
+# ---- registration ----
+
+_library = torch.library.Library("coadvise", "DEF")
+_forward = "coadvise::involution2d"
+_backward = "coadvise::involution2d_backward"
+for _schema in (
+    "involution2d(Tensor x, Tensor weight, int stride) -> Tensor",
+    "involution2d_backward(Tensor grad, Tensor x, Tensor weight, int stride) -> (Tensor, Tensor)",
+):
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def _forward_fake(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    shape = (x.shape[0], x.shape[1], weight.shape[4], weight.shape[5])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+
+
+def _backward_fake(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    return grad_x, like_weight(weight.new_empty(pixel_major(weight).shape), weight)
+
+
+def _keep_forward(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    x, weight, ctx.stride = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate_forward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    grad_x, grad_weight = torch.ops.coadvise.involution2d_backward.default(grad, *ctx.saved_tensors, ctx.stride)
+    return grad_x, grad_weight, None
+
+
+def _keep_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+    grad, x, weight, ctx.stride = inputs
+    ctx.save_for_backward(grad, x, weight)
+
+
+def _differentiate_backward(ctx: Any, of_x: Tensor, of_weight: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    """The operator is linear in ``x`` and in ``weight``, so these two operators make its second derivatives as well."""
+    grad, x, weight = ctx.saved_tensors
+    forward, backward = torch.ops.coadvise.involution2d.default, torch.ops.coadvise.involution2d_backward.default
+    grad_grad = forward(of_x, weight, ctx.stride) + forward(x, of_weight, ctx.stride)
+    grad_x, _ = backward(grad, x, of_weight, ctx.stride)
+    _, grad_weight = backward(grad, of_x, weight, ctx.stride)
+    return grad_grad, grad_x, grad_weight, None
+
+
+_library.impl("involution2d", involution2d_cpu, "CPU")
+_library.impl("involution2d_backward", involution2d_backward_cpu, "CPU")
+_library.impl("involution2d", involution2d_reference, "CompositeExplicitAutograd")
+_library.impl("involution2d_backward", involution2d_backward_reference, "CompositeExplicitAutograd")
+torch.library.register_fake(_forward, _forward_fake, lib=_library)
+torch.library.register_fake(_backward, _backward_fake, lib=_library)
+torch.library.register_autograd(_forward, _differentiate_forward, setup_context=_keep_forward, lib=_library)
+torch.library.register_autograd(_backward, _differentiate_backward, setup_context=_keep_backward, lib=_library)

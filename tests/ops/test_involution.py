@@ -1,0 +1,179 @@
+"""The operator's meaning, its registration with PyTorch, its layer."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coadvise.ops import Involution2d, involution2d
+from coadvise.ops.reference import involution2d_backward_reference, involution2d_reference
+
+
+def sample(
+    channels: int = 8, groups: int = 2, kernel: int = 3, stride: int = 1, size: tuple[int, int] = (5, 6), **options
+) -> tuple[Tensor, Tensor]:
+    """x [2, C, H, W] and weight [2, G, K, K, h, w]."""
+    height, width = (-(-side // stride) for side in size)
+    x = torch.randn(2, channels, *size, **options)
+    return x, torch.randn(2, groups, kernel, kernel, height, width, **options)
+
+
+def by_loops(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """The formula of the paper, one output position at a time."""
+    batch, channels, _, _ = x.shape
+    groups, kernel, height, width = weight.shape[1], *weight.shape[3:]
+    pad = (kernel - 1) // 2
+    padded = F.pad(x, (pad, pad, pad, pad))
+    out = torch.empty(batch, channels, height, width, dtype=x.dtype)
+    for c in range(channels):
+        for i in range(height):
+            for j in range(width):
+                window = padded[:, c, i * stride : i * stride + kernel, j * stride : j * stride + kernel]
+                out[:, c, i, j] = (window * weight[:, c // (channels // groups), :, :, i, j]).sum((1, 2))
+    return out
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_reference_is_the_papers_formula(kernel: int, stride: int) -> None:
+    x, weight = sample(kernel=kernel, stride=stride, dtype=torch.float64)
+    torch.testing.assert_close(involution2d_reference(x, weight, stride), by_loops(x, weight, stride))
+
+
+def test_equals_a_convolution_when_every_position_has_the_same_kernel() -> None:
+    x, weight = sample(dtype=torch.float64)
+    weight = weight[:1, ..., :1, :1].expand_as(weight)
+    depthwise = weight[0, ..., 0, 0].repeat_interleave(4, dim=0).unsqueeze(1)
+    torch.testing.assert_close(involution2d(x, weight), F.conv2d(x, depthwise, padding=1, groups=8))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_written_out_gradients_are_autograds(stride: int) -> None:
+    x, weight = (t.requires_grad_() for t in sample(stride=stride, dtype=torch.float64))
+    out = involution2d_reference(x, weight, stride)
+    grad = torch.randn_like(out)
+    expected = torch.autograd.grad(out, (x, weight), grad)
+    torch.testing.assert_close(involution2d_backward_reference(grad, x, weight, stride), expected)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_first_and_second_derivatives(stride: int) -> None:
+    inputs = tuple(t.requires_grad_() for t in sample(4, 2, 3, stride, (3, 4), dtype=torch.float64))
+    assert torch.autograd.gradcheck(lambda x, weight: involution2d_reference(x, weight, stride), inputs)
+    assert torch.autograd.gradcheck(lambda x, weight: involution2d(x, weight, stride), inputs)
+    assert torch.autograd.gradgradcheck(lambda x, weight: involution2d(x, weight, stride), inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_registration_passes_pytorchs_own_checks(channels_last: bool) -> None:
+    x, weight = sample(32, 2)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+        weight = weight.permute(0, 4, 5, 1, 2, 3).contiguous().permute(0, 3, 4, 5, 1, 2)
+    grad = torch.randn(2, 32, 5, 6)
+    torch.library.opcheck(torch.ops.coadvise.involution2d_backward.default, (grad, x, weight, 1))
+    inputs = (x.requires_grad_(), weight.requires_grad_(), 1)
+    torch.library.opcheck(torch.ops.coadvise.involution2d.default, inputs)
+
+
+def test_compiles_into_one_graph_with_equal_results() -> None:
+    layer, x = Involution2d(32, 3, stride=2).eval(), torch.randn(2, 32, 9, 8)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+    parameters = list(layer.parameters())
+    expected = torch.autograd.grad(layer(x).square().sum(), parameters)
+    torch.testing.assert_close(torch.autograd.grad(compiled(x).square().sum(), parameters), expected)
+
+
+def test_exports_as_one_node_for_any_batch_and_size() -> None:
+    layer = Involution2d(32, 3, stride=2).eval()
+    auto = torch.export.Dim.AUTO
+    program = torch.export.export(layer, (torch.randn(2, 32, 9, 8),), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
+    assert [n.target for n in program.graph.nodes if "involution" in str(n.target)] == [
+        torch.ops.coadvise.involution2d.default
+    ]
+    x = torch.randn(3, 32, 7, 12)
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+def test_an_onnx_export_sees_plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    program = torch.export.export(Involution2d(32, 3).eval(), (torch.randn(1, 32, 4, 4),))
+    assert not [n for n in program.graph.nodes if "coadvise" in str(n.target)]
+
+
+def test_autocast_gives_one_dtype() -> None:
+    layer, x = Involution2d(32, 3), torch.randn(2, 32, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)  # x is float32, the generated weight bfloat16
+    assert out.dtype == torch.bfloat16
+    out.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.parameters())
+    torch.testing.assert_close(out.float(), layer(x), atol=0.05, rtol=0.05)
+    x, weight = sample(dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert involution2d(x, weight).dtype == torch.float64
+
+
+def test_shapes_without_storage_on_the_meta_device() -> None:
+    x, weight = sample(32, 2, 3, 2, device="meta")
+    assert involution2d(x, weight, 2).shape == (2, 32, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "stride", "message"),
+    [
+        (torch.zeros(8, 5, 6), torch.zeros(2, 2, 3, 3, 5, 6), 1, "must be \\[B, C, H, W\\]"),
+        (torch.zeros(2, 8, 5, 6), torch.zeros(2, 18, 5, 6), 1, "unflatten"),
+        (torch.zeros(2, 8, 5, 6), torch.zeros(2, 2, 3, 3, 5, 6), 0, "stride is 0"),
+        (torch.zeros(2, 8, 5, 6), torch.zeros(2, 2, 4, 4, 5, 6), 1, "4 wide; it must be odd"),
+        (torch.zeros(2, 8, 5, 6), torch.zeros(2, 3, 3, 3, 5, 6), 1, "3 groups for 8 channels"),
+        (torch.zeros(2, 8, 5, 6), torch.zeros(2, 2, 3, 3, 2, 3), 2, "must be \\[2, 2, 3, 3, 3, 3\\]"),
+        (torch.zeros(2, 8, 5, 6), torch.zeros(2, 2, 3, 5, 5, 6), 1, "one square kernel"),
+        (torch.zeros(2, 8, 5, 6), torch.zeros(2, 2, 3, 3, 5, 6, device="meta"), 1, "weight on meta"),
+        (torch.zeros(2, 8, 5, 6).int(), torch.zeros(2, 2, 3, 3, 5, 6).int(), 1, "floating point"),
+        (torch.zeros(2, 8, 5, 6), torch.zeros(2, 2, 3, 3, 5, 6).double(), 1, "weight torch.float64"),
+    ],
+)
+def test_faulty_inputs_are_named(x: Tensor, weight: Tensor, stride: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        involution2d(x, weight, stride)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kernel_size": 4}, "kernel_size is 4"),
+        ({"channels": 0}, "channels is 0"),
+        ({"stride": 0}, "stride is 0"),
+        ({"channels": 24}, "group_channels=16 does not divide channels=24"),
+    ],
+)
+def test_faulty_layers_are_named(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Involution2d(**{"channels": 32, "kernel_size": 3} | arguments)
+
+
+def test_layer_has_the_published_keys() -> None:
+    shapes = {name: tuple(t.shape) for name, t in Involution2d(32, 7).state_dict().items() if "running" not in name}
+    assert shapes == {
+        "conv1.conv.weight": (8, 32, 1, 1),
+        "conv1.bn.weight": (8,),
+        "conv1.bn.bias": (8,),
+        "conv1.bn.num_batches_tracked": (),
+        "conv2.conv.weight": (98, 8, 1, 1),
+        "conv2.conv.bias": (98,),
+    }
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (1, 1)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_layer_takes_any_size(size: tuple[int, int], stride: int) -> None:
+    out = Involution2d(32, 3, stride).eval()(torch.randn(2, 32, *size))
+    assert out.shape == (2, 32, *(-(-side // stride) for side in size))
+
+
+def test_fewer_channels_than_a_group_form_one_group() -> None:
+    layer = Involution2d(12, 3)
+    assert layer.groups == 1
+    assert layer(torch.randn(2, 12, 4, 4)).shape == (2, 12, 4, 4)
