@@ -1,0 +1,50 @@
+"""Students and teachers, registered with timm by this import: ``timm.create_model(name)`` builds any of ``MODELS``."""
+
+from typing import Any
+
+import timm
+import torch
+
+from coadvise.models.rednet import RedNet
+from coadvise.models.small import SmallResNet
+from coadvise.models.stems import AlignedPatchEmbed, ConvStem, InvolutionStem
+from coadvise.models.student import CLASS_TOKEN, Student
+
+RESNETS = ("resnet_small",)
+REDNETS = ("rednet26", "rednet38", "rednet50", "rednet101", "rednet152", "rednet_small")
+STUDENTS = (
+    "cit_tiny_patch16_224",
+    "cit_small_patch16_224",
+    "cit_small_aligned_patch16_224",
+    "cit_micro_patch4_32",
+    "cit_micro_aligned_patch4_32",
+)
+MODELS = (*RESNETS, *REDNETS, *STUDENTS)
+
+__all__ = [
+    "CLASS_TOKEN",
+    "MODELS",
+    "REDNETS",
+    "RESNETS",
+    "STUDENTS",
+    "AlignedPatchEmbed",
+    "ConvStem",
+    "InvolutionStem",
+    "RedNet",
+    "SmallResNet",
+    "Student",
+    "describe_models",
+]
+
+
+def describe_models() -> list[dict[str, Any]]:
+    """One row a registered network: model, role, parameters with its default classes (1000), image size in pixels."""
+    rows: list[dict[str, Any]] = []
+    for role, names in (("teacher", (*RESNETS, *REDNETS)), ("student", STUDENTS)):
+        for name in names:
+            with torch.device("meta"):
+                model = timm.create_model(name)
+            size = model.pretrained_cfg["input_size"][-1]
+            count = sum(p.numel() for p in model.parameters())
+            rows.append({"model": name, "role": role, "parameters": count, "image_size": size})
+    return rows

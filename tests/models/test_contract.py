@@ -1,0 +1,192 @@
+"""timm's model contract, for every registered network."""
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import Tensor, nn
+
+from coadvise.models import MODELS, REDNETS, RESNETS, STUDENTS
+
+# Each at a size that a test can pay for; the class behind it is the registered one.
+CHEAP: dict[str, dict[str, Any]] = {
+    **{name: {"depths": (1, 1, 1, 1), "widths": (64, 128, 128, 192), "stem_width": 32} for name in REDNETS[:-1]},
+    **{name: {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3} for name in STUDENTS},
+    "rednet_small": {"depths": (1, 1, 1), "widths": (64, 64, 128), "kernel_size": 3},
+    "resnet_small": {"widths": (8, 16, 24)},
+}
+SIZE = 32
+
+
+def create(name: str, **arguments: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(name, **{**CHEAP[name], **arguments})
+
+
+def images(channels: int = 3, size: int = SIZE) -> Tensor:
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_models_lists_what_is_registered(name: str) -> None:
+    assert timm.is_model(name)
+    assert set(CHEAP) == set(MODELS)
+
+
+@pytest.mark.parametrize(("channels", "classes"), [(1, 5), (4, 7)])
+def test_channels_and_classes(name: str, channels: int, classes: int) -> None:
+    net = create(name, in_chans=channels, num_classes=classes).eval()
+    assert net(images(channels)).shape == (2, classes)
+    assert (net.num_classes, net.in_chans) == (classes, channels)
+
+
+def test_head_is_a_function_of_the_features(name: str) -> None:
+    net = create(name, num_classes=5).eval()
+    features = net.forward_features(images())
+    torch.testing.assert_close(net.forward_head(features), net(images()))
+    assert net.forward_head(features, pre_logits=True).shape == (2, net.head_hidden_size)
+
+
+def test_no_classes_gives_pooled_features_and_no_pool_gives_the_map(name: str) -> None:
+    net = create(name, num_classes=0).eval()
+    assert isinstance(net.get_classifier(), nn.Identity)
+    assert net(images()).shape == (2, net.num_features)
+    unpooled = create(name, num_classes=0, global_pool="").eval()
+    torch.testing.assert_close(unpooled(images()), unpooled.forward_features(images()))
+    with pytest.raises(ValueError, match="num_classes=0"):
+        create(name, num_classes=5, global_pool="")
+
+
+def test_reset_classifier(name: str) -> None:
+    net = create(name, num_classes=5).eval().double()
+    net.reset_classifier(3)
+    assert net(images().double()).shape == (2, 3)
+    assert not net.get_classifier().training
+    net.reset_classifier(0, "")
+    torch.testing.assert_close(net(images().double()), net.forward_features(images().double()))
+    net.reset_classifier(4, "token" if name in STUDENTS else "avg")
+    assert net(images().double()).shape == (2, 4)
+
+
+@pytest.mark.parametrize("pool", ["max", "catavgmax"])
+@pytest.mark.parametrize("name", RESNETS + REDNETS[-1:])
+def test_pooling(name: str, pool: str) -> None:
+    net = create(name, num_classes=5, global_pool=pool).eval()
+    assert net.head_hidden_size == net.num_features * (2 if pool == "catavgmax" else 1)
+    assert net.forward_head(net.forward_features(images()), pre_logits=True).shape == (2, net.head_hidden_size)
+    assert net(images()).shape == (2, 5)
+
+
+def test_pretrained_cfg_names_exist(name: str) -> None:
+    net = create(name, num_classes=5)
+    cfg = net.pretrained_cfg
+    assert cfg["url"] == ""
+    assert cfg == net.default_cfg
+    keys = net.state_dict()
+    for part in ("first_conv", "classifier"):
+        names = cfg[part] if isinstance(cfg[part], (tuple, list)) else (cfg[part],)
+        assert all(f"{key}.weight" in keys for key in names)
+    net.reset_classifier(0)
+    heads = cfg["classifier"] if isinstance(cfg["classifier"], (tuple, list)) else (cfg["classifier"],)
+    assert not any(f"{head}.weight" in net.state_dict() for head in heads)
+
+
+def test_intermediates(name: str) -> None:
+    net = create(name, num_classes=5).eval()
+    last, features = net.forward_intermediates(images())
+    torch.testing.assert_close(last, net.forward_features(images()))
+    assert len(features) == len(net.feature_info)
+    for feature, info in zip(features, net.feature_info, strict=True):
+        assert feature.shape == (2, info["num_chs"], SIZE // info["reduction"], SIZE // info["reduction"])
+    (one,) = net.forward_intermediates(images(), indices=[1], stop_early=True, intermediates_only=True)
+    torch.testing.assert_close(one, features[1])
+    assert net.prune_intermediate_layers([0]) == [0]
+    (pruned,) = net.forward_intermediates(images(), indices=[0], intermediates_only=True)
+    torch.testing.assert_close(pruned, features[0])
+
+
+def test_features_only(name: str) -> None:
+    extra = {"out_indices": [0, 1]} if name in STUDENTS else {}
+    net = create(name, features_only=True, **extra).eval()
+    features = net(images())
+    assert [f.shape[1] for f in features] == net.feature_info.channels()
+    assert [SIZE // f.shape[-1] for f in features] == net.feature_info.reduction()
+
+
+def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
+    net = create(name, num_classes=5).train()
+    gradients = []
+    for enable in (False, True):
+        net.set_grad_checkpointing(enable)
+        net.zero_grad()
+        net(images()).square().sum().backward()
+        gradients.append({key: p.grad for key, p in net.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_parameter_groups(name: str) -> None:
+    net = create(name, num_classes=5)
+    count = len(list(net.parameters()))
+    assert sum(len(group["params"]) for group in param_groups_layer_decay(net)) == count
+    groups = param_groups_weight_decay(net, 0.05, no_weight_decay_list=net.no_weight_decay())
+    decayed = {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]}
+    assert decayed
+    assert not any(
+        id(p) in decayed
+        for key, p in net.named_parameters()
+        if p.ndim < 2 or key in ("pos_embed", "cls_token", "reg_token")
+    )
+
+
+def test_drop_rates_act_in_training_only(name: str) -> None:
+    net = create(name, num_classes=5, drop_rate=0.5, drop_path_rate=0.5)
+    x = images(size=SIZE)
+    net.eval()
+    torch.testing.assert_close(net(x), net(x))
+    net.train()
+    assert not torch.equal(net(x), net(x))
+    assert net(x).shape == (2, 5)
+
+
+def test_copies_and_runs_under_autocast(name: str) -> None:
+    net = create(name, num_classes=5).eval()
+    twin = copy.deepcopy(net)
+    torch.testing.assert_close(twin(images()), net(images()))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = net(images())
+    torch.testing.assert_close(low.float(), net(images()), rtol=0.1, atol=0.1)
+
+
+def test_exports(name: str) -> None:
+    net = create(name, num_classes=5).eval()
+    program = torch.export.export(net, (images(),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    x = images()[:1].repeat(3, 1, 1, 1)
+    torch.testing.assert_close(program.module()(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*RESNETS, *REDNETS[-1:]])
+@pytest.mark.parametrize("size", [32, 48, 96])
+def test_small_teachers_keep_positions(name: str, size: int) -> None:
+    net = timm.create_model(name, num_classes=0).eval()
+    with torch.no_grad():
+        features = net.forward_intermediates(images(size=size), intermediates_only=True)
+    assert features[3].shape[-2:] == (size // 4, size // 4)
+
+
+def test_impossible_widths_say_what_is_possible() -> None:
+    with pytest.raises(ValueError, match="multiples of 64"):
+        create("rednet_small", widths=(64, 96, 128))
+    with pytest.raises(ValueError, match="multiple of 32"):
+        create("rednet_small", stem_width=48)
+    with pytest.raises(ValueError, match="one entry a stage"):
+        create("resnet_small", depths=(1, 1))
+    with pytest.raises(ValueError, match="odd"):
+        create("rednet_small", kernel_size=4)

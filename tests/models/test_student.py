@@ -1,0 +1,203 @@
+"""What a student adds to timm's vision transformer: named tokens, their heads and their alignment."""
+
+from itertools import combinations
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from coadvise.models import AlignedPatchEmbed, Student
+
+TINY: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 4,
+    "embed_dim": 24,
+    "depth": 2,
+    "num_heads": 3,
+    "num_classes": 5,
+}
+BOTH = {"conv": "conv", "inv": "inv"}
+
+
+def student(**arguments: Any) -> Student:
+    torch.manual_seed(0)
+    return Student(**{**TINY, **arguments})
+
+
+def images(size: int | tuple[int, int] = 32) -> Tensor:
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("aligned", [None, BOTH])
+def test_output_types_do_not_depend_on_the_mode(training: bool, aligned: dict[str, str] | None) -> None:
+    net = student(aligned=aligned).train(training)
+    tokens = net.forward_tokens(images())
+    assert list(tokens) == ["class", "conv", "inv"]
+    assert all(logits.shape == (2, 5) for logits in tokens.values())
+    torch.testing.assert_close(net(images()), tokens["class"])
+
+
+@pytest.mark.parametrize("names", [(), ("teacher",), ("b", "a", "vit_l"), ["conv", "inv"]])
+def test_any_tokens_in_their_order(names: tuple[str, ...] | list[str]) -> None:
+    net = student(token_names=names).eval()
+    assert list(net.forward_tokens(images())) == ["class", *names]
+    assert net.pos_embed.shape == (1, 1 + len(names) + 64, 24)
+    assert net.num_prefix_tokens == 1 + len(names)
+    assert net(images()).shape == (2, 5)
+
+
+def test_no_tokens_is_timms_vision_transformer() -> None:
+    net = student(token_names=()).eval()
+    plain = timm.models.VisionTransformer(**TINY).eval()
+    plain.load_state_dict(net.state_dict(), strict=True)
+    torch.testing.assert_close(net(images()), plain(images()))
+
+
+@pytest.mark.parametrize("changed", ["class", "conv", "inv"])
+def test_a_head_reads_its_own_token(changed: str) -> None:
+    net = student().eval()
+    before = net.forward_tokens(images())
+    with torch.no_grad():
+        net.heads()[changed].weight.add_(1.0)
+    after = net.forward_tokens(images())
+    features = net.forward_features(images())
+    for i, (name, head) in enumerate(net.heads().items()):
+        assert torch.equal(before[name], after[name]) == (name != changed)
+        torch.testing.assert_close(after[name], head(features[:, i]))
+
+
+@pytest.mark.parametrize("names", [names for k in range(4) for names in combinations(("a", "b", "c"), k)])
+def test_any_set_of_tokens_is_aligned(names: tuple[str, ...]) -> None:
+    kinds = {"a": "conv", "b": "inv", "c": "conv"}
+    net = student(token_names=("a", "b", "c"), aligned={name: kinds[name] for name in names})
+    sum(logits.sum() for logits in net.forward_tokens(images()).values()).backward()
+    assert all(p.grad is not None for p in net.parameters())  # no parameter without a use
+    assert (0 if net.reg_token is None else net.reg_token.shape[1]) == 3 - len(names)
+    assert list(net.forward_tokens(images())) == ["class", "a", "b", "c"]
+
+
+@pytest.mark.parametrize(("patch", "size"), [(2, 32), (4, 32), (8, 32), (16, 64), (3, 33), (6, 36)])
+def test_aligned_tokens_are_means_and_patches_the_sum(patch: int, size: int) -> None:
+    embed = AlignedPatchEmbed(size, patch, 3, 24, aligned=BOTH).eval()
+    patches, tokens = embed(images(size))
+    maps = {name: stem(images(size)) for name, stem in embed.stems.items()}
+    assert patches.shape == (2, embed.num_patches, 24)
+    assert embed.num_patches == (size // patch) ** 2
+    torch.testing.assert_close(patches, (maps["conv"] + maps["inv"]).flatten(2).mT)
+    for name, token in tokens.items():
+        torch.testing.assert_close(token, maps[name].flatten(2).mean(-1)[:, None])
+
+
+def test_an_aligned_token_moves_with_its_stem_only() -> None:
+    embed = AlignedPatchEmbed(32, 4, 3, 24, aligned=BOTH).eval()
+    _, before = embed(images())
+    with torch.no_grad():
+        embed.stems["inv"].proj.bias.add_(1.0)
+    _, after = embed(images())
+    assert torch.equal(before["conv"], after["conv"])
+    torch.testing.assert_close(after["inv"], before["inv"] + 1.0)
+
+
+@pytest.mark.parametrize("aligned", [None, BOTH, {"conv": "conv"}])
+def test_other_sizes(aligned: dict[str, str] | None) -> None:
+    fixed = student(aligned=aligned).eval()
+    with pytest.raises((ValueError, AssertionError), match="40"):
+        fixed(images(40))
+    dynamic = student(aligned=aligned, dynamic_img_size=True).eval()
+    dynamic.load_state_dict(fixed.state_dict(), strict=True)
+    torch.testing.assert_close(dynamic(images()), fixed(images()))
+    assert dynamic(images((40, 24))).shape == (2, 5)
+    _, features = dynamic.forward_intermediates(images((40, 24)))
+    assert features[-1].shape == (2, 24, 10, 6)
+    with pytest.raises((ValueError, AssertionError)):
+        dynamic(images(30))
+    padded = student(aligned=aligned, dynamic_img_size=True, dynamic_img_pad=True).eval()
+    assert padded(images(30)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("aligned", [None, BOTH])
+def test_set_input_size(aligned: dict[str, str] | None) -> None:
+    net = student(aligned=aligned).eval()
+    net.set_input_size((48, 40))
+    assert net.pos_embed.shape == (1, 3 + 12 * 10, 24)
+    assert net.forward_tokens(images((48, 40)))["inv"].shape == (2, 5)
+
+
+def test_aligned_stems_say_why_another_patch_size_is_impossible() -> None:
+    with pytest.raises(ValueError, match="create the model with"):
+        student(aligned=BOTH).set_input_size(patch_size=(8, 8))
+    with pytest.raises(ValueError, match="whole number of patches"):
+        student(aligned=BOTH, img_size=30)
+    with pytest.raises(ValueError, match="square"):
+        student(aligned=BOTH, patch_size=(4, 8))
+
+
+def test_all_heads_are_reset() -> None:
+    net = student().eval()
+    net.reset_classifier(3)
+    assert {name: logits.shape for name, logits in net.forward_tokens(images()).items()} == dict.fromkeys(
+        ("class", "conv", "inv"), (2, 3)
+    )
+    net.reset_classifier(0)
+    features = net.forward_features(images())
+    for i, answer in enumerate(net.forward_tokens(images()).values()):
+        torch.testing.assert_close(answer, features[:, i])
+    assert all(isinstance(head, nn.Identity) for head in net.heads().values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"token_names": ("conv", "conv")}, "twice"),
+        ({"token_names": ("class",)}, "not allowed"),
+        ({"token_names": ("drop",)}, "not allowed"),
+        ({"token_names": ("type",)}, "not allowed"),
+        ({"token_names": ("my teacher",)}, "not allowed"),
+        ({"token_names": ("conv",), "aligned": {"inv": "inv"}}, "not among the tokens"),
+        ({"aligned": {"conv": "fourier"}}, r"\['conv', 'inv'\]"),
+        ({"global_pool": "avg"}, "read their own tokens"),
+    ],
+)
+def test_faults_say_what_is_allowed(arguments: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        student(**arguments)
+    with pytest.raises(ValueError, match=match):
+        timm.create_model("cit_micro_patch4_32", **arguments)
+
+
+def test_tokens_start_apart() -> None:
+    net = student()
+    assert net.cls_token.std() > 0.01
+    assert net.reg_token.std(dim=1).min() > 0
+
+
+def test_forward_tokens_exports() -> None:
+    net = student(aligned={"conv": "conv"}).eval()
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return self.net.forward_tokens(x)
+
+    answers = torch.export.export(Tokens(), (images(),)).module()(images())
+    torch.testing.assert_close(answers, net.forward_tokens(images()))
+
+
+def test_checkpoint_with_other_classes_and_size(tmp_path: Any) -> None:
+    small = student(token_names=("a", "b")).eval()
+    torch.save(small.state_dict(), tmp_path / "student.pth")
+    net = timm.create_model(
+        "cit_micro_patch4_32",
+        **{**TINY, "img_size": 48, "mlp_ratio": 4.0, "num_classes": 7, "token_names": ("a", "b")},
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(tmp_path / "student.pth"), "num_classes": 5},
+    ).eval()
+    torch.testing.assert_close(net.reg_token, small.reg_token)
+    assert net.forward_tokens(images(48))["b"].shape == (2, 7)
