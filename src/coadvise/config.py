@@ -1,0 +1,285 @@
+"""The configuration of a run: typed, frozen, complete; a preset or a YAML file plus `a.b=c` overrides."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from coadvise.errors import UserError
+from coadvise.loss import CLASS, Advice, LossWeights
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Part):
+    """Which images, how large, and how a folder without splits is divided."""
+
+    source: str = Field("", description="the data folder, or digits; given on the command line")
+    image_size: int = Field(32, ge=8, le=1024, description="pixels, square")
+    val_fraction: float = Field(
+        0.2, gt=0, lt=1, description="share of each class held out where the folder has no split"
+    )
+    workers: int = Field(0, ge=0, description="loader processes; 0 makes views in the training process")
+
+
+class AugmentConfig(_Part):
+    """What a training view may look like.
+
+    `deit` decodes each file anew and takes a random resized crop, flip and RandAugment as DeiT does; `light` keeps all
+    images decoded in memory at `image_size` and moves, zooms, turns, flips and recolours a whole batch at once.
+    """
+
+    kind: Literal["light", "deit", "none"] = "light"
+    rand_augment: str = Field("rand-m9-mstd0.5-inc1", description="deit only; timm's notation")
+    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="deit only; share of the area")
+    flip: bool = Field(True, description="mirror left and right half of the time")
+    shift: float = Field(0.125, ge=0, le=0.5, description="light only; up to this share of the side")
+    zoom: float = Field(0.0, ge=0, lt=1, description="light only; side scaled by 1 ± this")
+    rotate: float = Field(0.0, ge=0, le=180, description="light only; degrees either way")
+    colour: float = Field(0.0, ge=0, lt=1, description="light only; brightness, contrast, saturation by 1 ± this")
+    erase: float = Field(0.0, ge=0, le=1, description="probability of erasing a rectangle")
+    mixup: float = Field(0.0, ge=0, description="alpha of Beta; 0 is off")
+    cutmix: float = Field(0.0, ge=0, description="alpha of Beta; 0 is off")
+    mix_probability: float = Field(1.0, ge=0, le=1, description="share of pairs that are mixed at all")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+
+
+class RecipeConfig(_Part):
+    """How one network is trained (AdamW, cosine with warm-up)."""
+
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(128, ge=1, description="images an optimiser step, over all processes and accumulation")
+    accumulate: int = Field(1, ge=1, description="micro-batches an optimiser step")
+    learning_rate: float = Field(1e-3, gt=0, description="peak")
+    min_learning_rate: float = Field(1e-5, ge=0, description="floor of the cosine")
+    warmup_epochs: float = Field(3.0, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 is off")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay a step of the averaged weights; 0 is off")
+    evaluations: int = Field(10, ge=1, description="times the validation images are scored during training")
+
+
+class ModelConfig(_Part):
+    """A network by its timm name, and what its constructor gets beside class count and image size."""
+
+    model: str
+    model_kwargs: dict[str, Any] = {}
+
+
+class TeacherConfig(ModelConfig):
+    """One teacher, the token it advises (its key), how it is had and how it advises."""
+
+    recipe: RecipeConfig = RecipeConfig()
+    checkpoint: str | None = Field(
+        None, description="folder of a teacher that another run trained; null trains one here"
+    )
+    pretrained: bool = Field(False, description="timm's published weights; refused unless the classes agree")
+    weight: float = Field(1.0, ge=0, description="λ of Eq. (1)")
+    temperature: float = Field(1.0, gt=0, description="τ of Eq. (1)")
+    augment: AugmentConfig | None = Field(None, description="views it is trained on; null takes the run's")
+
+    @property
+    def trained_here(self) -> bool:
+        return self.checkpoint is None and not self.pretrained
+
+
+class StudentConfig(ModelConfig):
+    """The student, its recipe and λ_0."""
+
+    recipe: RecipeConfig = RecipeConfig()
+    weight: float = Field(1.0, ge=0, description="λ_0 of Eq. (1), on the class token's cross-entropy")
+
+
+class EngineConfig(_Part):
+    """Where and in what precision it runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16 is autocast; the loss stays float32"
+    )
+    compile: bool = Field(False, description="torch.compile of the student's and teachers' forward")
+    checkpoint_seconds: float = Field(
+        60.0, ge=0, description="at least this long between checkpoints; 0 saves each epoch"
+    )
+    tensorboard: bool = Field(False, description="also write TensorBoard events (needs the extra 'tensorboard')")
+
+
+class RunConfig(_Part):
+    """Everything that decides a run's numbers; written as `config.yaml` in the run directory."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    teachers: dict[str, TeacherConfig] = Field(min_length=1)
+    student: StudentConfig
+    engine: EngineConfig = EngineConfig()
+
+    @model_validator(mode="after")
+    def _tokens_can_be_named(self) -> "RunConfig":
+        for name in self.teachers:
+            if name in (CLASS, "average") or not name.isidentifier():
+                raise ValueError(
+                    f"a teacher's name is its token's: '{name}' is not allowed; use a word such as conv or inv"
+                )
+        return self
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all images are kept decoded: light views are made of whole batches of pixels."""
+        kinds = {self.augment.kind} | {t.augment.kind for t in self.teachers.values() if t.augment}
+        return "deit" not in kinds
+
+    @property
+    def loss_weights(self) -> LossWeights:
+        """λ and τ of Eq. (1)."""
+        advice = {name: Advice(teacher.weight, teacher.temperature) for name, teacher in self.teachers.items()}
+        return LossWeights(self.student.weight, advice)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def preset_names() -> list[str]:
+    """The names `load_config` takes."""
+    return sorted(p.name.removesuffix(".yaml") for p in _presets().iterdir() if p.name.endswith(".yaml"))
+
+
+def preset_text(name: str) -> str:
+    """A preset's YAML, header included."""
+    return (_presets() / f"{name}.yaml").read_text()
+
+
+def load_config(
+    preset: str, overrides: Sequence[str] = (), seed: int | None = None, source: str | None = None
+) -> RunConfig:
+    """Reads a preset by name or a YAML file, applies `a.b=c` overrides, checks everything.
+
+    Raises:
+        UserError: all faults at once, each with what was given, what is allowed and the nearest name.
+    """
+    if preset in preset_names():
+        text = preset_text(preset)
+    elif preset.endswith((".yaml", ".yml")):
+        if not Path(preset).is_file():
+            raise UserError(
+                f"no preset file '{preset}'; give a YAML file, or one of the presets {', '.join(preset_names())}"
+            )
+        text = Path(preset).read_text()
+    else:
+        raise UserError(
+            f"unknown preset '{preset}'{nearest(preset, preset_names())}; "
+            f"there are {', '.join(preset_names())}, or give a file ending in .yaml"
+        )
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"preset '{preset}' is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"preset '{preset}' must hold keys and values, not {type(values).__name__}")
+    values = _unshared(values)
+    for override in overrides:
+        _apply(values, override)
+    if seed is not None:
+        values["seed"] = seed
+    if source is not None:
+        values.setdefault("data", {})["source"] = source
+    return parse_config(values)
+
+
+def parse_config(values: Mapping[str, Any]) -> RunConfig:
+    """Checks a nested dict against `RunConfig`. Raises UserError with all faults at once."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError("; ".join(_faults(error))) from None
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """One line `a.b: old -> new` for every key in which two configurations differ."""
+    before, after = dict(_leaves(old.model_dump(mode="json"))), dict(_leaves(new.model_dump(mode="json")))
+    keys = sorted(before.keys() | after.keys())
+    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
+
+
+def nearest(given: str, allowed: Sequence[str]) -> str:
+    """`, did you mean 'x'?` or nothing."""
+    close = difflib.get_close_matches(given, allowed, n=1, cutoff=0.6)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def _presets() -> Any:
+    return resources.files("coadvise") / "presets"
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which YAML's aliases are things of their own: an override of one must not change the other."""
+    if isinstance(value, dict):
+        return {key: _unshared(child) for key, child in value.items()}
+    return [_unshared(child) for child in value] if isinstance(value, list) else value
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise UserError(f"'{override}' is not an override; write key=value, for instance student.recipe.epochs=10")
+    *parents, key = path.split(".")
+    node = values
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"'{path}': '{parent}' holds a value, not keys")
+        node = child
+    try:
+        node[key] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"'{override}': the value is not YAML") from None
+    if isinstance(node[key], str):  # YAML 1.1 reads 1e-3 as a word
+        try:
+            node[key] = float(node[key])
+        except ValueError:
+            return
+
+
+def _faults(error: ValidationError) -> Iterator[str]:
+    for fault in error.errors():
+        where = [str(part) for part in fault["loc"]]
+        name = ".".join(where) or "the configuration"
+        if fault["type"] == "extra_forbidden":
+            allowed = _keys_at(where[:-1])
+            yield f"unknown key '{name}'{nearest(where[-1], allowed)}; allowed here: {', '.join(allowed)}"
+        elif fault["type"] == "missing":
+            yield f"'{name}' is missing"
+        else:
+            yield f"'{name}' is {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
+
+
+def _keys_at(path: Sequence[str]) -> list[str]:
+    """The keys allowed at a place of the configuration."""
+    model: type[BaseModel] = RunConfig
+    rest = list(path)
+    while rest:
+        key = rest.pop(0)
+        if model is RunConfig and key == "teachers":
+            if not rest:
+                return []
+            rest.pop(0)
+            model = TeacherConfig
+            continue
+        annotation = model.model_fields[key].annotation
+        model = AugmentConfig if key == "augment" else annotation  # type: ignore[assignment]
+    return list(model.model_fields)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, child in value.items():
+            yield from _leaves(child, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value

@@ -1,0 +1,94 @@
+"""Batches in order: training views from any step on, and the images to be scored."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from coadvise.data.audit import AuditedSplit
+from coadvise.data.images import read_image, square, to_array
+from coadvise.data.views import Batch, Indices, Views
+from coadvise.errors import UserError
+
+
+class TrainingLoader:
+    """Micro-batches of training views for one process.
+
+    A step takes `batch_size` consecutive positions of the epoch's order, cut into accumulate x processes chunks. The
+    images that do not fill an epoch's last batch are left out of that epoch; a set smaller than a batch is one batch.
+
+    Args:
+        batch_size: images an optimiser step, over all processes and micro-batches.
+        rank, processes: which share of each step this process gets.
+
+    Raises:
+        UserError: a batch cannot be cut evenly.
+    """
+
+    def __init__(
+        self, views: Views, batch_size: int, accumulate: int = 1, workers: int = 0, rank: int = 0, processes: int = 1
+    ) -> None:
+        chunks = accumulate * processes
+        self.batch_size = min(batch_size, len(views) - len(views) % chunks)
+        if self.batch_size == 0 or self.batch_size % chunks:
+            raise UserError(
+                f"a batch of {self.batch_size} images cannot be cut into {accumulate} micro-batches on {processes} "
+                f"processes; choose recipe.batch_size a multiple of {chunks}, at most the {len(views)} training images"
+            )
+        self.views, self.accumulate, self.workers = views, accumulate, workers
+        self.rank, self.processes = rank, processes
+        self.steps_per_epoch = len(views) // self.batch_size
+
+    def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
+        """The micro-batches of steps first..last-1, `accumulate` a step, whatever ran before."""
+        loader = DataLoader(
+            self.views, batch_size=None, sampler=_Requests(self, first, last), num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(), prefetch_factor=4 if self.workers else None,
+        )  # fmt: skip
+        batches = iter(loader)
+        for _ in range(first, last):
+            yield [next(batches) for _ in range(self.accumulate)]
+
+
+class _Requests:
+    """What `Views` is asked for, in order: (epoch, positions) of each micro-batch."""
+
+    def __init__(self, loader: TrainingLoader, first: int, last: int) -> None:
+        self.loader, self.first, self.last = loader, first, last
+
+    def __len__(self) -> int:
+        return (self.last - self.first) * self.loader.accumulate
+
+    def __iter__(self) -> Iterator[tuple[int, Indices]]:
+        own = self.loader
+        for step in range(self.first, self.last):
+            epoch, within = divmod(step, own.steps_per_epoch)
+            positions = np.arange(within * own.batch_size, (within + 1) * own.batch_size)
+            chunks = np.split(positions, own.accumulate * own.processes)
+            yield from ((epoch, chunk) for chunk in chunks[own.rank :: own.processes])
+
+
+class _StillImages(Dataset[Tensor]):
+    """Images as they are scored: resized, centre cropped, nothing random."""
+
+    def __init__(self, split: AuditedSplit, image_size: int, batch_size: int) -> None:
+        self.split, self.image_size, self.batch_size = split, image_size, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.split) // self.batch_size)
+
+    def __getitem__(self, number: int) -> Tensor:
+        rows = range(len(self.split))[number * self.batch_size : (number + 1) * self.batch_size]
+        if self.split.pixels is not None:
+            stack = self.split.pixels[rows.start : rows.stop]
+        else:
+            stack = np.stack([to_array(square(read_image(self.split.paths[i]), self.image_size)) for i in rows])
+        return torch.from_numpy(stack).float().div_(255)
+
+
+def still_batches(split: AuditedSplit, image_size: int, batch_size: int = 250, workers: int = 0) -> "DataLoader[Any]":
+    """Validation images [B, 3, S, S] in 0..1, in the split's order, every one of them once."""
+    return DataLoader(_StillImages(split, image_size, batch_size), batch_size=None, num_workers=workers)

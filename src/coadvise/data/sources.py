@@ -1,0 +1,194 @@
+"""Where images come from: a folder with splits, a folder of class folders, or the embedded handwritten digits."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from coadvise.data import draws
+from coadvise.errors import UserError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+VALIDATION_NAMES = ("val", "valid", "test")
+DIGITS = "digits"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Image files and their class indices, in a fixed order."""
+
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A labelled image set. `note` says how the split came about, for the user to read."""
+
+    root: Path
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    note: str
+
+
+def open_source(data: str | Path, val_fraction: float, seed: int) -> Source:
+    """Finds classes and splits.
+
+    Args:
+        data: "digits"; a folder with train/ and one of val/, valid/, test/; or a folder of class folders.
+        val_fraction: share of each class held out where the folder has no splits.
+        seed: decides which images those are.
+
+    Raises:
+        UserError: no such folder, no images, one class, a class in one split only.
+    """
+    root = _lay_out_digits() if str(data) == DIGITS else Path(data)
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise UserError(
+            f"data folder '{data}' {what}; give a folder of class folders, one with train/ and val/, or '{DIGITS}'"
+        )
+    split_names = [name for name in VALIDATION_NAMES if (root / name).is_dir()]
+    if (root / "train").is_dir() and not split_names:
+        raise UserError(
+            f"'{root}' has train/ but none of val/, valid/, test/; add one, or give '{root / 'train'}' to split it"
+        )
+    if (root / "train").is_dir():
+        return _with_splits(root, split_names[0])
+    return _divide(root, val_fraction, seed)
+
+
+def evaluation_split(data: str | Path, classes: Sequence[str]) -> Split:
+    """The images to score a finished student on: the validation split of `data`, or all of a plain folder of classes.
+
+    Raises:
+        UserError: the folder's classes are not the student's.
+    """
+    root = _lay_out_digits() if str(data) == DIGITS else Path(data)
+    if not root.is_dir():
+        raise UserError(f"data folder '{data}' does not exist; give a folder of class folders or one with val/")
+    folder = next((root / name for name in VALIDATION_NAMES if (root / name).is_dir()), root)
+    found = _class_names(folder)
+    if unknown := sorted(set(found) - set(classes)):
+        raise UserError(f"'{folder}' has classes the student does not know: {_few(unknown)}; it knows {_few(classes)}")
+    split = _list_split(folder, classes)
+    if not split:
+        raise UserError(f"'{folder}' holds no images of the student's classes ({_few(classes)})")
+    return split
+
+
+def typical_size(root: Path, look_at: int = 100) -> int:
+    """The median shorter side, in pixels, of the first images found below a folder; 0 where there are none."""
+    sides = []
+    for path in islice(_images_below(root), look_at):
+        try:
+            with Image.open(path) as image:
+                sides.append(min(image.size))
+        except (OSError, ValueError, SyntaxError):
+            continue
+    return int(np.median(sides)) if sides else 0
+
+
+def _with_splits(root: Path, val_name: str) -> Source:
+    train_classes, val_classes = _class_names(root / "train"), _class_names(root / val_name)
+    _at_least_two(root / "train", train_classes)
+    for has, lacks, odd in (
+        ("train", val_name, sorted(set(train_classes) - set(val_classes))),
+        (val_name, "train", sorted(set(val_classes) - set(train_classes))),
+    ):
+        if odd:
+            raise UserError(
+                f"class folder(s) {_few(odd)} are in '{root / has}' but not in '{root / lacks}'; both need the same"
+            )
+    train, val = _list_split(root / "train", train_classes), _list_split(root / val_name, train_classes)
+    return Source(root, tuple(train_classes), train, val, f"trained on train/, scored on {val_name}/")
+
+
+def _divide(root: Path, val_fraction: float, seed: int) -> Source:
+    classes = _class_names(root)
+    _at_least_two(root, classes)
+    everything = _list_split(root, classes)
+    labels = np.array(everything.labels)
+    held_out = np.zeros(len(labels), bool)
+    for label, name in enumerate(classes):
+        members = np.flatnonzero(labels == label)
+        if len(members) < 2:
+            raise UserError(f"class '{name}' in '{root}' has one image; each class needs two or more to be split")
+        count = min(max(1, round(val_fraction * len(members))), len(members) - 1)
+        held_out[members[draws.permutation(seed, draws.SPLIT, label, len(members))[:count]]] = True
+
+    def part(chosen: np.ndarray) -> Split:
+        rows = np.flatnonzero(chosen)
+        return Split(tuple(everything.paths[i] for i in rows), tuple(everything.labels[i] for i in rows))
+
+    note = f"no splits in the folder: {val_fraction:.0%} of each class held out for validation, chosen by seed {seed}"
+    return Source(root, tuple(classes), part(~held_out), part(held_out), note)
+
+
+def _class_names(folder: Path) -> list[str]:
+    """Sub-folders that hold at least one image file somewhere below."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return [name for name in names if next(_images_below(folder / name), None) is not None]
+
+
+def _list_split(folder: Path, classes: Sequence[str]) -> Split:
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        below = sorted(_images_below(folder / name)) if (folder / name).is_dir() else []
+        paths += below
+        labels += [label] * len(below)
+    return Split(tuple(paths), tuple(labels))
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):  # os.walk does not follow links, so a loop of links ends
+        folders.sort()
+        for file in files:
+            if Path(file).suffix.lower() in EXTENSIONS and not file.startswith("."):
+                yield Path(parent, file)
+
+
+def _at_least_two(folder: Path, classes: Sequence[str]) -> None:
+    if not classes:
+        raise UserError(
+            f"'{folder}' holds no class folders with images ({', '.join(sorted(EXTENSIONS))}); "
+            f"lay them out as {folder}/CLASS/IMAGE"
+        )
+    if len(classes) == 1:
+        raise UserError(
+            f"'{folder}' holds one class, '{classes[0]}'; at least two are needed, each in a folder of its own"
+        )
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _lay_out_digits(train_per_class: int = 30) -> Path:
+    """Writes scikit-learn's 1,797 real 8x8 handwritten digits as images: 30 a class to train on, the rest to score."""
+    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "coadvise" / f"digits-{train_per_class}"
+    if (root / ".complete").exists():
+        return root
+    from sklearn.datasets import load_digits  # here: it takes a second to import, and only this source needs it
+
+    digits = load_digits()
+    seen = [0] * 10
+    for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        split = "train" if seen[label] < train_per_class else "test"
+        seen[label] += 1
+        folder = root / split / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 255 / 16).round().astype(np.uint8)).save(folder / f"{number:04d}.png")
+    (root / ".complete").touch()
+    return root

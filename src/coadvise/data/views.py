@@ -1,0 +1,212 @@
+"""Views: images as a training step sees them, each a pure function of (seed, epoch, position).
+
+An epoch is an order of all training images, decided by (seed, epoch). What happens to the image at a position, with
+which other it is mixed and how much, is decided by (seed, epoch, image) and (seed, epoch, position) alone, so views do
+not depend on batches, workers, processes or resuming. Mix partners are neighbours in the order: mostly in one batch.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy.special import betaincinv
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from coadvise.config import AugmentConfig
+from coadvise.data import draws
+from coadvise.data.audit import AuditedSplit
+from coadvise.data.images import read_image, square, to_array
+
+Indices = npt.NDArray[np.int64]
+
+# ImageNet's mean and spread: DeiT fills erased pixels with such noise.
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All that crosses from data to training.
+
+    images: [B, 3, H, W] float32 in 0..1, not normalised: each network does that by its own figures.
+    labels: [B] int64, or [B, K] float32 when mixed or smoothed.
+    index: [B] int64, which training image each view is of.
+    epoch: int.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    epoch: int
+
+    def to(self, device: torch.device, memory_format: torch.memory_format) -> "Batch":
+        """The batch on a device, images laid out as the networks run."""
+        images = self.images.to(device, non_blocking=True, memory_format=memory_format)
+        return replace(self, images=images, labels=self.labels.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """Called by the loader, so that copies to a CUDA device do not wait."""
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+
+
+class Views(TorchDataset[Batch]):
+    """Training views of a split, asked for as (epoch, positions in that epoch's order)."""
+
+    def __init__(self, split: AuditedSplit, augment: AugmentConfig, classes: int, image_size: int, seed: int) -> None:
+        self.split, self.augment, self.classes, self.image_size, self.seed = split, augment, classes, image_size, seed
+        self._order: tuple[int, Indices] = (-1, np.empty(0, np.int64))
+        self._transform = _deit_transform(augment, image_size) if augment.kind == "deit" else None
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def order(self, epoch: int) -> Indices:
+        """The images' order in an epoch, [N]."""
+        if self._order[0] != epoch:
+            self._order = (epoch, draws.permutation(self.seed, draws.ORDER, epoch, len(self)))
+        return self._order[1]
+
+    def __getitem__(self, request: tuple[int, Indices]) -> Batch:
+        epoch, positions = request
+        order, augment = self.order(epoch), self.augment
+        index = order[positions]
+        labels = torch.from_numpy(self.split.labels[index])
+        mixing = augment.mixup > 0 or augment.cutmix > 0
+        if not mixing:
+            images = self._single_views(epoch, index)
+        else:
+            partners = positions ^ 1
+            partners[partners >= len(order)] = len(order) - 1  # the last of an odd number is mixed with itself
+            every, where = np.unique(np.concatenate([positions, partners]), return_inverse=True)
+            views = self._single_views(epoch, order[every])
+            own, other = torch.from_numpy(where[: len(positions)]), torch.from_numpy(where[len(positions) :])
+            images, share = self._mix(epoch, positions, views[own], views[other])
+        if mixing or augment.smoothing > 0:
+            target = _smooth(labels, self.classes, augment.smoothing)
+            if mixing:
+                partner_labels = torch.from_numpy(self.split.labels[order[partners]])
+                target = share * target + (1 - share) * _smooth(partner_labels, self.classes, augment.smoothing)
+            labels = target
+        return Batch(images, labels, torch.from_numpy(index), epoch)
+
+    def _single_views(self, epoch: int, index: Indices) -> Tensor:
+        """[B, 3, S, S] in 0..1, before mixing."""
+        if self._transform is not None:
+            images = torch.stack([self._pipeline_view(epoch, int(i)) for i in index])
+        elif self.split.pixels is None:
+            arrays = [to_array(square(read_image(self.split.paths[i]), self.image_size)) for i in index]
+            images = torch.from_numpy(np.stack(arrays)).float().div_(255)
+        else:
+            images = torch.from_numpy(self.split.pixels[index]).float().div_(255)
+        if self.augment.kind == "light":
+            images = light_views(images, self.augment, draws.uniforms(self.seed, draws.GEOMETRY, epoch, index, 9))
+        if self.augment.erase > 0:
+            u = draws.uniforms(self.seed, draws.ERASE, epoch, index, 5)
+            erase_(images, self.augment.erase, u, index, epoch, self.seed)
+        return images
+
+    def _pipeline_view(self, epoch: int, index: int) -> Tensor:
+        """One view by timm's pipeline, whose draws come from global generators: seeded here, put back after."""
+        assert self._transform is not None
+        seed = draws.scalar_seed(self.seed, draws.PIPELINE, epoch, index)
+        python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        try:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.default_generator.manual_seed(seed)
+            return self._transform(read_image(self.split.paths[index]))
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+            torch.set_rng_state(torch_state)
+
+    def _mix(self, epoch: int, positions: Indices, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixup or cutmix with the neighbour. Returns images and each view's own share of the label, [B, 1]."""
+        augment = self.augment
+        u = draws.uniforms(self.seed, draws.MIX, epoch, positions // 2, 5)  # a pair's two views share their draws
+        cut = u[:, 1] < (0.5 if augment.mixup > 0 and augment.cutmix > 0 else float(augment.cutmix > 0))
+        alpha = np.where(cut, augment.cutmix, augment.mixup)
+        share = np.where(u[:, 0] < augment.mix_probability, betaincinv(alpha, alpha, u[:, 2]), 1.0)
+        size = own.shape[-1]
+        half = np.sqrt(1 - share) * size / 2
+        centre = u[:, 3:5] * size
+        low = np.clip(np.rint(centre - half[:, None]), 0, size)
+        high = np.clip(np.rint(centre + half[:, None]), 0, size)
+        box = _boxes(torch.from_numpy(low), torch.from_numpy(high), size) & torch.from_numpy(cut)[:, None, None, None]
+        share = np.where(cut, 1 - np.prod(high - low, axis=1) / size**2, share)
+        shares = torch.from_numpy(share).float()[:, None]
+        blend = torch.where(torch.from_numpy(cut)[:, None], torch.ones_like(shares), shares)[:, :, None, None]
+        return torch.where(box, other, other + blend * (own - other)), shares
+
+
+def light_views(images: Tensor, augment: AugmentConfig, u: draws.Array) -> Tensor:
+    """Moves, zooms, turns, flips and recolours a batch: one affine resampling with mirrored borders, then colour.
+
+    Args:
+        images: [B, 3, H, W] in 0..1.
+        u: uniforms [B, 9].
+    """
+    draw = torch.from_numpy(2 * u - 1).float()  # -1..1
+    mirror = torch.where(draw[:, 0] < 0, -1.0, 1.0) if augment.flip else torch.ones(len(draw))
+    zoom = 1 + augment.zoom * draw[:, 1]
+    angle = torch.deg2rad(augment.rotate * draw[:, 2])
+    size = images.shape[-1]
+    shift = augment.shift * 2 * draw[:, 3:5]
+    turned = augment.zoom > 0 or augment.rotate > 0
+    if not turned:  # whole pixels: nothing is blurred
+        shift = (shift * size / 2).round() * 2 / size
+    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    theta = torch.stack([cos * mirror, -sin, shift[:, 0], sin * mirror, cos, shift[:, 1]], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    mode = "bilinear" if turned else "nearest"
+    images = F.grid_sample(images, grid, mode=mode, padding_mode="reflection", align_corners=False)
+    if augment.colour > 0:
+        brightness, contrast, saturation = (1 + augment.colour * draw[:, 5:8]).T[:, :, None, None, None]
+        images = images * brightness
+        images = images.mean((1, 2, 3), keepdim=True).lerp(images, contrast)
+        images = images.mean(1, keepdim=True).lerp(images, saturation).clamp_(0, 1)
+    return images
+
+
+def erase_(images: Tensor, probability: float, u: draws.Array, index: Indices, epoch: int, seed: int) -> None:
+    """Random erasing (Zhong et al. 2020), in place: noise on a rectangle of 2-33 % of the area, aspect 0.3-3.3."""
+    size = images.shape[-1]
+    area = (0.02 + u[:, 1] * (1 / 3 - 0.02)) * size**2
+    aspect = np.exp((2 * u[:, 2] - 1) * np.log(10 / 3))
+    sides = np.clip(np.rint(np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], 1)), 1, size - 1)
+    low = np.floor(u[:, 3:5] * (size - sides + 1))
+    for row in np.flatnonzero(u[:, 0] < probability):
+        (top, left), (height, width) = low[row].astype(int), sides[row].astype(int)
+        generator = torch.Generator().manual_seed(draws.scalar_seed(seed, draws.ERASE, epoch, int(index[row])))
+        noise = torch.randn(3, height, width, generator=generator)
+        noise = noise * torch.tensor(_STD)[:, None, None] + torch.tensor(_MEAN)[:, None, None]
+        images[row, :, top : top + height, left : left + width] = noise
+
+
+def _boxes(low: Tensor, high: Tensor, size: int) -> Tensor:
+    """[B, 1, size, size] masks of the boxes low..high, each [B, 2] (row, column)."""
+    steps = torch.arange(size)
+    rows = (steps >= low[:, :1]) & (steps < high[:, :1])
+    columns = (steps >= low[:, 1:]) & (steps < high[:, 1:])
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def _smooth(labels: Tensor, classes: int, smoothing: float) -> Tensor:
+    """[B, K]: 1 - smoothing on the label, the rest spread over all classes."""
+    target = torch.full((len(labels), classes), smoothing / classes)
+    return target.scatter_(1, labels[:, None], 1 - smoothing + smoothing / classes)
+
+
+def _deit_transform(augment: AugmentConfig, image_size: int) -> Callable[[Image.Image], Tensor]:
+    from timm.data import create_transform
+
+    return create_transform(
+        image_size, is_training=True, scale=augment.crop_scale, hflip=0.5 if augment.flip else 0.0, color_jitter=None,
+        auto_augment=augment.rand_augment, interpolation="bicubic", re_prob=0.0, mean=(0.0,) * 3, std=(1.0,) * 3,
+    )  # fmt: skip
