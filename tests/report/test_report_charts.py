@@ -1,0 +1,108 @@
+"""Scales, ticks, paths and numbers: the arithmetic below every chart."""
+
+import math
+
+import pytest
+
+from coadvise.report.charts import Level, Scale, Series, fit_scale, line_chart, path, step_for, thin
+from coadvise.report.markup import Markup, compact, count, duration, join, percent, points, short, tag
+
+
+@pytest.mark.parametrize(
+    ("span", "most", "step"),
+    [(1.0, 5, 0.2), (0.9, 5, 0.2), (100, 4, 50), (40, 4, 10), (0.03, 5, 0.01), (7, 5, 2), (5, 5, 1), (3, 4, 1)],
+)
+def test_step_is_the_smallest_round_one(span, most, step):
+    assert step_for(span, most) == pytest.approx(step)
+
+
+@pytest.mark.parametrize("span", [1e-6, 0.0123, 0.5, 1, 3.3, 17, 99, 1234.5, 8e9])
+@pytest.mark.parametrize("most", [2, 4, 5])
+def test_steps_fill_the_span_with_at_most_so_many(span, most):
+    step = step_for(span, most)
+    mantissa = step / 10 ** math.floor(math.log10(step) + 1e-9)
+    assert any(mantissa == pytest.approx(round_one) for round_one in (1, 2, 5, 10))
+    assert span / step <= most + 1e-9
+    assert span / step > most / 2.5 - 1e-9
+
+
+def test_a_fitted_scale_ends_on_its_ticks_and_holds_everything():
+    scale = fit_scale([0.561, 0.72, math.nan, math.inf], include=(0.7,))
+    assert (scale.low, scale.high) == (0.55, 0.75)
+    assert scale.ticks == pytest.approx([0.55, 0.6, 0.65, 0.7, 0.75])
+    assert fit_scale([-0.02, 0.03]).ticks == pytest.approx([-0.02, -0.01, 0.0, 0.01, 0.02, 0.03])
+
+
+@pytest.mark.parametrize("values", [[], [0.0], [0.7, 0.7], [math.nan], [1e12]])
+def test_a_scale_without_a_span_still_has_one(values):
+    scale = fit_scale(values)
+    assert scale.high > scale.low
+    assert all(math.isfinite(scale(value)) for value in scale.ticks)
+
+
+def test_places_are_shares_of_the_width():
+    scale = Scale(10.0, 30.0, 5.0)
+    assert (scale(10), scale(20), scale(30)) == (0.0, 0.5, 1.0)
+    assert scale.percent(15) == "25%"
+    assert scale.ticks == [10, 15, 20, 25, 30]
+
+
+def test_path_maps_epochs_right_and_values_up():
+    x, y = Scale(0.0, 4.0, 1.0), Scale(0.0, 1.0, 0.2)
+    assert path([(0, 0.0), (2, 0.5), (4, 1.0)], x, y, 100) == "M0 100L500 50L1000 0"
+
+
+def test_path_breaks_at_what_is_not_a_number_and_dots_a_lone_point():
+    x, y = Scale(0.0, 4.0, 1.0), Scale(0.0, 1.0, 0.2)
+    broken = [(0, 0.0), (1, math.nan), (2, 0.5), (3, math.inf), (3.5, math.nan), (4, 1.0), (4, 0.5)]
+    assert path(broken, x, y, 100) == "M0 100h0M500 50h0M1000 0L1000 50"
+    assert path([], x, y, 100) == ""
+
+
+def test_thinning_keeps_the_ends():
+    line = [(float(n), 0.0) for n in range(1000)]
+    few = thin(line, 50)
+    assert len(few) == 50
+    assert (few[0], few[-1]) == (line[0], line[-1])
+    assert few == sorted(few)
+    assert thin(line[:50], 50) == line[:50]
+
+
+def chart(*series, **options):
+    return line_chart(series, title="Loss", read="{:.2f}".format, mark="{:g}".format, **options)
+
+
+def test_a_chart_reads_without_hovering():
+    page = chart(Series("class", "tone-student", [(1, 2.0), (2, 1.25)]), levels=[Level("goal", "tone-0", 0.5)])
+    assert "<b>1.25</b>" in page
+    assert "<b>0.50</b>" in page
+    assert "epoch 2\nclass: 1.25" in page
+    assert 'aria-label="Loss, against epochs"' in page
+
+
+def test_a_chart_of_nothing_says_so():
+    for series in ((), (Series("class", "tone-student", []),), (Series("class", "tone-student", [(1, math.nan)]),)):
+        assert "Nothing recorded yet." in chart(*series)
+
+
+def test_a_chart_of_one_epoch_or_epoch_zero_draws():
+    assert "h0" in chart(Series("class", "tone-student", [(0.0, 2.0)]))
+    assert "h0" in chart(Series("class", "tone-student", [(3.0, 0.0)]))
+
+
+def test_every_string_is_escaped_once():
+    element = tag("td", "<b>&", Markup("<i>x</i>"), title='"quoted" <', class_="a", data_x=None)
+    assert element == '<td title="&quot;quoted&quot; &lt;" class="a">&lt;b&gt;&amp;<i>x</i></td>'
+    assert join(["<", element]) == f"&lt;{element}"
+    assert tag("img", src="x") == '<img src="x">'
+    assert tag("line", stroke_width=2.5, x1=1.0) == '<line stroke-width="2.5" x1="1"></line>'
+
+
+def test_numbers_in_words():
+    assert [short(v) for v in (12.5, 3.0, -0.001, 0.126)] == ["12.5", "3", "0", "0.13"]
+    assert (percent(0.8125), percent(None), percent(math.nan)) == ("81.2\u00a0%", "–", "–")
+    assert [points(v) for v in (0.071, -0.004, 0.0001, None)] == ["+7.1", "−0.4", "±0.0", "–"]
+    assert (count(50000), count(None)) == ("50,000", "–")
+    assert [compact(v) for v in (1_234_000, 5400, 12, None)] == ["1.23\u00a0M", "5.4\u00a0k", "12", "–"]
+    assert [duration(v) for v in (4.21, 312.4, 3725, 59.7, None)] == [
+        "4.2\u00a0s", "5\u00a0min 12\u00a0s", "1\u00a0h 2\u00a0min", "1\u00a0min 0\u00a0s", "–"]  # fmt: skip

@@ -1,0 +1,269 @@
+"""The page: well-formed, self-contained, escaped, complete, and there even when most of the run is not."""
+
+import base64
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from coadvise.report import write_report
+from coadvise.report.page import SECTIONS
+from coadvise.report.read import read_run
+
+VOID = {"meta", "img", "br"}
+EVIL = "<script>alert('x')</script>"
+
+
+class Page(HTMLParser):
+    """Checks nesting while it parses; keeps elements, references, and the text by element."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.text, self.ids, self.pictures, self.references = [], [], {}, [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, name, attributes):
+        assert len(dict(attributes)) == len(attributes), f"an attribute twice in {name}"
+        self.elements.append(name)
+        for key, value in attributes:
+            assert not key.startswith("on"), f"{name} has a handler"
+            if key == "id":
+                self.ids.append(value)
+            if key in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
+                (self.pictures if name == "img" else self.references).append(value)
+        if name not in VOID:
+            self.open.append(name)
+
+    def handle_endtag(self, name):
+        assert self.open, f"{name} closes nothing"
+        assert self.open.pop() == name
+
+    def handle_data(self, data):
+        where = self.open[-1] if self.open else ""
+        self.text[where] = self.text.get(where, "") + data
+
+    @property
+    def all_text(self):
+        return " ".join(text for name, text in self.text.items() if name != "style")
+
+
+def report(run):
+    """Writes a run's report and parses it."""
+    path = write_report(run)
+    assert path == run / "report.html"
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    page = Page(text)
+    assert "script" not in page.elements
+    assert page.elements.count("h1") == 1
+    assert all(reference.startswith("#") and reference[1:] in page.ids for reference in page.references)
+    assert all(picture.startswith("data:image/") for picture in page.pictures)
+    assert "url(" not in page.text["style"]
+    assert "@import" not in page.text["style"]
+    assert [i for i in page.ids if i in {s[0] for s in SECTIONS}] == [s[0] for s in SECTIONS]
+    return page
+
+
+def test_a_complete_run(build):
+    run = build()
+    page = report(run)
+    assert not page.text.get("p", "").count("not there yet")
+    assert "Advice helped" in page.text["h1"]
+    for text in ("conv teacher", "student co-advised (class token)", "cat", "val is every tenth image", "torch 2.13.0"):
+        assert text in page.all_text
+    assert "coadvise fit --preset tiny" in page.text["pre"]
+    assert (run / "config.yaml").read_text() in page.text["pre"]
+    assert "co-advised" in page.text["figcaption"]
+    assert page.elements.count("article") == 8
+    assert len(page.pictures) == 8
+    assert (run / "report.html").stat().st_size < 1_000_000
+    assert sorted(p.name for p in run.iterdir() if p.name.startswith(".")) == []
+
+
+def test_the_same_run_gives_the_same_page(build):
+    run = build(seeds=(0,), epochs=3)
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+
+
+def test_hostile_names_stay_text(build):
+    classes = (EVIL, "a&b", '"><img src=x onerror=alert(1)>', "</style>")
+    paths = [f"</code>{EVIL}{n}\udcff.png" for n in range(60)]
+    labels = np.arange(60) % 4
+    run = build(seeds=(0,), epochs=2, classes=classes, labels=labels, paths=paths, unreadable=[f"<i>{EVIL}.jpg"])
+    with (run / "metrics.jsonl").open("a") as file:
+        nasty = {"kind": "eval", "part": f"teachers/{EVIL}", "epoch": 1.0, "top1": {"class": 0.5, EVIL: 0.1}}
+        loss = {"kind": "train", "part": "students/advised-0", "epoch": 3.0, "losses": {EVIL: 0.5}}
+        started = {"kind": "run", "command": EVIL, "device": "<b>", "versions": {"<u>": "<s>"}, "time": EVIL}
+        file.write("".join(json.dumps(record) + "\n" for record in (nasty, loss, started)))
+    (run / "config.yaml").write_text(f"name: {EVIL}</pre>")
+    page = report(run)
+    assert EVIL in page.text["h3"]
+    assert f"<i>{EVIL}.jpg" in page.text["code"]
+    assert f"name: {EVIL}</pre>" in page.text["pre"]
+    assert not {"i", "u", "s"} & set(page.elements)
+
+
+def test_pictures_are_the_validation_files(build, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for n in range(80):
+        size = (16, 12) if n % 2 else (400, 300)
+        Image.new("RGB", size, (n, 2 * n, 9)).save(folder / f"{n}.png")
+    page = report(build(seeds=(0,), epochs=2, images=80, pictures=folder, paths=[f"{n}.png" for n in range(80)]))
+    assert len(page.pictures) == 8
+    for picture in page.pictures:
+        kind, content = re.fullmatch(r"data:image/(png|jpeg);base64,(.*)", picture).groups()
+        assert base64.b64decode(content).startswith(b"\x89PNG" if kind == "png" else b"\xff\xd8")
+
+
+def test_missing_and_broken_pictures_leave_a_placeholder(build):
+    run = build(seeds=(0,), epochs=2)
+    for picture in (run / "pictures").iterdir():
+        picture.write_bytes(picture.read_bytes()[:40])
+    page = report(run)
+    assert page.pictures == []
+    assert page.text["div"].count("no picture") == 8
+    shutil.rmtree(run / "pictures")
+    assert report(run).text["div"].count("no picture") == 8
+
+
+def drop(run, *kinds, part=""):
+    """Takes records out of metrics.jsonl."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["kind"] not in kinds and (not part or part not in line)]
+    (run / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+
+
+def test_without_a_baseline_the_page_says_that_nothing_was_compared(build):
+    run = build(seeds=(0,), epochs=2)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    verdict = lines[-1]
+    verdict.update(difference=None, sentence="No baseline was trained.")
+    verdict["rows"] = [row for row in verdict["rows"] if "alone" not in row["name"]]
+    kept = [line for line in lines[:-1] if "alone" not in line.get("part", "")]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*kept, verdict]))
+    (run / "predictions" / "students.alone-0.safetensors").unlink()
+    page = report(run)
+    assert page.text["h1"] == "No baseline was trained."
+    assert "nothing to set the co-advised student against" in page.text["p"]
+    assert "A gain needs both a student alone and a co-advised one" in page.text["p"]
+
+
+def test_an_interrupted_run_says_how_far_it_came(build):
+    run = build(epochs=6)
+    drop(run, "verdict", "result", part="students/advised")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "part": "students/ad')
+    shutil.rmtree(run / "predictions")
+    page = report(run)
+    assert page.text["h1"] == "No verdict yet"
+    assert "student alone, seed 0" in page.text["th"]
+    assert "The latest top-1 of each part so far." in page.text["p"]
+    assert "0 of 5 parts begun are finished; the last record is of students/alone-2 (epoch 6)." in page.text["p"]
+    assert "No predictions have been saved yet" in page.text["p"]
+
+
+@pytest.mark.parametrize("kinds", [("eval",), ("train",), ("train", "eval"), ("run", "result"), ("verdict",)])
+def test_any_kind_of_record_may_be_missing(build, kinds):
+    run = build(seeds=(0,), epochs=2)
+    drop(run, *kinds)
+    report(run)
+
+
+@pytest.mark.parametrize("name", ["teachers.conv", "teachers.inv", "students.alone-0", "students.advised-0"])
+def test_any_predictions_may_be_missing(build, name):
+    run = build(seeds=(0,), epochs=2)
+    (run / "predictions" / f"{name}.safetensors").unlink()
+    report(run)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "data.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", [None, "", "[]", '{"classes": 3, "splits": {"val": [1]}, "kind": "verdict"}'])
+def test_any_file_may_be_missing_or_hold_something_else(build, name, content):
+    run = build(seeds=(0,), epochs=2)
+    (run / name).unlink()
+    if content is None:
+        assert f"{name} is missing" in report(run).text["li"]
+    else:
+        (run / name).write_text(content)
+        report(run)
+
+
+def test_an_empty_directory_has_a_page(tmp_path):
+    page = report(tmp_path)
+    assert "Nothing has been trained yet." in page.text["p"]
+
+
+def test_a_difference_that_is_none_or_a_loss_is_shown_as_such(build):
+    run = build(seeds=(0,), epochs=2)
+    for low, high, look in ((-0.02, 0.03, "tone-alone"), (-0.05, -0.01, "tone-loss"), (0.01, 0.02, "tone-gain")):
+        difference = {"mean": (low + high) / 2, "low": low, "high": high, "over": "images", "seeds": None}
+        verdict = {"kind": "verdict", "images": 400, "seeds": [0], "rows": [], "difference": difference}
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({**verdict, "sentence": "x"}) + "\n")
+        report(run)
+        assert f'<b class="{look}">' in (run / "report.html").read_text()
+
+
+def test_numbers_that_are_none_of_that_do_not_stop_the_page(build):
+    run = build(seeds=(0,), epochs=2)
+    with (run / "metrics.jsonl").open("a") as file:
+        for kind in ("train", "eval", "result", "verdict", "run"):
+            for value in (None, float("nan"), float("inf"), "text", [1], {"class": float("nan")}):
+                record = dict.fromkeys(("epoch", "losses", "top1", "top5", "rows", "difference", "seeds"), value)
+                file.write(json.dumps({"kind": kind, "part": "students/advised-0", **record}) + "\n")
+    report(run)
+
+
+def test_many_classes_show_the_ends_only_and_stay_small(build):
+    classes = [f"class number {k}" for k in range(150)]
+    run = build(seeds=(0, 1), classes=classes, images=1500, epochs=200)
+    page = report(run)
+    assert "The 20 that gained most" in page.text["h3"]
+    assert "The 20 that gained least" in page.text["h3"]
+    assert "Images of each of the 150 classes" in page.text["summary"]
+    assert (run / "report.html").stat().st_size < 1_000_000
+
+
+def test_any_teachers_are_possible(build):
+    run = build(seeds=(0,), epochs=2)
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text.replace("teachers/inv", "teachers/mixer.b16-2"))
+    (run / "predictions" / "teachers.inv.safetensors").rename(run / "predictions" / "teachers.mixer.b16-2.safetensors")
+    page = report(run)
+    assert "teachers/mixer.b16-2" in page.all_text
+    assert read_run(run).parts[:2] == ["teachers/conv", "teachers/mixer.b16-2"]
+    assert page.elements.count("article") == 8
+
+
+def test_three_teachers_and_none(build):
+    run = build(seeds=(0,), epochs=2)
+    predictions = run / "predictions"
+    shutil.copy(predictions / "students.alone-0.safetensors", predictions / "teachers.mixer.safetensors")
+    page = report(run)
+    assert "mixer teacher" in page.text["th"]
+    assert page.elements.count("article") == 8
+    for file in predictions.glob("teachers.*"):
+        file.unlink()
+    assert "This needs the predictions of two teachers" in report(run).text["p"]
+
+
+def test_no_old_page_is_lost_when_writing_fails(build, monkeypatch):
+    run = build(seeds=(0,), epochs=2)
+    before = write_report(run).read_bytes()
+
+    def fail(_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("coadvise.report.page.os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(run)
+    assert (run / "report.html").read_bytes() == before
+    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
