@@ -1,0 +1,5 @@
+"""`python -m coadvise`, the same as `coadvise`."""
+
+from coadvise.cli import main
+
+main()

@@ -1,0 +1,176 @@
+"""The command line: parse, call, print. Errors of the user's are one line and exit code 2."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from coadvise.errors import UserError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
+
+
+class Terminal:
+    """Shows a run: sentences, and on a terminal a bar for each network with rate, time left and latest figures."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )  # fmt: skip
+        self.bars = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.tasks: dict[str, Any] = {}
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        if part not in self.tasks:
+            self.bars.start()
+            self.tasks[part] = self.bars.add_task(part, total=total, completed=done - 1, figures="")
+        self.bars.update(self.tasks[part], completed=done)
+        if figures:
+            self.bars.update(self.tasks[part], figures=" ".join(f"{k} {value:.3f}" for k, value in figures.items()))
+        if done == total:
+            self.bars.refresh()
+            self.bars.stop()
+            self.bars.remove_task(self.tasks.pop(part))
+
+
+@app.command()
+def fit(
+    data: Annotated[str, typer.Argument(help="Folder with train/ and val/, folder of class folders, or 'digits'.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the preset, such as student.recipe.epochs=10.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A name of 'coadvise presets' or a YAML file; default: by image size.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Run directory; default runs/DATA-PRESET-seedN. An existing run goes on.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="First seed; default the preset's.")] = None,
+    seeds: Annotated[int, typer.Option(help="Students to train, at consecutive seeds; they share the teachers.")] = 1,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Also train the student without teachers, and compare.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train teachers and a co-advised student on a folder of labelled images."""
+    from coadvise.fit import fit as run_fit
+    from coadvise.record import last_of, read_records
+
+    console = Console(stderr=as_json)
+    folder = run_fit(data, preset, out, seed, baseline, seeds, overrides or [], Terminal(console))
+    if as_json:
+        print(json.dumps({"run": str(folder), **(last_of(read_records(folder), "verdict") or {})}))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    data: Annotated[
+        str | None, typer.Option(help="Score on this folder instead of the run's own validation images.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score every trained network of a run."""
+    from coadvise.rescore import evaluate_run
+
+    scores = evaluate_run(run, data)
+    if as_json:
+        print(json.dumps(scores))
+        return
+    print(f"{scores['images']} images of {scores['data']}")
+    for part, result in scores["parts"].items():
+        print(f"{part:24} top-1 " + ", ".join(f"{token} {value:.2%}" for token, value in result.items()))
+    for fault in scores["unreadable"]:
+        print(f"not scored, cannot be read: {fault}")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    answer: Annotated[str, typer.Option(help="class, another token's name, or average.")] = "class",
+    as_json: AsJson = False,
+) -> None:
+    """Say what is on images."""
+    from coadvise.predict import load
+
+    predictions = load(run).predict(images, answer)
+    if as_json:
+        rows = [
+            {"image": str(i), "label": p.label, "probabilities": p.probabilities}
+            for i, p in zip(images, predictions, strict=True)
+        ]
+        print(json.dumps(rows))
+        return
+    for image, prediction in zip(images, predictions, strict=True):
+        likely = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:3]
+        print(f"{image}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in likely))
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the networks that come with coadvise; any timm model can be a teacher too."""
+    from coadvise.models import describe_models
+
+    rows = describe_models()
+    if as_json:
+        print(json.dumps(rows))
+        return
+    print(f"{'model':32} {'role':8} {'parameters':>11}  image size")
+    for row in rows:
+        print(f"{row['model']:32} {row['role']:8} {row['parameters'] / 1e6:9.2f} M  {row['image_size']}")
+    print("Any model of timm can be a teacher as well: teachers.NAME.model=resnet18")
+
+
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Print this one in full.")] = None, as_json: AsJson = False
+) -> None:
+    """List the presets, or print one."""
+    from coadvise.config import load_config, preset_names, preset_text
+
+    if name is not None:
+        config = load_config(name)
+        print(config.model_dump_json(indent=1) if as_json else preset_text(name))
+        return
+    headers = {n: preset_text(n).partition("\n")[0].removeprefix("# ") for n in preset_names()}
+    if as_json:
+        print(json.dumps(headers))
+        return
+    for preset, header in headers.items():
+        print(f"{preset:14} {header}")
+
+
+def main() -> None:
+    """The program. Exit code 2: the user's to mend; 75: stopped by a signal, goes on with the same command."""
+    from coadvise.engine import RESUMABLE, Interrupted
+
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"coadvise: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as stop:
+        print(f"coadvise: {stop}; run the same command again to go on", file=sys.stderr)
+        sys.exit(RESUMABLE)
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

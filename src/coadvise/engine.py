@@ -1,0 +1,145 @@
+"""Where a run computes: device, precision and processes, by lightning-fabric; and the signals that stop it."""
+
+import logging
+import os
+import platform
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
+
+import torch
+from lightning_fabric import Fabric
+from timm.layers import Attention
+from torch import Tensor, nn
+
+from coadvise.config import EngineConfig
+from coadvise.data.views import Batch
+from coadvise.errors import UserError
+
+RESUMABLE = 75  # exit code of a run that was stopped and goes on with the same command (EX_TEMPFAIL)
+
+
+class Interrupted(Exception):  # noqa: N818  (not an error: the run is whole and goes on later)
+    """The run was asked to stop, and has saved."""
+
+
+class Engine:
+    """One process's view of the machine. Several processes come from torchrun, whose environment is read.
+
+    Raises:
+        UserError: a device that is not there.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("engine.device=cuda, but PyTorch sees no CUDA device; use engine.device=cpu or auto")
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision otherwise
+        on_gpu = torch.cuda.is_available() and config.device != "cpu"
+        local, world = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.fabric = Fabric(
+            accelerator="cuda" if on_gpu else "cpu",
+            devices=local,
+            num_nodes=world // local,
+            strategy="ddp" if world > 1 else "auto",
+            precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
+        )
+        self.fabric.launch()
+        self.compile = config.compile
+        # Convolutions and involutions are faster channels-last in bfloat16 and on GPUs; plain ViTs do not mind.
+        self.memory_format = torch.channels_last
+        self._stop = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.fabric.device
+
+    @property
+    def rank(self) -> int:
+        return self.fabric.global_rank
+
+    @property
+    def processes(self) -> int:
+        return self.fabric.world_size
+
+    @property
+    def is_main(self) -> bool:
+        return self.fabric.is_global_zero
+
+    def describe(self) -> str:
+        """The device in words."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"cpu, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
+
+    def setup(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Moves to the device, compiles where asked, wraps for several processes."""
+        if self.device.type == "cpu":
+            plain_attention(network)
+        network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # torch leaves it out
+        module = torch.compile(network) if self.compile else network
+        return self.fabric.setup(module, optimiser)
+
+    def place(self, batch: Batch) -> Batch:
+        """The batch where and as the networks run."""
+        return batch.to(self.device, self.memory_format)
+
+    def accumulating(self, model: nn.Module, more_to_come: bool) -> AbstractContextManager[None]:
+        """Keeps gradients to this process until the step's last micro-batch."""
+        return self.fabric.no_backward_sync(model, enabled=more_to_come and self.processes > 1)
+
+    def backward(self, loss: Tensor) -> None:
+        self.fabric.backward(loss)
+
+    def synchronise(self) -> None:
+        """Waits for the device; only measurements need it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def barrier(self) -> None:
+        """Waits for all processes."""
+        self.fabric.barrier()
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return self.fabric.autocast()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over processes."""
+        return self.fabric.all_reduce(values, reduce_op="mean") if self.processes > 1 else values
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether any process got a signal to stop; the same answer on all."""
+        if self.processes == 1:
+            return self._stop
+        return bool(self.mean(torch.tensor(float(self._stop), device=self.device)) > 0)
+
+    @contextmanager
+    def stops_gently(self) -> Iterator[None]:
+        """SIGINT, SIGTERM and SIGUSR1 ask for a stop after the step at hand instead of ending the process."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self._stop = True
+
+        names = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        try:
+            before = {name: signal.signal(name, ask) for name in names}
+        except ValueError:  # not the main thread: signals are somebody else's
+            yield
+            return
+        try:
+            yield
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+
+def plain_attention(network: nn.Module) -> None:
+    """Has timm's attention computed by two matrix products and a softmax.
+
+    On a CPU, PyTorch's fused attention spends three fifths of a small ViT's bfloat16 training step in its backward pass
+    (docs/LOG.md); on a GPU it is the faster one, and stays.
+    """
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.fused_attn = False

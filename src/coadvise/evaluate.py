@@ -1,0 +1,73 @@
+"""Scores: every token's logits for every validation image, and what follows from them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from coadvise.data.audit import AuditedSplit
+from coadvise.data.loader import still_batches
+from coadvise.engine import Engine
+from coadvise.loss import CLASS, average_probabilities
+
+AVERAGE = "average"
+
+
+@torch.no_grad()
+def predict_logits(
+    network: nn.Module, split: AuditedSplit, image_size: int, engine: Engine, workers: int = 0
+) -> dict[str, Tensor]:
+    """Logits [N, K] float32 on the CPU by token, rows in the split's order. The network's mode is put back after."""
+    was_training = network.training
+    network.eval()
+    collected: dict[str, list[Tensor]] = {}
+    for images in still_batches(split, image_size, workers=workers):
+        with engine.autocast():
+            tokens = network(images.to(engine.device, memory_format=engine.memory_format))
+        for name, logits in tokens.items():
+            collected.setdefault(name, []).append(logits.float())
+    network.train(was_training)
+    return {name: torch.cat(parts).cpu() for name, parts in collected.items()}
+
+
+def correct(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    """Which images each answer gets right, [N] bool: one entry a token, and "average" where there are several."""
+    answers = {name: values.argmax(-1) for name, values in logits.items()}
+    if len(logits) > 1:
+        answers[AVERAGE] = average_probabilities(logits).argmax(-1)
+    return {name: answer == labels for name, answer in answers.items()}
+
+
+def top1(logits: Mapping[str, Tensor], labels: Tensor, tokens: tuple[str, ...]) -> dict[str, float]:
+    """Share of right answers by token; tokens that nobody trained are left out."""
+    known = {name: logits[name] for name in tokens}
+    return {name: hits.double().mean().item() for name, hits in correct(known, labels).items()}
+
+
+def top5(logits: Mapping[str, Tensor], labels: Tensor) -> float:
+    """Share of images whose label is among the class token's five most likely."""
+    best = logits[CLASS].topk(min(5, logits[CLASS].shape[-1]), dim=-1).indices
+    return (best == labels[:, None]).any(-1).double().mean().item()
+
+
+def predictions_path(run: Path, part: str) -> Path:
+    return run / "predictions" / f"{part.replace('/', '.')}.safetensors"
+
+
+def save_predictions(run: Path, part: str, logits: Mapping[str, Tensor], labels: Tensor) -> None:
+    """Keeps what verdict and report are computed from."""
+    path = predictions_path(run, part)
+    path.parent.mkdir(exist_ok=True)
+    beside = path.with_suffix(".part")
+    save_file({"labels": labels, **{f"logits.{name}": values.contiguous() for name, values in logits.items()}}, beside)
+    beside.chmod(0o644)
+    beside.rename(path)
+
+
+def load_predictions(run: Path, part: str) -> tuple[dict[str, Tensor], Tensor]:
+    """(logits by token, labels) as `save_predictions` kept them."""
+    tensors = load_file(predictions_path(run, part))
+    labels = tensors.pop("labels")
+    return {name.removeprefix("logits."): values for name, values in tensors.items()}, labels

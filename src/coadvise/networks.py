@@ -1,0 +1,135 @@
+"""A model together with what it needs to answer for an image: its normalisation and its class names."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor, nn
+
+from coadvise.checkpoint import read_model, write_model
+from coadvise.config import ModelConfig, nearest
+from coadvise.errors import UserError
+from coadvise.loss import CLASS
+from coadvise.models import Student
+
+_ABOUT = ("model", "model_kwargs", "classes", "image_size", "mean", "std")
+
+
+class Network(nn.Module):
+    """Images [B, 3, H, W] in 0..1 to logits by token; a model without tokens answers as "class" alone.
+
+    Args:
+        model: a timm model or a `Student`.
+        about: its name, arguments and classes, as `build_network` makes it and the manifest keeps it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, about: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model, self.about = model, dict(about)
+        self.register_buffer("mean", torch.tensor(about["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(about["std"]).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.about["classes"])
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def fixed_image_size(self) -> bool:
+        """Whether the model takes images of `about["image_size"]` pixels and no others."""
+        return _takes_image_size(self.about["model"])
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x = (images - self.mean) / self.std
+        if isinstance(self.model, Student):
+            return self.model.forward_tokens(x)
+        return {CLASS: self.model(x)}
+
+    def save(self, folder: Path) -> None:
+        write_model(folder, self.model.state_dict(), self.about)
+
+
+def build_network(
+    config: ModelConfig,
+    classes: Sequence[str],
+    image_size: int,
+    seed: int,
+    tokens: Sequence[str] = (),
+    pretrained: bool = False,
+) -> Network:
+    """Makes a network by its timm name, its weights a function of `seed`.
+
+    Args:
+        tokens: the names of the student's tokens; empty for a teacher.
+
+    Raises:
+        UserError: no such model, arguments it does not take, or published weights that cannot be fetched.
+    """
+    _known(config.model)
+    arguments = dict(config.model_kwargs)
+    if tokens:
+        arguments["token_names"] = list(tokens)
+    about = {"model": config.model, "model_kwargs": arguments, "classes": list(classes), "image_size": image_size}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _create(about, pretrained)
+
+
+def pretrained_classes(model: str) -> list[str]:
+    """The classes of timm's published weights: ImageNet's WordNet ids, which are also its folders' names.
+
+    Raises:
+        UserError: no such model, no such weights, or weights for classes that timm does not name.
+    """
+    _known(model)
+    settings = timm.get_pretrained_cfg(model)
+    if settings is None or not settings.has_weights:
+        raise UserError(f"timm has no published weights for '{model}'; train the teacher here, or give its checkpoint")
+    subset = infer_imagenet_subset(settings.to_dict())
+    classes = ImageNetInfo(subset).label_names() if subset else []
+    if len(classes) != settings.num_classes:
+        raise UserError(f"timm does not say what the {settings.num_classes} classes of '{model}' are; train it here")
+    return classes
+
+
+def load_network(folder: Path) -> Network:
+    """Reads a network that `Network.save` wrote. Raises UserError."""
+    about, weights = read_model(folder)
+    network = _create({key: about[key] for key in _ABOUT}, False)
+    network.model.load_state_dict(weights)
+    network.about["sha256"] = about["files"]["model.safetensors"]["sha256"]
+    return network.eval()
+
+
+def _known(model: str) -> None:
+    if not timm.is_model(model):
+        raise UserError(f"unknown model '{model}'{nearest(model, timm.list_models())}; see 'coadvise models'")
+
+
+def _create(about: dict[str, Any], pretrained: bool) -> Network:
+    arguments = dict(about["model_kwargs"])
+    if timm.models.is_model(about["model"]) and _takes_image_size(about["model"]):
+        arguments["img_size"] = about["image_size"]
+    try:
+        model = timm.create_model(about["model"], pretrained=pretrained, num_classes=len(about["classes"]), **arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"model '{about['model']}' cannot be made with {arguments}: {error}") from None
+    except OSError as error:
+        raise UserError(f"the published weights of '{about['model']}' cannot be had: {error}") from None
+    settings = model.pretrained_cfg
+    return Network(model, {"mean": list(settings["mean"]), "std": list(settings["std"]), **about})
+
+
+def _takes_image_size(name: str) -> bool:
+    """Transformers and mixers are built for one image size, which timm marks; convolution networks take any."""
+    settings = timm.get_pretrained_cfg(name)
+    return settings is not None and settings.fixed_input_size

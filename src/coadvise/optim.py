@@ -1,0 +1,27 @@
+"""AdamW with timm's parameter groups, and the learning rate of a step."""
+
+import math
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+from coadvise.config import RecipeConfig
+
+
+def make_optimiser(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:
+    """AdamW, fused; no weight decay on biases, norms and what the model exempts (tokens, position embedding)."""
+    exempt: set[str] = getattr(model, "no_weight_decay", set)()
+    groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=exempt)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+
+
+def learning_rate(step: int, steps_per_epoch: int, recipe: RecipeConfig) -> float:
+    """Linear warm-up, then a cosine to the floor; a pure function of the step (counted from 0)."""
+    total = recipe.epochs * steps_per_epoch
+    warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total)
+    if step < warmup:
+        return recipe.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    floor = min(recipe.min_learning_rate, recipe.learning_rate)
+    return floor + (recipe.learning_rate - floor) * (1 + math.cos(math.pi * done)) / 2

@@ -1,0 +1,110 @@
+"""A trained student answers for images."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from coadvise.checkpoint import MANIFEST
+from coadvise.data.images import UnreadableImageError, read_image, square, to_array
+from coadvise.errors import UserError
+from coadvise.loss import CLASS, average_probabilities
+from coadvise.networks import Network, load_network
+
+ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's answer: the likeliest class, its probability, and all of them by class name."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+class TrainedStudent:
+    """A student with its classes, image size and normalisation; what `coadvise.load(run)` returns."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network.eval()
+        self.classes = network.classes
+        self.image_size: int = network.about["image_size"]
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The timm model itself; it expects normalised images."""
+        return self.network.model
+
+    @torch.inference_mode()
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], answer: str = CLASS, batch_size: int = 64
+    ) -> list[Prediction]:
+        """Answers for images, in their order.
+
+        Args:
+            images: one or several paths, PIL images, uint8 arrays [H, W, 3] or tensors [3, H, W] (uint8 or 0..1 float).
+            answer: "class" (the class token, as the paper), another token's name, or "average" of all tokens.
+
+        Raises:
+            UserError: an image that cannot be read, or an answer the student does not have.
+        """
+        one = isinstance(images, (str, Path, Image.Image, np.ndarray, Tensor))
+        batch: Iterable[ImageLike] = [images] if one else images  # type: ignore[assignment, list-item]
+        pixels = [self._pixels(image) for image in batch]
+        found: list[Prediction] = []
+        for start in range(0, len(pixels), batch_size):
+            tokens = self.network(torch.from_numpy(np.stack(pixels[start : start + batch_size])).float().div_(255))
+            if answer != "average" and answer not in tokens:
+                raise UserError(f"no answer '{answer}'; this student has {', '.join(tokens)} and average")
+            rows = average_probabilities(tokens) if answer == "average" else tokens[answer].float().softmax(-1)
+            for row in rows.tolist():
+                best = int(np.argmax(row))
+                found.append(Prediction(self.classes[best], row[best], dict(zip(self.classes, row, strict=True))))
+        return found
+
+    def _pixels(self, image: ImageLike) -> npt.NDArray[np.uint8]:
+        if isinstance(image, (str, Path)):
+            try:
+                image = read_image(Path(image))
+            except UnreadableImageError as error:
+                raise UserError(f"cannot read image {error}") from None
+        elif isinstance(image, Tensor):
+            tensor = image if image.dtype == torch.uint8 else (image.clamp(0, 1) * 255).round().to(torch.uint8)
+            image = Image.fromarray(tensor.permute(1, 2, 0).numpy())
+        elif isinstance(image, np.ndarray):
+            image = Image.fromarray(image)
+        return to_array(square(image.convert("RGB"), self.image_size))
+
+
+def load(run: str | Path, part: str | None = None) -> TrainedStudent:
+    """Reads the student of a finished run: its first co-advised one, or any network by its part ("students/alone-0").
+
+    Raises:
+        UserError: no such run, or it has not got that far.
+    """
+    run = Path(run)
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"'{run}' is no run directory (no config.yaml); give the folder that 'coadvise fit' printed")
+    return TrainedStudent(load_network(run / (part or _first_student(run))))
+
+
+def trained_parts(run: Path) -> list[str]:
+    """The finished networks of a run: teachers first, then students."""
+    return [
+        str(folder.parent.relative_to(run))
+        for kind in ("teachers", "students")
+        for folder in sorted((run / kind).glob(f"*/{MANIFEST}"), key=lambda p: (len(p.parent.name), p))
+    ]
+
+
+def _first_student(run: Path) -> str:
+    students = [part for part in trained_parts(run) if part.startswith("students/advised-")]
+    if not students:
+        raise UserError(f"'{run}' has no finished student yet; run the same 'coadvise fit' again to go on")
+    return students[0]

@@ -1,0 +1,66 @@
+"""The run's record: `metrics.jsonl`, one JSON object a line, the one source of every number shown."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from coadvise.checkpoint import write_text
+
+FILE = "metrics.jsonl"
+
+
+class Recorder:
+    """Appends records; every process may call it, one of them writes.
+
+    Args:
+        folder: the run directory.
+        write: False makes this a recorder that writes nothing (all processes but the first).
+        say: where sentences for the user go.
+        also: called with each record as well (TensorBoard).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        write: bool,
+        say: Callable[[str], None],
+        also: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.path, self.write, self.say, self.also = folder / FILE, write, say, also
+
+    def add(self, kind: str, **values: Any) -> None:
+        """Appends one record."""
+        record = {"kind": kind, **values}
+        if self.write:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        if self.also is not None:
+            self.also(record)
+
+    def rewind(self, part: str, step: int) -> None:
+        """Drops what `part` recorded after `step`: a resumed training is about to say it again."""
+        kept = [r for r in read_records(self.path.parent) if r.get("part") != part or r.get("step", 0) <= step]
+        if self.write and self.path.exists():
+            write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """All records of a run, in order; a last line cut short by a crash is left out."""
+    path = folder / FILE
+    return list(_parse(path.read_text().splitlines())) if path.exists() else []
+
+
+def last_of(records: Iterable[dict[str, Any]], kind: str, part: str | None = None) -> dict[str, Any] | None:
+    """The last record of a kind (and part), or None."""
+    found = [r for r in records if r["kind"] == kind and (part is None or r.get("part") == part)]
+    return found[-1] if found else None
+
+
+def _parse(lines: list[str]) -> Iterable[dict[str, Any]]:
+    for number, line in enumerate(lines):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            if number + 1 < len(lines):
+                raise

@@ -1,0 +1,73 @@
+"""Teachers: frozen networks that answer for the views a student is trained on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from coadvise.data.views import Batch
+from coadvise.errors import UserError
+from coadvise.loss import CLASS
+from coadvise.networks import Network, load_network
+
+
+class Teacher(nn.Module):
+    """A network in evaluation mode, without gradients, from its construction on, whatever anyone calls.
+
+    Args:
+        network: answers with its own normalisation.
+        classes: the student's classes, in its order. The teacher's own are put into that order by name.
+
+    Raises:
+        UserError: the teacher does not know exactly these classes.
+    """
+
+    class_map: Tensor
+
+    def __init__(self, name: str, network: Network, classes: tuple[str, ...]) -> None:
+        super().__init__()
+        if sorted(network.classes) != sorted(classes):
+            raise UserError(
+                f"teacher '{name}' answers for {len(network.classes)} classes ({_few(network.classes)}), the data has "
+                f"{len(classes)} ({_few(classes)}); give a teacher of these classes, or none to have one trained here"
+            )
+        self.network = network.requires_grad_(False)
+        self.register_buffer("class_map", torch.tensor([network.classes.index(c) for c in classes]))
+        self.in_order = tuple(network.classes) == classes
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode: a teacher whose batch norm follows the views is another teacher."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in 0..1 to logits [B, K] in float32, in the student's order of classes."""
+        logits = self.network(images)[CLASS].float()
+        return logits if self.in_order else logits[:, self.class_map]
+
+
+class Teachers:
+    """Answers for a batch by all teachers, keyed by the token each advises. No teachers answer with an empty dict."""
+
+    def __init__(self, teachers: Mapping[str, Teacher]) -> None:
+        self.by_token = dict(teachers)
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        return {token: teacher(batch.images) for token, teacher in self.by_token.items()}
+
+    def to(self, device: torch.device) -> "Teachers":
+        for teacher in self.by_token.values():
+            teacher.to(device)
+        return self
+
+
+def load_teachers(folders: Mapping[str, Path], classes: tuple[str, ...]) -> Teachers:
+    """Reads finished teachers by token name. Raises UserError as `Teacher` and `load_network` do."""
+    return Teachers({name: Teacher(name, load_network(folder), classes) for name, folder in folders.items()})
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,76 @@
+"""The verdict: did advice help, by how much, and how sure can one be."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import stdtrit
+
+Hits = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % interval, as shares (0.01 is one point)."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:+.1f} points (95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f})"
+
+
+def paired_interval(with_advice: Sequence[Hits], without: Sequence[Hits]) -> Interval:
+    """Difference in accuracy, paired over test images: each image's mean difference over seeds is one observation.
+
+    Args:
+        with_advice, without: one [N] array a seed, which images were answered rightly.
+
+    Returns:
+        Mean and normal 95 % interval. It says how far other test images could have changed the difference, given these
+        trained networks; `seed_interval` says how far other seeds could.
+    """
+    difference = np.mean(with_advice, axis=0) - np.mean(without, axis=0)
+    half = 1.959964 * difference.std(ddof=1) / math.sqrt(len(difference))
+    mean = float(difference.mean())
+    return Interval(mean, mean - float(half), mean + float(half))
+
+
+def seed_interval(differences: Sequence[float]) -> Interval | None:
+    """Mean difference over seeds with Student's t interval; None for a single seed."""
+    n = len(differences)
+    if n < 2:
+        return None
+    mean = float(np.mean(differences))
+    half = float(stdtrit(n - 1, 0.975)) * float(np.std(differences, ddof=1)) / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half)
+
+
+def sentence(over_images: Interval, over_seeds: Interval | None, images: int) -> str:
+    """The verdict in words. Advice helped, or hurt, only if every interval there is lies clear of zero."""
+    intervals = [interval for interval in (over_images, over_seeds) if interval is not None]
+    if all(i.low > 0 for i in intervals):
+        finding = "Advice helped"
+    elif all(i.high < 0 for i in intervals):
+        finding = "Advice hurt"
+    else:
+        finding = "No difference that stands clear of chance"
+    text = f"{finding}: {over_images} over {images} test images"
+    return text + (f", {over_seeds} over seeds" if over_seeds else "") + "."
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Sample standard deviation over seeds; None for a single seed."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def comparison(hits_advised: Mapping[int, Hits], hits_alone: Mapping[int, Hits]) -> tuple[Interval, Interval | None]:
+    """Both intervals for the seeds that both arms have."""
+    seeds = sorted(hits_advised.keys() & hits_alone.keys())
+    advised, alone = [hits_advised[s] for s in seeds], [hits_alone[s] for s in seeds]
+    return paired_interval(advised, alone), seed_interval(
+        [float(a.mean() - b.mean()) for a, b in zip(advised, alone, strict=True)]
+    )
