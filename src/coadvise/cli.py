@@ -74,9 +74,12 @@ def fit(
     from coadvise.fit import fit as run_fit
     from coadvise.record import last_of, read_records
 
-    console = Console(stderr=as_json)
-    folder = run_fit(data, preset, out, seed, baseline, seeds, overrides or [], Terminal(console))
-    if as_json:
+    terminal = Terminal(Console(stderr=as_json))
+    try:
+        folder = run_fit(data, preset, out, seed, baseline, seeds, overrides or [], terminal)
+    finally:
+        terminal.bars.stop()  # gives the cursor back
+    if as_json and os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         print(json.dumps({"run": str(folder), **(last_of(read_records(folder), "verdict") or {})}))
 
 

@@ -2,19 +2,20 @@
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from coadvise.errors import UserError
 from coadvise.loss import CLASS, Advice, LossWeights
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(_Part):
@@ -111,24 +112,21 @@ class EngineConfig(_Part):
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the extra 'tensorboard')")
 
 
+def _token_name(name: str) -> str:
+    if name in (CLASS, "average") or not name.isidentifier():
+        raise ValueError("a teacher's name is its token's and cannot be this; use a word such as conv or inv")
+    return name
+
+
 class RunConfig(_Part):
     """Everything that decides a run's numbers; written as `config.yaml` in the run directory."""
 
     seed: int = Field(0, ge=0, lt=2**31)
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
-    teachers: dict[str, TeacherConfig] = Field(min_length=1)
+    teachers: dict[Annotated[str, AfterValidator(_token_name)], TeacherConfig] = Field(min_length=1)
     student: StudentConfig
     engine: EngineConfig = EngineConfig()
-
-    @model_validator(mode="after")
-    def _tokens_can_be_named(self) -> "RunConfig":
-        for name in self.teachers:
-            if name in (CLASS, "average") or not name.isidentifier():
-                raise ValueError(
-                    f"a teacher's name is its token's: '{name}' is not allowed; use a word such as conv or inv"
-                )
-        return self
 
     @property
     def in_memory(self) -> bool:
@@ -152,8 +150,8 @@ def preset_names() -> list[str]:
 
 
 def preset_text(name: str) -> str:
-    """A preset's YAML, header included."""
-    return (_presets() / f"{name}.yaml").read_text()
+    """The YAML of a preset or a preset file, header included."""
+    return (_presets() / f"{name}.yaml" if name in preset_names() else Path(name)).read_text()
 
 
 def load_config(
@@ -189,7 +187,7 @@ def load_config(
     if seed is not None:
         values["seed"] = seed
     if source is not None:
-        values.setdefault("data", {})["source"] = source
+        _set(values, "data.source", source)
     return parse_config(values)
 
 
@@ -229,27 +227,30 @@ def _apply(values: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise UserError(f"'{override}' is not an override; write key=value, for instance student.recipe.epochs=10")
-    *parents, key = path.split(".")
-    node = values
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise UserError(f"'{path}': '{parent}' holds a value, not keys")
-        node = child
     try:
-        node[key] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(f"'{override}': the value is not YAML") from None
-    if isinstance(node[key], str):  # YAML 1.1 reads 1e-3 as a word
-        try:
-            node[key] = float(node[key])
-        except ValueError:
-            return
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a word
+        with suppress(ValueError):
+            value = float(value)
+    _set(values, path, value)
+
+
+def _set(values: dict[str, Any], path: str, value: Any) -> None:
+    *parents, key = path.split(".")
+    for parent in parents:
+        if values.get(parent) is None:  # not there, or a key with nothing behind it
+            values[parent] = {}
+        values = values[parent]
+        if not isinstance(values, dict):
+            raise UserError(f"'{path}': '{parent}' holds a value, not keys")
+    values[key] = value
 
 
 def _faults(error: ValidationError) -> Iterator[str]:
     for fault in error.errors():
-        where = [str(part) for part in fault["loc"]]
+        where = [str(part) for part in fault["loc"] if part != "[key]"]
         name = ".".join(where) or "the configuration"
         if fault["type"] == "extra_forbidden":
             allowed = _keys_at(where[:-1])

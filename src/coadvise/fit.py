@@ -20,9 +20,10 @@ import torch
 import yaml
 
 from coadvise.checkpoint import MANIFEST, Checkpoints, write_text
-from coadvise.config import RunConfig, TeacherConfig, differences, load_config, parse_config
+from coadvise.config import RecipeConfig, RunConfig, TeacherConfig, differences, load_config, parse_config
 from coadvise.data import draws
 from coadvise.data.audit import Dataset, audit
+from coadvise.data.loader import whole_batch
 from coadvise.data.sources import DIGITS, open_source, typical_size
 from coadvise.data.views import Views
 from coadvise.engine import Engine
@@ -139,9 +140,11 @@ def fit(
     for line in describe(dataset):
         listener.say(line)
     arms = plan(config, seeds, baseline)
-    for arm in arms:  # a network that cannot be made or had is an error before anything is written
-        if arm.role != TEACHER or config.teachers[arm.teacher].trained_here:
+    for arm in arms:  # a network that cannot be made, had or trained is an error before anything is written
+        if _trained_here(arm, config):
             _initial_network(arm, config, dataset.classes)
+            recipe = _recipe(arm, config)
+            whole_batch(recipe.batch_size, len(dataset.train), recipe.accumulate, engine.processes)
         elif not (folder / arm.part / MANIFEST).is_file():
             _check_given(arm, _given_teacher(config.teachers[arm.teacher], arm, config), config, dataset.classes)
     summary_writer = _summary_writer(config)
@@ -207,7 +210,7 @@ def _train_arm(run: Run, arm: Arm) -> None:
         return
     if (folder / MANIFEST).is_file():
         network = load_network(folder)
-    elif arm.role == TEACHER and not config.teachers[arm.teacher].trained_here:
+    elif not _trained_here(arm, config):
         network = _given_teacher(config.teachers[arm.teacher], arm, config)
         if run.engine.is_main:
             network.save(folder)
@@ -245,7 +248,7 @@ def _job(run: Run, arm: Arm, network: Network) -> Training:
         part=arm.part,
         seed=seed,
         network=network,
-        recipe=teacher.recipe if teacher else config.student.recipe,
+        recipe=_recipe(arm, config),
         views=Views(run.dataset.train, augment, len(run.dataset.classes), config.data.image_size, seed),
         val=run.dataset.val,
         teachers=run.teachers if advised else Teachers({}),
@@ -253,6 +256,14 @@ def _job(run: Run, arm: Arm, network: Network) -> Training:
         workers=config.data.workers,
         checkpoint_seconds=config.engine.checkpoint_seconds,
     )
+
+
+def _trained_here(arm: Arm, config: RunConfig) -> bool:
+    return arm.role != TEACHER or config.teachers[arm.teacher].trained_here
+
+
+def _recipe(arm: Arm, config: RunConfig) -> RecipeConfig:
+    return config.teachers[arm.teacher].recipe if arm.role == TEACHER else config.student.recipe
 
 
 def _initial_network(arm: Arm, config: RunConfig, classes: Sequence[str]) -> Network:

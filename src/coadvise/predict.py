@@ -99,8 +99,13 @@ def trained_parts(run: Path) -> list[str]:
     return [
         str(folder.parent.relative_to(run))
         for kind in ("teachers", "students")
-        for folder in sorted((run / kind).glob(f"*/{MANIFEST}"), key=lambda p: (len(p.parent.name), p))
+        for folder in sorted((run / kind).glob(f"*/{MANIFEST}"), key=lambda p: _by_seed(p.parent.name))
     ]
+
+
+def _by_seed(name: str) -> tuple[str, int, str]:
+    """Sorts advised-2 before advised-10, and both before alone-2."""
+    return name.rstrip("0123456789"), len(name), name
 
 
 def _first_student(run: Path) -> str:

@@ -28,6 +28,8 @@ class Recorder:
         also: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.path, self.write, self.say, self.also = folder / FILE, write, say, also
+        if write and self.path.exists() and not self.path.read_bytes().endswith(b"\n"):  # a crash cut the last line
+            self._replace(read_records(folder))
 
     def add(self, kind: str, **values: Any) -> None:
         """Appends one record."""
@@ -42,7 +44,10 @@ class Recorder:
         """Drops what `part` recorded after `step`: a resumed training is about to say it again."""
         kept = [r for r in read_records(self.path.parent) if r.get("part") != part or r.get("step", 0) <= step]
         if self.write and self.path.exists():
-            write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+            self._replace(kept)
+
+    def _replace(self, records: Iterable[dict[str, Any]]) -> None:
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:

@@ -62,9 +62,11 @@ def audit(source: Source, image_size: int, in_memory: bool) -> Dataset:
     """
     train = audit_split(source.train, image_size, in_memory)
     val = audit_split(source.val, image_size, in_memory)
-    for name, count in zip(source.classes, train.per_class(len(source.classes)), strict=True):
+    for label, count in enumerate(train.per_class(len(source.classes))):
         if count == 0:
-            raise UserError(f"class '{name}' has no readable image to train on; first fault: {train.unreadable[0]}")
+            path = source.train.paths[source.train.labels.index(label)]
+            fault = next(line for line in train.unreadable if line.startswith(repr(str(path))))
+            raise UserError(f"class '{source.classes[label]}' has no readable image to train on; first fault: {fault}")
     if not len(val):
         raise UserError(f"no readable image to score on in '{source.root}'; first fault: {val.unreadable[0]}")
     return Dataset(source, train, val)

@@ -6,10 +6,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from coadvise.errors import UserError
+
 Pixels = npt.NDArray[np.uint8]
 
 
-class UnreadableImageError(Exception):
+class UnreadableImageError(UserError):
     """An image file that cannot be decoded; `str` gives the path and the reason."""
 
 
@@ -21,8 +23,9 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(_rgb(image))
-    except (OSError, SyntaxError, ValueError, ArithmeticError, Image.DecompressionBombError) as error:
+            image.load()
+            return _rgb(_upright(image))
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, EOFError and others
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(f"{str(path)!r}: {reason}") from None
 
@@ -41,6 +44,13 @@ def square(image: Image.Image, size: int) -> Image.Image:
 def to_array(image: Image.Image) -> Pixels:
     """[3, H, W] uint8."""
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -31,13 +31,7 @@ class TrainingLoader:
     def __init__(
         self, views: Views, batch_size: int, accumulate: int = 1, workers: int = 0, rank: int = 0, processes: int = 1
     ) -> None:
-        chunks = accumulate * processes
-        self.batch_size = min(batch_size, len(views) - len(views) % chunks)
-        if self.batch_size == 0 or self.batch_size % chunks:
-            raise UserError(
-                f"a batch of {self.batch_size} images cannot be cut into {accumulate} micro-batches on {processes} "
-                f"processes; choose recipe.batch_size a multiple of {chunks}, at most the {len(views)} training images"
-            )
+        self.batch_size = whole_batch(batch_size, len(views), accumulate, processes)
         self.views, self.accumulate, self.workers = views, accumulate, workers
         self.rank, self.processes = rank, processes
         self.steps_per_epoch = len(views) // self.batch_size
@@ -51,6 +45,22 @@ class TrainingLoader:
         batches = iter(loader)
         for _ in range(first, last):
             yield [next(batches) for _ in range(self.accumulate)]
+
+
+def whole_batch(batch_size: int, images: int, accumulate: int, processes: int) -> int:
+    """The images of an optimiser step: `batch_size`, or where there are fewer images, as many as can be cut evenly.
+
+    Raises:
+        UserError: a batch cannot be cut evenly.
+    """
+    chunks = accumulate * processes
+    size = min(batch_size, images - images % chunks)
+    if size == 0 or size % chunks:
+        raise UserError(
+            f"a batch of {size} images cannot be cut into {accumulate} micro-batches on {processes} processes; "
+            f"choose recipe.batch_size a multiple of {chunks}, at most the {images} training images"
+        )
+    return size
 
 
 class _Requests:

@@ -1,6 +1,8 @@
 """Where images come from: a folder with splits, a folder of class folders, or the embedded handwritten digits."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +16,7 @@ from coadvise.errors import UserError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 VALIDATION_NAMES = ("val", "valid", "test")
+SPLIT_NAMES = frozenset({*VALIDATION_NAMES, "train", "training", "validation", "testing", "eval"})
 DIGITS = "digits"
 
 
@@ -92,7 +95,7 @@ def typical_size(root: Path, look_at: int = 100) -> int:
         try:
             with Image.open(path) as image:
                 sides.append(min(image.size))
-        except (OSError, ValueError, SyntaxError):
+        except Exception:  # whatever is wrong with it, the audit names it
             continue
     return int(np.median(sides)) if sides else 0
 
@@ -115,6 +118,11 @@ def _with_splits(root: Path, val_name: str) -> Source:
 def _divide(root: Path, val_fraction: float, seed: int) -> Source:
     classes = _class_names(root)
     _at_least_two(root, classes)
+    if {name.lower() for name in classes} <= SPLIT_NAMES:
+        raise UserError(
+            f"'{root}' holds {_few(classes)}, which look like splits, not classes; "
+            f"name them train/ and one of {', '.join(f'{name}/' for name in VALIDATION_NAMES)}"
+        )
     everything = _list_split(root, classes)
     labels = np.array(everything.labels)
     held_out = np.zeros(len(labels), bool)
@@ -152,7 +160,7 @@ def _list_split(folder: Path, classes: Sequence[str]) -> Split:
 
 def _images_below(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):  # os.walk does not follow links, so a loop of links ends
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in files:
             if Path(file).suffix.lower() in EXTENSIONS and not file.startswith("."):
                 yield Path(parent, file)
@@ -178,17 +186,22 @@ def _few(names: Sequence[str], most: int = 5) -> str:
 def _lay_out_digits(train_per_class: int = 30) -> Path:
     """Writes scikit-learn's 1,797 real 8x8 handwritten digits as images: 30 a class to train on, the rest to score."""
     root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "coadvise" / f"digits-{train_per_class}"
-    if (root / ".complete").exists():
+    if root.is_dir():
         return root
     from sklearn.datasets import load_digits  # here: it takes a second to import, and only this source needs it
 
+    root.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".digits-", dir=root.parent))
     digits = load_digits()
     seen = [0] * 10
     for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         split = "train" if seen[label] < train_per_class else "test"
         seen[label] += 1
-        folder = root / split / str(label)
+        folder = beside / split / str(label)
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray((pixels * 255 / 16).round().astype(np.uint8)).save(folder / f"{number:04d}.png")
-    (root / ".complete").touch()
+    try:
+        beside.rename(root)
+    except OSError:  # another process was faster
+        shutil.rmtree(beside)
     return root

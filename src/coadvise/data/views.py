@@ -25,7 +25,7 @@ from coadvise.data.images import read_image, square, to_array
 
 Indices = npt.NDArray[np.int64]
 
-# ImageNet's mean and spread: DeiT fills erased pixels with such noise.
+# ImageNet's mean and spread: DeiT fills with the mean where a move leaves nothing, and with such noise what it erases.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
@@ -120,7 +120,7 @@ class Views(TorchDataset[Batch]):
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.default_generator.manual_seed(seed)
-            return self._transform(read_image(self.split.paths[index]))
+            return self._transform(read_image(self.split.paths[index])).float().div_(255)
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
@@ -142,7 +142,7 @@ class Views(TorchDataset[Batch]):
         share = np.where(cut, 1 - np.prod(high - low, axis=1) / size**2, share)
         shares = torch.from_numpy(share).float()[:, None]
         blend = torch.where(torch.from_numpy(cut)[:, None], torch.ones_like(shares), shares)[:, :, None, None]
-        return torch.where(box, other, other + blend * (own - other)), shares
+        return torch.where(box, other, other.lerp(own, blend)), shares
 
 
 def light_views(images: Tensor, augment: AugmentConfig, u: draws.Array) -> Tensor:
@@ -208,5 +208,5 @@ def _deit_transform(augment: AugmentConfig, image_size: int) -> Callable[[Image.
 
     return create_transform(
         image_size, is_training=True, scale=augment.crop_scale, hflip=0.5 if augment.flip else 0.0, color_jitter=None,
-        auto_augment=augment.rand_augment, interpolation="bicubic", re_prob=0.0, mean=(0.0,) * 3, std=(1.0,) * 3,
+        auto_augment=augment.rand_augment, interpolation="bicubic", re_prob=0.0, mean=_MEAN, normalize=False,
     )  # fmt: skip

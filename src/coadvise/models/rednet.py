@@ -30,13 +30,14 @@ BLOCKS = {
 }
 
 
-def involution_stem(in_chans: int, width: int, stride: int = 2) -> nn.Sequential:
+def involution_stem(in_chans: int, width: int, stride: int = 2, last_stride: int = 1) -> nn.Sequential:
     """RedNet's stem: 3x3 convolution to half the width, 3x3 involution, 3x3 convolution, each with batch norm and ReLU.
 
     Args:
         in_chans: Image channels.
         width: Output channels; a multiple of 32, since the involution has 16 channels a group on half of them.
         stride: Stride of the first convolution; 2 as published, 1 for small images.
+        last_stride: Stride of the last convolution; 1 as published.
 
     Raises:
         UserError: A width that does not divide into groups.
@@ -49,7 +50,7 @@ def involution_stem(in_chans: int, width: int, stride: int = 2) -> nn.Sequential
         Involution2d(half, 3, group_channels=GROUP_CHANNELS),
         nn.BatchNorm2d(half),
         nn.ReLU(inplace=True),
-        ConvBNReLU(half, width, 3),
+        ConvBNReLU(half, width, 3, last_stride),
     )
 
 

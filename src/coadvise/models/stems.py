@@ -18,21 +18,25 @@ from torch.nn import functional as F
 from coadvise.errors import UserError
 from coadvise.models.rednet import involution_stem
 
-# Above this patch size a stem halves the image first, as published for 16; small images have no detail to lose.
+WIDTH = 64  # channels of a stem before its projection
+
+# Above this patch size a stem's first convolution halves the image, as published for 16. Up to it that would lose the
+# detail of small images: there a later convolution halves it, or none where the patch is odd.
 SMALL_PATCH = 4
-WIDTH, SMALL_WIDTH = 64, 32  # channels of a stem before its projection
 
 
-def stem_stride(patch_size: int) -> int:
-    """Return the stride of a stem's first convolution: 2, or 1 where the patch is small or odd."""
-    return 1 if patch_size <= SMALL_PATCH or patch_size % 2 else 2
+def stem_strides(patch_size: int) -> tuple[int, int]:
+    """Return the strides of a stem's first convolution and of the later one that may halve the image."""
+    if patch_size % 2:
+        return 1, 1
+    return (1, 2) if patch_size <= SMALL_PATCH else (2, 1)
 
 
 class ConvStem(nn.Module):
-    """Convolution stem: convolutions with batch norm and ReLU, then one convolution that cuts the patches.
+    """Convolution stem: three convolutions with batch norm and ReLU, then one convolution that cuts the patches.
 
     As published for patches of 16: 7x7 stride 2 to 64 channels, two of 3x3, then 8x8 stride 8 to ``embed_dim``.
-    For small patches (4 or less): two 3x3 convolutions with 32 channels at stride 1, then p x p stride p.
+    For small patches (4 or less): 3x3 to 32 channels, 3x3 stride 2 to 64, 3x3, then p/2 x p/2 stride p/2.
 
     Args:
         patch_size: Side p of a patch in pixels.
@@ -44,18 +48,14 @@ class ConvStem(nn.Module):
 
     def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
         super().__init__()
-        stride = stem_stride(patch_size)
-        width, first_kernel, more = (WIDTH, 7, 2) if stride == 2 else (SMALL_WIDTH, 3, 1)
-        layers: list[nn.Module] = []
-        for i in range(1 + more):
-            chans, kernel, step = (in_chans, first_kernel, stride) if i == 0 else (width, 3, 1)
-            layers += [
-                nn.Conv2d(chans, width, kernel, step, kernel // 2, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
-            ]
-        self.conv = nn.Sequential(*layers)
-        self.proj = nn.Conv2d(width, embed_dim, patch_size // stride, patch_size // stride)
+        first, second = stem_strides(patch_size)
+        width, kernel = (WIDTH, 7) if first == 2 else (WIDTH // 2, 3)
+        self.conv = nn.Sequential(
+            *_conv_bn_relu(in_chans, width, kernel, first),
+            *_conv_bn_relu(width, WIDTH, 3, second),
+            *_conv_bn_relu(WIDTH, WIDTH, 3, 1),
+        )
+        self.proj = _projection(embed_dim, patch_size // (first * second))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.conv(x))
@@ -65,7 +65,7 @@ class InvolutionStem(nn.Module):
     """Involution stem: the stem of RedNet, then one convolution that cuts the patches.
 
     As published for patches of 16: 64 channels at stride 2, then 8x8 stride 8 to ``embed_dim``. For small patches
-    (4 or less): 32 channels at stride 1, then p x p stride p.
+    (4 or less) its last convolution has the stride instead of its first.
 
     Args:
         patch_size: Side p of a patch in pixels.
@@ -77,13 +77,22 @@ class InvolutionStem(nn.Module):
 
     def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
         super().__init__()
-        stride = stem_stride(patch_size)
-        width = WIDTH if stride == 2 else SMALL_WIDTH
-        self.stem = involution_stem(in_chans, width, stride)
-        self.proj = nn.Conv2d(width, embed_dim, patch_size // stride, patch_size // stride)
+        first, last = stem_strides(patch_size)
+        self.stem = involution_stem(in_chans, WIDTH, first, last)
+        self.proj = _projection(embed_dim, patch_size // (first * last))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.stem(x))
+
+
+def _conv_bn_relu(in_chans: int, out_chans: int, kernel_size: int, stride: int) -> tuple[nn.Module, ...]:
+    """Three modules in a row, not one: so are the published stem's keys."""
+    conv = nn.Conv2d(in_chans, out_chans, kernel_size, stride, kernel_size // 2, bias=False)
+    return conv, nn.BatchNorm2d(out_chans), nn.ReLU(inplace=True)
+
+
+def _projection(embed_dim: int, side: int) -> nn.Conv2d:
+    return nn.Conv2d(WIDTH, embed_dim, side, side)
 
 
 STEMS: dict[str, type[ConvStem] | type[InvolutionStem]] = {"conv": ConvStem, "inv": InvolutionStem}

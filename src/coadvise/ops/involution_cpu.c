@@ -5,10 +5,10 @@
  *
  * Work is cut into bands of output rows. A band copies each input row that it needs once into a ring of K float32 rows
  * with zeros left and right, so every window lies inside the ring, no tap asks where the border is, and bfloat16 is
- * widened once a value, not once a tap. A ring row is laid out as [plane][column][LANES], a plane being LANES channels of
- * one group: a window is K short runs of memory, at offsets known when compiling, whatever the number of channels.
+ * widened once a value, not once a tap. A ring row is laid out as [plane][column][LANES], a plane being LANES channels
+ * of one group: a window is K short runs of memory, at offsets known when compiling, whatever the number of channels.
  *
- * Every value written has one owner and one order of summation: results depend neither on the thread count nor on the run.
+ * Every value written has one owner and one order of summation: results depend on neither thread count nor run.
  * LANES, 8 or 16, comes from the command line; narrower or odd groups are padded with zeros up to a multiple of it.
  */
 #include <omp.h>
@@ -195,7 +195,8 @@ INLINE void scatter(const int K, const int T, const int64_t S, float *const *row
 
 /* Lane i: the sum over all lanes of p[i]. A tree: a blend, a shuffle and an addition a product, not four of each. */
 INLINE octet sums_of(const vec *p) {
-    const vec ab = MERGE(p[0], p[1], 1), cd = MERGE(p[2], p[3], 1), ef = MERGE(p[4], p[5], 1), gh = MERGE(p[6], p[7], 1);
+    const vec ab = MERGE(p[0], p[1], 1), cd = MERGE(p[2], p[3], 1);
+    const vec ef = MERGE(p[4], p[5], 1), gh = MERGE(p[6], p[7], 1);
     const vec abcd = MERGE(ab, cd, 2), efgh = MERGE(ef, gh, 2), all = MERGE(abcd, efgh, 4);
     octet parts[LANES / 8];
     memcpy(parts, &all, sizeof all);
@@ -227,8 +228,10 @@ INLINE void forward_tile(const int K, const int T, const int64_t S, const Plan *
     const float *w = (const float *)at(weight, ow * p->taps, p);
     if (p->bf16) widen(w, s->weight, T * p->taps, p), w = s->weight;
     float *o = direct(p) ? (float *)out + ow * p->channels : s->pixels;
-    for (int64_t i = 0; i < p->groups * p->blocks; i++)
-        convolve(K, T, S, rows, i * p->plane + ow * S * LANES, w + i / p->blocks * K * K, p->taps, o + i * LANES, p->padded);
+    for (int64_t i = 0; i < p->groups * p->blocks; i++) {
+        const float *kernel = w + i / p->blocks * K * K;
+        convolve(K, T, S, rows, i * p->plane + ow * S * LANES, kernel, p->taps, o + i * LANES, p->padded);
+    }
     if (!direct(p)) pack(o, LANES, (char *)at(out, ow * p->channels, p), T, p->padded, p);
 }
 
@@ -316,7 +319,8 @@ static void backward_band(const Plan *p, const void *gradient, const void *x, co
             x_rows[u] = slot(s->x, top + u, p), dx_rows[u] = slot(s->dx, top + u, p);
         const BackwardRow r = {.x = x_rows, .dx = dx_rows,
                                .from = most(floor_row - top, 0), .to = least(ceil_row - top, p->kernel),
-                               .gradient = at(gradient, pixel * p->channels, p), .weight = at(weight, pixel * p->taps, p),
+                               .gradient = at(gradient, pixel * p->channels, p),
+                               .weight = at(weight, pixel * p->taps, p),
                                .dw = own ? (char *)at(dw, pixel * p->taps, p) : NULL};
         FOR_KERNEL(backward_row, p, &r, s)
         const int64_t complete = oh + 1 < end ? least(top + p->stride, ceil_row) : ceil_row;
