@@ -1,0 +1,184 @@
+"""Times a student's training step against the same transformer, alone, in a bare PyTorch loop.
+
+    python benchmarks/step.py
+    python benchmarks/step.py --precision bfloat16 --batch-size 128 --json step.json
+
+Ours is `coadvise.train.train` itself: views (the augmentation of the preset small-images), normalisation, loss, clipped
+gradients, optimiser, no averaged weights. The bare loop is forward, cross-entropy, backward and fused AdamW on one
+fixed batch in memory: no data, no augmentation, no mixed labels, no clipping. Three comparisons:
+
+    student             cit_micro_patch4_32 without teachers, against timm's VisionTransformer of the same shape with
+                        two register tokens and timm's defaults (in bfloat16 on a CPU these are slow: attention.py)
+    aligned student     cit_micro_aligned_patch4_32 without teachers, against the very same student, set up the same
+                        (channels-last memory, on a CPU plain attention): what the loop around it costs
+    with two teachers   the first, advised by the preset's two teachers, against the first's bare loop
+
+The two loops take turns within one process, a step (on CUDA 20 steps) each, and every figure is a median, so that a
+slow moment of the machine falls on both.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from coadvise.checkpoint import Checkpoints
+from coadvise.config import EngineConfig, ModelConfig, RecipeConfig, RunConfig, load_config
+from coadvise.data.audit import AuditedSplit
+from coadvise.data.views import Views
+from coadvise.engine import Engine, plain_attention
+from coadvise.loss import LossWeights
+from coadvise.models.small import CIT_MICRO
+from coadvise.networks import Network, build_network
+from coadvise.record import Recorder
+from coadvise.teachers import Teacher, Teachers
+from coadvise.train import Training, train
+
+# isort: split
+import timm
+from torch import nn
+
+SIZE, CLASSES, SKIP, TARGET = 32, tuple(f"class {n}" for n in range(10)), 4, 0.85
+TOKENS = ("conv", "inv")
+
+
+def random_split(images: int) -> AuditedSplit:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (images, 3, SIZE, SIZE), dtype=np.uint8)
+    labels = rng.integers(0, len(CLASSES), images)
+    return AuditedSplit(tuple(map(Path, map(str, range(images)))), labels, pixels, (), Counter({(SIZE, SIZE): images}))
+
+
+def student(name: str, advised: bool) -> Network:
+    """As `coadvise fit` makes it: without teachers, the heads that nobody advises get no gradient."""
+    network = build_network(ModelConfig(model=name), CLASSES, SIZE, seed=0, tokens=TOKENS)
+    if not advised:
+        for token in TOKENS:
+            network.model.get_submodule(f"head_{token}").requires_grad_(False)
+    return network
+
+
+def timm_transformer() -> nn.Module:
+    """timm's own model of the student's shape: as many layers, heads and tokens, and one head instead of three."""
+    return timm.create_model("vit_tiny_patch16_224", reg_tokens=len(TOKENS), num_classes=len(CLASSES), **CIT_MICRO)
+
+
+def bare_loop(
+    model: nn.Module, batch_size: int, precision: str, layout: torch.memory_format, engine: Engine
+) -> Callable[[], None]:
+    """One step of plain PyTorch on a fixed batch."""
+    model = model.to(engine.device, memory_format=layout).train()
+    images = torch.randn(batch_size, 3, SIZE, SIZE, device=engine.device).contiguous(memory_format=layout)
+    labels = torch.randint(len(CLASSES), (batch_size,), device=engine.device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
+
+    def step() -> None:
+        with torch.autocast(engine.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    return step
+
+
+class Turns:
+    """The progress callback of `train`: after each turn of its steps, as many of the bare loop's, both timed."""
+
+    def __init__(self, bare_step: Callable[[], None], turn: int, engine: Engine) -> None:
+        self.bare_step, self.turn, self.engine = bare_step, turn, engine
+        self.ours: list[float] = []  # seconds a step, one entry a turn
+        self.bare: list[float] = []
+        self.since = 0.0
+
+    def __call__(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        if done % self.turn:
+            return
+        self.engine.synchronise()
+        arrived = time.perf_counter()
+        for _ in range(self.turn):
+            self.bare_step()
+        self.engine.synchronise()
+        left = time.perf_counter()
+        # Not the first turns, which warm up, nor the last, in which `train` scores its validation images.
+        if SKIP * self.turn < done < total:
+            self.ours.append((arrived - self.since) / self.turn)
+            self.bare.append((left - arrived) / self.turn)
+        self.since = time.perf_counter()
+
+
+def compare(
+    name: str, network: Network, bare: nn.Module, layout: torch.memory_format, teachers: Teachers, config: RunConfig,
+    args: argparse.Namespace, engine: Engine,
+) -> dict[str, float | str]:  # fmt: skip
+    turn = 20 if engine.device.type == "cuda" else 1
+    count = (SKIP + args.steps + 1) * turn
+    recipe = RecipeConfig(epochs=1, batch_size=args.batch_size, warmup_epochs=0, clip=1.0, evaluations=1)
+    job = Training(
+        part="students/timed", seed=0, network=network, recipe=recipe,
+        views=Views(random_split(count * args.batch_size), config.augment, len(CLASSES), SIZE, seed=0),
+        val=random_split(8), teachers=teachers,
+        weights=config.loss_weights if teachers.by_token else LossWeights(), workers=0, checkpoint_seconds=1e9,
+    )  # fmt: skip
+    turns = Turns(bare_loop(bare, args.batch_size, args.precision, layout, engine), turn, engine)
+    with tempfile.TemporaryDirectory() as folder:
+        record = Recorder(Path(folder), write=False, say=print)
+        train(job, Checkpoints(Path(folder, "checkpoints")), engine, record, turns)
+    ours, alone = (args.batch_size / statistics.median(seconds) for seconds in (turns.ours, turns.bare))
+    print(f"{name:<20}{ours:>12.0f}{alone:>12.0f}{ours / alone:>9.2f}", flush=True)
+    return {"name": name, "images_per_second": ours, "bare_images_per_second": alone, "ratio": ours / alone}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--batch-size", type=int, default=64, help="images (default: 64, as the preset)")
+    parser.add_argument("--steps", type=int, default=12, help="timed steps of each loop (on CUDA 20 times as many)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
+    args = parser.parse_args()
+    config = load_config("small-images")
+    engine = Engine(EngineConfig(precision=args.precision))
+    about = {
+        "device": engine.describe(), "threads": torch.get_num_threads(), "python": platform.python_version(),
+        "torch": torch.__version__, "timm": timm.__version__, "precision": args.precision,
+        "batch_size": args.batch_size,
+    }  # fmt: skip
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print(f"training step, {SIZE} x {SIZE} pixels, eager, views made in the training process, no averaged weights\n")
+    print(f"{'images/s':<20}{'coadvise':>12}{'bare loop':>12}{'ratio':>9}")
+
+    torch.manual_seed(0)
+    plain = student("cit_micro_patch4_32", advised=False)
+    heads = sum(p.numel() for token in TOKENS for p in plain.model.get_submodule(f"head_{token}").parameters())
+    assert plain.parameter_count - heads == sum(p.numel() for p in timm_transformer().parameters())
+    aligned, same = (student("cit_micro_aligned_patch4_32", advised=False) for _ in range(2))
+    if engine.device.type == "cpu":
+        plain_attention(same)
+    teachers = {
+        name: Teacher(name, build_network(teacher, CLASSES, SIZE, seed=1), CLASSES)
+        for name, teacher in config.teachers.items()
+    }
+    advised = student("cit_micro_patch4_32", advised=True)
+    usual, nobody = torch.contiguous_format, Teachers({})
+    rows = [
+        compare("student", plain, timm_transformer(), usual, nobody, config, args, engine),
+        compare("aligned student", aligned, same.model, engine.memory_format, nobody, config, args, engine),
+        compare("with two teachers", advised, timm_transformer(), usual, Teachers(teachers), config, args, engine),
+    ]
+    met = all(float(row["ratio"]) >= TARGET for row in rows[:2])
+    print(f"\ntarget: {TARGET} or more without teachers: {'met' if met else 'missed'}")
+    if args.json:
+        args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
