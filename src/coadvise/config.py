@@ -182,7 +182,7 @@ def load_config(
     if not isinstance(values, dict):
         raise UserError(f"preset '{preset}' must hold keys and values, not {type(values).__name__}")
     values = _unshared(values)
-    for override in overrides:
+    for override in sorted(overrides, key=lambda text: ".model=" not in text):  # models before their arguments
         _apply(values, override)
     if seed is not None:
         values["seed"] = seed

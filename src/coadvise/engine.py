@@ -46,6 +46,7 @@ class Engine:
         )
         self.fabric.launch()
         self.compile = config.compile
+        self.half_precision = config.precision == "bfloat16"
         # Convolutions and involutions are faster channels-last in bfloat16 and on GPUs; plain ViTs do not mind.
         self.memory_format = torch.channels_last
         self._stop = False
@@ -72,11 +73,15 @@ class Engine:
             return torch.cuda.get_device_name(self.device)
         return f"cpu, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
 
-    def setup(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Moves to the device, compiles where asked, wraps for several processes."""
-        if self.device.type == "cpu":
+    def prepare(self, network: nn.Module) -> None:
+        """Puts a network, in place, where and as it runs fastest."""
+        network.to(self.device)
+        network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # torch's stub leaves it out
+        if self.device.type == "cpu" and self.half_precision:
             plain_attention(network)
-        network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # torch leaves it out
+
+    def setup(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Compiles a prepared network where asked, wraps it for several processes."""
         module = torch.compile(network) if self.compile else network
         return self.fabric.setup(module, optimiser)
 

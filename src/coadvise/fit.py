@@ -156,7 +156,7 @@ def fit(
         run = Run(folder, config, dataset, engine, record, listener)
         if engine.is_main:
             write_text(folder / CONFIG, config.to_yaml())
-            write_text(folder / DATA, json.dumps(_data_record(dataset), indent=1))
+            write_text(folder / DATA, json.dumps(_data_record(dataset, config.data.image_size), indent=1))
         record.add("run", **_run_record(engine, [config.seed + n for n in range(seeds)]))
         listener.say(f"run directory: {folder}")
         for arm in arms:
@@ -222,7 +222,7 @@ def _train_arm(run: Run, arm: Arm) -> None:
             )
         if run.engine.is_main:
             network.save(folder)
-    network.to(run.engine.device)
+    run.engine.prepare(network)
     logits = predict_logits(network, run.dataset.val, config.data.image_size, run.engine, config.data.workers)
     trained = (CLASS, *config.teachers) if arm.role == ADVISED else (CLASS,)
     labels = torch.from_numpy(run.dataset.val.labels)
@@ -305,7 +305,9 @@ def conclude(run: Run, arms: Sequence[Arm]) -> None:
     if not run.engine.is_main:
         return
     results = {arm.part: last_of(read_records(run.folder), "result", arm.part) for arm in arms}
-    networks = {arm.part: load_network(run.folder / arm.part).to(run.engine.device) for arm in arms}
+    networks = {arm.part: load_network(run.folder / arm.part) for arm in arms}
+    for network in networks.values():
+        run.engine.prepare(network)
     speeds = images_per_second(networks, run.config.data.image_size, run.engine)
     rows = _rows(arms, {part: result for part, result in results.items() if result}, speeds)
     advised, alone = _class_hits(run.folder, arms, ADVISED), _class_hits(run.folder, arms, ALONE)
@@ -405,7 +407,7 @@ def _owned(folder: Path, engine: Engine) -> Iterator[None]:
         yield
 
 
-def _data_record(dataset: Dataset) -> dict[str, Any]:
+def _data_record(dataset: Dataset, image_size: int) -> dict[str, Any]:
     root, count = dataset.source.root, len(dataset.classes)
     splits = {
         name: {"images": len(split), "per_class": split.per_class(count), "unreadable": list(split.unreadable)}
@@ -414,7 +416,13 @@ def _data_record(dataset: Dataset) -> dict[str, Any]:
     splits["val"]["paths"] = [
         os.fsencode(path.relative_to(root)).decode(errors="backslashreplace") for path in dataset.val.paths
     ]
-    return {"root": str(root), "classes": list(dataset.classes), "note": dataset.source.note, "splits": splits}
+    return {
+        "root": str(root),
+        "classes": list(dataset.classes),
+        "image_size": image_size,
+        "note": dataset.source.note,
+        "splits": splits,
+    }
 
 
 def _run_record(engine: Engine, seeds: list[int]) -> dict[str, Any]:

@@ -36,7 +36,9 @@ def evaluate_run(run: Path, data: str | None = None) -> dict[str, Any]:
         raise UserError(f"'{run}' has no finished network yet; run the same 'coadvise fit' again to go on")
     config = parse_config(yaml.safe_load((run / "config.yaml").read_text()))
     engine = Engine(config.engine)
-    networks = {part: load_network(run / part).to(engine.device) for part in parts}
+    networks = {part: load_network(run / part) for part in parts}
+    for network in networks.values():
+        engine.prepare(network)
     classes = networks[parts[-1]].classes
     if data is None:
         files = open_source(config.data.source, config.data.val_fraction, config.seed).val

@@ -12,7 +12,7 @@ from coadvise.networks import Network
 
 @torch.inference_mode()
 def images_per_second(
-    networks: Mapping[str, Network], image_size: int, engine: Engine, batch_size: int = 64, repeats: int = 5
+    networks: Mapping[str, Network], image_size: int, engine: Engine, batch_size: int = 64, repeats: int = 15
 ) -> dict[str, float]:
     """Medians of interleaved repeats on one random batch, so that a slow moment of the machine hits all alike."""
     images = torch.rand(batch_size, 3, image_size, image_size, device=engine.device)

@@ -58,11 +58,6 @@ class Teachers:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         return {token: teacher(batch.images) for token, teacher in self.by_token.items()}
 
-    def to(self, device: torch.device) -> "Teachers":
-        for teacher in self.by_token.values():
-            teacher.to(device)
-        return self
-
 
 def load_teachers(folders: Mapping[str, Path], classes: tuple[str, ...]) -> Teachers:
     """Reads finished teachers by token name. Raises UserError as `Teacher` and `load_network` do."""

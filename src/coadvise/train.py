@@ -60,7 +60,8 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
         Interrupted: a signal asked for a stop; the step at hand is saved.
         UserError: the loss is no longer finite.
     """
-    recipe, network = job.recipe, job.network.to(engine.device)  # first: optimiser and average follow the weights
+    recipe, network = job.recipe, job.network
+    engine.prepare(network)  # first: optimiser and average follow the weights
     loader = TrainingLoader(job.views, recipe.batch_size, recipe.accumulate, job.workers, engine.rank, engine.processes)
     per_epoch, last_step = loader.steps_per_epoch, recipe.epochs * loader.steps_per_epoch
     optimiser = make_optimiser(network.model, recipe)
@@ -69,7 +70,9 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
     sums: dict[str, Tensor] = {}  # of the losses since the epoch began
     first_step = _resume(job.part, network, optimiser, averaged, sums, checkpoints, record)
     model, optimiser = engine.setup(network, optimiser)
-    teachers = job.teachers.to(engine.device)
+    teachers = job.teachers
+    for teacher in teachers.by_token.values():
+        engine.prepare(teacher)
     evaluate_after = {math.ceil(recipe.epochs * (n + 1) / recipe.evaluations) for n in range(recipe.evaluations)}
     began = saved = time.monotonic()
     network.train()
