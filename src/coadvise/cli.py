@@ -40,14 +40,16 @@ class Terminal:
 
     def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
         if part not in self.tasks:
-            self.bars.start()
+            if not self.tasks:
+                self.bars.start()
             self.tasks[part] = self.bars.add_task(part, total=total, completed=done - 1, figures="")
         self.bars.update(self.tasks[part], completed=done)
         if figures:
             self.bars.update(self.tasks[part], figures=" ".join(f"{k} {value:.3f}" for k, value in figures.items()))
         if done == total:
             self.bars.refresh()
-            self.bars.stop()
+            if len(self.tasks) == 1:
+                self.bars.stop()
             self.bars.remove_task(self.tasks.pop(part))
 
 
@@ -65,6 +67,7 @@ def fit(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="First seed; default the preset's.")] = None,
     seeds: Annotated[int, typer.Option(help="Students to train, at consecutive seeds; they share the teachers.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Networks to train at the same time, each in a process.")] = 1,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also train the student without teachers, and compare.")
     ] = False,
@@ -76,7 +79,7 @@ def fit(
 
     terminal = Terminal(Console(stderr=as_json))
     try:
-        folder = run_fit(data, preset, out, seed, baseline, seeds, overrides or [], terminal)
+        folder = run_fit(data, preset, out, seed, baseline, seeds, jobs, overrides or [], terminal)
     finally:
         terminal.bars.stop()  # gives the cursor back
     if as_json and os.environ.get("RANK", "0") == "0":  # of several processes one speaks

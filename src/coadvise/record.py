@@ -1,7 +1,9 @@
 """The run's record: `metrics.jsonl`, one JSON object a line, the one source of every number shown."""
 
+import fcntl
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +37,24 @@ class Recorder:
         """Appends one record."""
         record = {"kind": kind, **values}
         if self.write:
-            with self.path.open("a") as file:
+            with self._alone(), self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
         if self.also is not None:
             self.also(record)
 
     def rewind(self, part: str, step: int) -> None:
         """Drops what `part` recorded after `step`: a resumed training is about to say it again."""
-        kept = [r for r in read_records(self.path.parent) if r.get("part") != part or r.get("step", 0) <= step]
         if self.write and self.path.exists():
-            self._replace(kept)
+            with self._alone():
+                records = read_records(self.path.parent)
+                self._replace(r for r in records if r.get("part") != part or r.get("step", 0) <= step)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps networks that are trained at the same time from writing at the same time."""
+        with self.path.with_name(f".{FILE}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _replace(self, records: Iterable[dict[str, Any]]) -> None:
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in records))

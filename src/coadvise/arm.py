@@ -1,0 +1,130 @@
+"""One network of a run: made or had, trained, scored, recorded."""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from coadvise.checkpoint import MANIFEST
+from coadvise.config import RecipeConfig, RunConfig, TeacherConfig
+from coadvise.data import draws
+from coadvise.data.audit import Dataset
+from coadvise.data.loader import whole_batch
+from coadvise.data.views import Views
+from coadvise.errors import UserError
+from coadvise.evaluate import predict_logits, save_predictions, top1, top5
+from coadvise.loss import CLASS, LossWeights
+from coadvise.networks import Network, build_network, load_network, pretrained_classes
+from coadvise.record import last_of, read_records
+from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Run
+from coadvise.teachers import Teacher, Teachers
+from coadvise.train import Training, train
+
+
+def check_arm(arm: Arm, folder: Path, config: RunConfig, dataset: Dataset, processes: int) -> None:
+    """Raises UserError for a network that cannot be made, had or trained."""
+    if trained_here(arm, config):
+        _initial_network(arm, config, dataset.classes)
+        recipe = _recipe(arm, config)
+        whole_batch(recipe.batch_size, len(dataset.train), recipe.accumulate, processes)
+    elif not (folder / arm.part / MANIFEST).is_file():
+        _check_given(arm, _given_teacher(config.teachers[arm.teacher], arm, config), config, dataset.classes)
+
+
+def train_arm(run: Run, arm: Arm) -> None:
+    """Trains one network to its end, scores it, records the result; what is done already is not done again."""
+    folder, config = run.folder / arm.part, run.config
+    if last_of(read_records(run.folder), "result", arm.part) and (folder / MANIFEST).is_file():
+        run.listener.say(f"{arm.name}: done already")
+        return
+    if (folder / MANIFEST).is_file():
+        network = load_network(folder)
+    elif not trained_here(arm, config):
+        network = _given_teacher(config.teachers[arm.teacher], arm, config)
+        if run.engine.is_main:
+            network.save(folder)
+    else:
+        network = _initial_network(arm, config, run.dataset.classes)
+        with run.engine.stops_gently():
+            network = train(
+                _job(run, arm, network), run.checkpoints(arm), run.engine, run.record, run.listener.progress
+            )
+        if run.engine.is_main:
+            network.save(folder)
+    run.engine.prepare(network)
+    logits = predict_logits(network, run.dataset.val, config.data.image_size, run.engine, config.data.workers)
+    trained = (CLASS, *config.teachers) if arm.role == ADVISED else (CLASS,)
+    labels = torch.from_numpy(run.dataset.val.labels)
+    scores = top1(logits, labels, trained)
+    if run.engine.is_main:
+        save_predictions(run.folder, arm.part, {name: logits[name] for name in trained}, labels)
+        run.checkpoints(arm).remove()
+    run.record.add(
+        "result", part=arm.part, role=arm.role, name=arm.name, model=network.about["model"], seed=arm.seed, top1=scores,
+        top5=top5(logits, labels), parameters=network.parameter_count,
+    )  # fmt: skip
+    run.listener.say(f"{arm.name}: top-1 " + ", ".join(f"{name} {value:.1%}" for name, value in scores.items()))
+    run.engine.barrier()
+
+
+def _job(run: Run, arm: Arm, network: Network) -> Training:
+    config = run.config
+    advised = arm.role == ADVISED
+    teacher = config.teachers[arm.teacher] if arm.role == TEACHER else None
+    seed = arm.seed if teacher is None else teacher_seed(config.seed, arm.teacher)
+    augment = (teacher.augment if teacher else None) or config.augment
+    return Training(
+        part=arm.part,
+        seed=seed,
+        network=network,
+        recipe=_recipe(arm, config),
+        views=Views(run.dataset.train, augment, len(run.dataset.classes), config.data.image_size, seed),
+        val=run.dataset.val,
+        teachers=run.teachers if advised else Teachers({}),
+        weights=config.loss_weights if advised else LossWeights(),
+        workers=config.data.workers,
+        checkpoint_seconds=config.engine.checkpoint_seconds,
+    )
+
+
+def trained_here(arm: Arm, config: RunConfig) -> bool:
+    return arm.role != TEACHER or config.teachers[arm.teacher].trained_here
+
+
+def _recipe(arm: Arm, config: RunConfig) -> RecipeConfig:
+    return config.teachers[arm.teacher].recipe if arm.role == TEACHER else config.student.recipe
+
+
+def _initial_network(arm: Arm, config: RunConfig, classes: Sequence[str]) -> Network:
+    """An untrained network; an advised student and the same one alone start from the same weights."""
+    if arm.role == TEACHER:
+        teacher = config.teachers[arm.teacher]
+        return build_network(teacher, classes, config.data.image_size, teacher_seed(config.seed, arm.teacher))
+    network = build_network(config.student, classes, config.data.image_size, arm.seed, tokens=tuple(config.teachers))
+    if arm.role == ALONE:  # heads that nobody advises get no gradient
+        for token in config.teachers:
+            network.model.get_submodule(f"head_{token}").requires_grad_(False)
+    return network
+
+
+def teacher_seed(seed: int, name: str) -> int:
+    """A teacher's own seed, so that two teachers of one architecture differ."""
+    return draws.scalar_seed(seed, draws.TEACHER, 0, zlib.crc32(name.encode())) % 2**31
+
+
+def _given_teacher(teacher: TeacherConfig, arm: Arm, config: RunConfig) -> Network:
+    """A teacher from another run, or timm's pretrained weights, with the classes it was trained on."""
+    if teacher.checkpoint is not None:
+        return load_network(Path(teacher.checkpoint))
+    return build_network(teacher, pretrained_classes(teacher.model), config.data.image_size, arm.seed, pretrained=True)
+
+
+def _check_given(arm: Arm, network: Network, config: RunConfig, classes: tuple[str, ...]) -> None:
+    """A given teacher must answer for the data's classes and take its images."""
+    Teacher(arm.teacher, network, classes)
+    if network.fixed_image_size and network.about["image_size"] != config.data.image_size:
+        raise UserError(
+            f"teacher '{arm.teacher}' takes images of {network.about['image_size']} pixels only, data.image_size is "
+            f"{config.data.image_size}; give a teacher trained at that size, or none to have one trained here"
+        )

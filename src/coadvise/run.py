@@ -1,0 +1,193 @@
+"""A run: what its networks are called, what they share, and the directory that is theirs alone."""
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from coadvise.checkpoint import Checkpoints, write_text
+from coadvise.config import RunConfig, differences, parse_config
+from coadvise.data.audit import Dataset
+from coadvise.engine import Engine
+from coadvise.errors import UserError
+from coadvise.record import Recorder
+from coadvise.teachers import Teachers
+
+TEACHER, ADVISED, ALONE = "teacher", "advised", "alone"
+CONFIG, DATA, LOCK = "config.yaml", "data.json", ".lock"
+_KIND_NAMES = {"conv": "conv teacher", "inv": "involution teacher"}
+
+
+class Listener(Protocol):
+    """Where a run tells what it does."""
+
+    def say(self, text: str) -> None: ...
+
+    def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None: ...
+
+
+class Silent:
+    """The default of the Python interface."""
+
+    def say(self, text: str) -> None:
+        return
+
+    def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One network of a run. `part` names it in the record and is its folder in the run directory."""
+
+    part: str
+    role: str
+    seed: int
+    teacher: str = ""
+
+    @property
+    def name(self) -> str:
+        if self.role == TEACHER:
+            return _KIND_NAMES.get(self.teacher, f"{self.teacher} teacher")
+        return f"student {'co-advised' if self.role == ADVISED else 'alone'} (seed {self.seed})"
+
+
+@dataclass
+class Run:
+    """All that the steps of the main job share."""
+
+    folder: Path
+    config: RunConfig
+    dataset: Dataset
+    engine: Engine
+    record: Recorder
+    listener: Listener
+    teachers: Teachers = field(default_factory=lambda: Teachers({}))
+
+    def checkpoints(self, arm: Arm) -> Checkpoints:
+        return Checkpoints(self.folder / "checkpoints" / arm.part.replace("/", "."))
+
+    def describe(self, seeds: list[int]) -> None:
+        """Writes what the run is: its configuration, its data, and where and by what it is computed."""
+        if self.engine.is_main:
+            write_text(self.folder / CONFIG, self.config.to_yaml())
+            write_text(
+                self.folder / DATA, json.dumps(_data_record(self.dataset, self.config.data.image_size), indent=1)
+            )
+        self.record.add("run", **_run_record(self.engine, seeds))
+
+
+def plan(config: RunConfig, seeds: int, baseline: bool) -> list[Arm]:
+    """The networks a run trains, in order."""
+    arms = [Arm(f"teachers/{name}", TEACHER, config.seed, name) for name in config.teachers]
+    for seed in range(config.seed, config.seed + seeds):
+        arms.append(Arm(f"students/advised-{seed}", ADVISED, seed))
+        if baseline:
+            arms.append(Arm(f"students/alone-{seed}", ALONE, seed))
+    return arms
+
+
+def check_folder(folder: Path, config: RunConfig) -> None:
+    """A run directory is new, or holds this very run."""
+    if (folder / CONFIG).is_file():
+        changed = differences(parse_config(yaml.safe_load((folder / CONFIG).read_text())), config)
+        if changed:
+            raise UserError(
+                f"'{folder}' holds another run; it differs in {'; '.join(changed[:6])}"
+                + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
+                + "; choose another --out, or give the same data, preset and overrides to go on with it"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
+        raise UserError(f"'{folder}' exists and is no run directory; choose another --out")
+
+
+@contextmanager
+def owned(folder: Path, engine: Engine) -> Iterator[None]:
+    """Keeps a second program off the run directory; the lock of a program that died is free at once."""
+    if not engine.is_main:
+        yield
+        return
+    with (folder / LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"'{folder}' is in use by {lock.read().strip()}; wait for it, or choose another --out"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+
+
+def open_record(folder: Path, config: RunConfig, engine: Engine, say: Callable[[str], None]) -> Recorder:
+    """The run's record, which also feeds TensorBoard where asked."""
+    writer = summary_writer(config)
+    also = _tensorboard(writer(folder / "tensorboard")) if writer and engine.is_main else None
+    return Recorder(folder, engine.is_main, say, also)
+
+
+def _data_record(dataset: Dataset, image_size: int) -> dict[str, Any]:
+    root, count = dataset.source.root, len(dataset.classes)
+    splits = {
+        name: {"images": len(split), "per_class": split.per_class(count), "unreadable": list(split.unreadable)}
+        for name, split in (("train", dataset.train), ("val", dataset.val))
+    }
+    splits["val"]["paths"] = [
+        os.fsencode(path.relative_to(root)).decode(errors="backslashreplace") for path in dataset.val.paths
+    ]
+    return {
+        "root": str(root),
+        "classes": list(dataset.classes),
+        "image_size": image_size,
+        "note": dataset.source.note,
+        "splits": splits,
+    }
+
+
+def _run_record(engine: Engine, seeds: list[int]) -> dict[str, Any]:
+    packages = ("torch", "timm", "torchvision", "lightning-fabric", "numpy")
+    return {
+        "version": version("coadvise"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "device": engine.describe(),
+        "processes": engine.processes,
+        "seeds": seeds,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def summary_writer(config: RunConfig) -> Callable[[Path], Any] | None:
+    """TensorBoard's writer, where asked for. Raises UserError where it is not installed."""
+    if not config.engine.tensorboard:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("engine.tensorboard=true needs TensorBoard; install coadvise[tensorboard]") from None
+    return SummaryWriter
+
+
+def _tensorboard(writer: Any) -> Callable[[dict[str, Any]], None]:
+    """Hands every number of the record to TensorBoard as well."""
+
+    def also(record: dict[str, Any]) -> None:
+        for group in ("losses", "top1"):
+            if record["kind"] in ("train", "eval"):
+                for name, value in record.get(group, {}).items():
+                    writer.add_scalar(f"{record['part']}/{group}/{name}", value, record["step"])
+
+    return also
