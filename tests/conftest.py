@@ -1,0 +1,67 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import coadvise  # noqa: F401  # isort: skip  (its torchvision guard, before anything imports timm)
+from tiny import make_images, write_preset
+
+from coadvise import fit
+
+# Machines differ in speed and share their cores: no deadlines, and the same examples each time.
+settings.register_profile(
+    "coadvise", max_examples=25, deadline=None, derandomize=True, suppress_health_check=HealthCheck
+)
+settings.load_profile("coadvise")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of tensors that the published implementations computed."""
+    folder = Path(os.environ.get("COADVISE_REFERENCE", SHARED / "reference"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference tensors at {folder} (set COADVISE_REFERENCE)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_each():
+    """The suite runs in several processes; more threads than cores only make them wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made folder with train/ (24 images) and val/ (12 images) of three classes, 16 pixels."""
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with 36 and 18 images; to be read only."""
+    return make_images(tmp_path_factory.mktemp("image_folder"), train=12, val=6)
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """A folder with train/ and test/ of ten classes of 32-pixel JPEG photographs."""
+    folder = os.environ.get("COADVISE_PHOTOS")
+    if not folder:
+        pytest.skip("no photographs (set COADVISE_PHOTOS to a folder with train/ and test/ of ten classes)")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_preset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A preset file of tiny networks, see `tiny.PRESET`."""
+    return write_preset(tmp_path_factory.mktemp("preset"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path, tiny_preset: str) -> Path:
+    """A finished run with its baseline, to be read only."""
+    return fit(tiny_images, tiny_preset, tmp_path_factory.mktemp("runs") / "finished", baseline=True)

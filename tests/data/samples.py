@@ -1,0 +1,44 @@
+"""Made splits for tests of views and loaders."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from coadvise.config import AugmentConfig
+from coadvise.data.audit import AuditedSplit
+from coadvise.data.views import Batch, Views
+
+NOTHING = AugmentConfig(kind="none")
+EVERYTHING = AugmentConfig(
+    kind="light", shift=0.2, zoom=0.2, rotate=20, colour=0.3, erase=0.5, mixup=0.8, cutmix=1.0, mix_probability=0.7,
+    smoothing=0.1,
+)  # fmt: skip
+
+
+def made_split(images: int, size: int = 12, classes: int = 3) -> AuditedSplit:
+    """Random pixels without files."""
+    pixels = np.random.default_rng(images).integers(0, 256, (images, 3, size, size), dtype=np.uint8)
+    return AuditedSplit(tuple(map(Path, map(str, range(images)))), np.arange(images) % classes, pixels, (), Counter())
+
+
+def made_views(images: int, augment: AugmentConfig, size: int = 12, classes: int = 3, seed: int = 0) -> Views:
+    return Views(made_split(images, size, classes), augment, classes, size, seed)
+
+
+def joined(batches: Iterable[Batch]) -> Batch:
+    """Consecutive batches of one epoch as one."""
+    parts = list(batches)
+    assert len({part.epoch for part in parts}) == 1
+    return Batch(
+        *(torch.cat([getattr(part, field) for part in parts]) for field in ("images", "labels", "index")),
+        parts[0].epoch,
+    )
+
+
+def same(one: Batch, other: Batch) -> bool:
+    """Whether two batches are the same to the last bit."""
+    fields = ((one.images, other.images), (one.labels, other.labels), (one.index, other.index))
+    return one.epoch == other.epoch and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in fields)

@@ -1,0 +1,94 @@
+"""Every image is decoded once; what cannot be read is left out and named."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import make_images
+
+from coadvise.data import audit as audit_module
+from coadvise.data.audit import audit, audit_split
+from coadvise.data.images import read_image, square, to_array
+from coadvise.data.sources import Split, open_source
+from coadvise.errors import UserError
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_all_images_in_order(image_folder: Path, in_memory: bool) -> None:
+    source = open_source(image_folder, 0.2, 0)
+    dataset = audit(source, 12, in_memory)
+    assert dataset.classes == source.classes
+    for audited, split in ((dataset.train, source.train), (dataset.val, source.val)):
+        assert audited.paths == split.paths
+        assert audited.labels.tolist() == list(split.labels)
+        assert not audited.unreadable
+        assert audited.sizes == {(16, 16): len(split)}
+        if in_memory:
+            expected = np.stack([to_array(square(read_image(path), 12)) for path in split.paths])
+            assert np.array_equal(audited.pixels, expected)
+        else:
+            assert audited.pixels is None
+    assert dataset.val.per_class(3) == [6, 6, 6]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_unreadable_images_are_left_out_and_never_replaced(tmp_path: Path, in_memory: bool) -> None:
+    paths = []
+    for number in range(20):
+        paths.append(tmp_path / f"{number}.png")
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(paths[-1])
+    bad = {0: b"", 7: b"<html>", 8: paths[8].read_bytes()[:40], 19: b"\x89PNG"}
+    for number, content in bad.items():
+        paths[number].write_bytes(content)
+    audited = audit_split(Split(tuple(paths), tuple(n % 3 for n in range(20))), 8, in_memory)
+    good = [number for number in range(20) if number not in bad]
+    assert audited.paths == tuple(paths[number] for number in good)
+    assert audited.labels.tolist() == [number % 3 for number in good]
+    assert len(audited.unreadable) == len(bad)
+    for line, number in zip(audited.unreadable, bad, strict=True):
+        assert line.startswith(repr(str(paths[number])))
+    if in_memory:
+        assert audited.pixels[:, 0, 0, 0].tolist() == good
+    assert audited.sizes == {(8, 8): 16}
+
+
+def test_sizes_are_counted(tmp_path: Path) -> None:
+    sizes = [(8, 8), (9, 5), (9, 5)]
+    for number, size in enumerate(sizes):
+        Image.new("L", size).save(tmp_path / f"{number}.png")
+    split = Split(tuple(sorted(tmp_path.iterdir())), (0, 0, 0))
+    assert audit_split(split, 8, True).sizes == Counter(sizes)
+
+
+def test_a_class_without_a_readable_image_is_named_with_its_own_fault(tmp_path: Path) -> None:
+    root = make_images(tmp_path, train=2, val=1)
+    (root / "train" / "blue" / "0.png").write_bytes(b"")  # a fault elsewhere
+    for path in (root / "train" / "green").iterdir():
+        path.write_bytes(b"<html>")
+    with pytest.raises(UserError, match=r"class 'green' has no readable image.*train/green/0\.png': cannot identify"):
+        audit(open_source(root, 0.2, 0), 16, True)
+
+
+def test_nothing_left_to_score(tmp_path: Path) -> None:
+    root = make_images(tmp_path, train=1, val=1)
+    for path in (root / "val").glob("*/*"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"no readable image to score on.*first fault: .*val/blue/0\.png"):
+        audit(open_source(root, 0.2, 0), 16, False)
+
+
+def test_more_than_memory_holds_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_module, "MEMORY_LIMIT", 2**20)
+    split = Split((Path("missing.png"),) * 400, (0,) * 400)
+    with pytest.raises(UserError, match=r"400 images at 32 px.*augment\.kind=deit"):
+        audit_split(split, 32, True)
+    assert len(audit_split(split, 32, False).unreadable) == 400
+
+
+def test_photographs(photos: Path) -> None:
+    dataset = audit(open_source(photos, 0.2, 0), 32, True)
+    assert len(dataset.classes) == 10
+    assert not dataset.train.unreadable + dataset.val.unreadable
+    assert 0.3 < dataset.train.pixels.mean() / 255 < 0.7

@@ -1,0 +1,169 @@
+"""Whatever lies in the folder is decoded as upright RGB or named, never replaced."""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from coadvise.data.images import UnreadableImageError, read_image, square, to_array
+
+COLOURS = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def pixels(path: Path) -> np.ndarray:
+    image = read_image(path)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_files_come_back_as_they_were(tmp_path: Path, form: str) -> None:
+    (tmp_path / "x").write_bytes(encoded(Image.fromarray(COLOURS), form))
+    assert np.array_equal(pixels(tmp_path / "x"), COLOURS)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_turned_photographs_are_put_upright(tmp_path: Path, orientation: int, form: str) -> None:
+    # What the EXIF tag says was done to the upright image, undone by hand (TIFF 6.0, tag 274).
+    undo = {
+        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
+        5: lambda a: a.transpose(1, 0, 2), 6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2), 8: lambda a: np.rot90(a, 1),
+    }  # fmt: skip
+    exif = Image.Exif()
+    exif[274] = orientation
+    (tmp_path / "x").write_bytes(encoded(Image.fromarray(COLOURS), form, exif=exif))
+    assert np.array_equal(pixels(tmp_path / "x"), undo[orientation](COLOURS))
+
+
+def test_a_16_bit_image_is_turned_and_scaled(tmp_path: Path) -> None:
+    wide = (COLOURS[..., 0].astype(np.uint16) * 257) | 0x00FF
+    exif = Image.Exif()
+    exif[274] = 6
+    (tmp_path / "x").write_bytes(encoded(Image.fromarray(wide), "PNG", exif=exif))
+    expected = np.rot90((wide / 257).astype(np.uint8), -1)
+    assert np.array_equal(pixels(tmp_path / "x"), np.stack([expected] * 3, -1))
+
+
+def test_a_broken_exif_block_does_not_cost_the_image(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(encoded(Image.fromarray(COLOURS), "JPEG", exif=b"Exif\0\0nonsense, not a TIFF"))
+    assert pixels(tmp_path / "x").shape == COLOURS.shape
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F", "HSV"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    grey = Image.fromarray(np.full((4, 4), 255, np.uint8))
+    grey = Image.fromarray(np.full((4, 4), 65535, np.uint16)) if mode == "I;16" else grey.convert(mode)
+    form = {"CMYK": "TIFF", "YCbCr": "TIFF", "F": "TIFF", "I": "TIFF", "HSV": None, "PA": None}.get(mode, "PNG")
+    if form is None:
+        pytest.skip("no file format holds this mode")
+    (tmp_path / "x").write_bytes(encoded(grey, form))
+    assert (pixels(tmp_path / "x") == 255).all()
+
+
+def test_a_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
+    red = Image.new("RGB", (8, 8), (200, 30, 40))
+    (tmp_path / "x").write_bytes(encoded(red.convert("CMYK"), "JPEG", quality=95))
+    assert np.abs(pixels(tmp_path / "x").astype(int) - (200, 30, 40)).max() <= 4
+
+
+def test_palette_with_transparency(tmp_path: Path) -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    (tmp_path / "x").write_bytes(encoded(image, "PNG", transparency=b"\x00\x80"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (pixels(tmp_path / "x") == (10, 200, 30)).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (40, 3), (16, 16)])
+def test_any_shape_is_made_square(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size, (9, 8, 7)).save(tmp_path / "x.png")
+    array = to_array(square(read_image(tmp_path / "x.png"), 16))
+    assert array.shape == (3, 16, 16)
+    assert (array == np.array([9, 8, 7])[:, None, None]).all()
+
+
+def test_square_takes_the_centre() -> None:
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = 255
+    assert (to_array(square(Image.fromarray(wide), 10)) == 255).all()
+
+
+BAD = {
+    "empty": b"",
+    "page": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
+    "header": encoded(Image.fromarray(COLOURS), "PNG")[:20],
+    "truncated": encoded(Image.new("RGB", (64, 64)), "JPEG")[:-100],
+    "chunk": encoded(Image.fromarray(COLOURS), "PNG")[:-30],
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_what_cannot_be_decoded_is_named(tmp_path: Path, fault: str) -> None:
+    path = tmp_path / f"{fault}.jpg"
+    path.write_bytes(BAD[fault])
+    with pytest.raises(UnreadableImageError) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) > len(repr(str(path))) + 2  # a reason as well
+
+
+def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.png", tmp_path):
+        with pytest.raises(UnreadableImageError, match=path.name):
+            read_image(path)
+
+
+def test_a_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(encoded(Image.new("1", (500, 500)), "PNG"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    with pytest.raises(UnreadableImageError, match=r"bomb\.png.*decompression bomb"):
+        read_image(path)
+
+
+GOOD = {
+    form: encoded(Image.fromarray(COLOURS), form, **options)
+    for form, options in {
+        "PNG": {},
+        "JPEG": {},
+        "GIF": {},
+        "WEBP": {},
+        "BMP": {},
+        "TIFF": {"compression": "tiff_lzw"},
+    }.items()
+}
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(sorted(GOOD)), st.data())
+def test_a_damaged_file_is_decoded_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, data: st.DataObject
+) -> None:
+    content = bytearray(GOOD[form])
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=5)):
+        content[place] = data.draw(st.integers(0, 255))
+    path = tmp_path / "x"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            mode = read_image(path).mode
+        except UnreadableImageError:
+            return
+    assert mode == "RGB"

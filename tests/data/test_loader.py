@@ -1,0 +1,110 @@
+"""Batches do not depend on workers, processes, micro-batches or where a run is taken up."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import EVERYTHING, joined, made_views, same
+
+from coadvise.config import AugmentConfig
+from coadvise.data.audit import audit
+from coadvise.data.images import read_image, square, to_array
+from coadvise.data.loader import TrainingLoader, still_batches
+from coadvise.data.sources import open_source
+from coadvise.data.views import Batch, Views
+from coadvise.errors import UserError
+
+
+def batches(loader: TrainingLoader, first: int, last: int) -> list[Batch]:
+    """One batch a step, micro-batches joined."""
+    return [joined(step) for step in loader.steps(first, last)]
+
+
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 7), st.integers(0, 3))
+def test_any_step_can_be_the_first(images: int, batch_size: int, first: int, more: int) -> None:
+    views = made_views(images, EVERYTHING)
+    loader = TrainingLoader(views, batch_size)
+    whole = batches(loader, 0, first + more)
+    resumed = batches(TrainingLoader(made_views(images, EVERYTHING), batch_size), first, first + more)
+    assert all(map(same, resumed, whole[first:]))
+    assert len(resumed) == more
+
+
+@given(st.integers(12, 40), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
+def test_micro_batches_and_processes_share_out_the_same_batch(
+    images: int, accumulate: int, processes: int, times: int
+) -> None:
+    size = accumulate * processes * times
+    if size > images:
+        return
+    views = made_views(images, EVERYTHING, size=6)
+    whole = batches(TrainingLoader(views, size), 0, 5)
+    shares = [
+        list(TrainingLoader(views, size, accumulate, rank=rank, processes=processes).steps(0, 5))
+        for rank in range(processes)
+    ]
+    for step, expected in enumerate(whole):
+        assert all(len(share[step]) == accumulate for share in shares)
+        assert all(len(micro.index) == times for share in shares for micro in share[step])
+        parts = [share[step][number] for number in range(accumulate) for share in shares]
+        assert same(joined(parts), expected)
+
+
+@given(st.integers(1, 50), st.integers(1, 60))
+def test_an_epoch_has_every_image_once_and_leaves_out_less_than_a_batch(images: int, batch_size: int) -> None:
+    loader = TrainingLoader(made_views(images, AugmentConfig(kind="none"), size=2), batch_size)
+    per_epoch = loader.steps_per_epoch
+    steps = batches(loader, 0, 2 * per_epoch)
+    orders = []
+    for epoch in range(2):
+        epoch_steps = steps[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert {step.epoch for step in epoch_steps} == {epoch}
+        seen = torch.cat([step.index for step in epoch_steps]).tolist()
+        assert len(set(seen)) == len(seen) > images - min(batch_size, images)
+        orders.append(seen)
+    assert {len(step.index) for step in steps} == {min(batch_size, images)}
+    assert images < 8 or orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("kind", ["light", "deit"])
+def test_worker_processes_change_nothing(image_folder: Path, kind: str) -> None:
+    split = audit(open_source(image_folder, 0.2, 0), 16, in_memory=kind == "light").train
+    augment = AugmentConfig(kind=kind, erase=0.3, mixup=0.8, cutmix=1.0)
+    alone, two = (
+        list(TrainingLoader(Views(split, augment, 3, 16, 0), 12, accumulate=2, workers=workers).steps(1, 5))
+        for workers in (0, 2)
+    )
+    assert len(alone) == len(two) == 4
+    assert all(same(a, b) for ours, theirs in zip(alone, two, strict=True) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "accumulate", "processes", "says"),
+    [
+        (20, 10, 3, 1, "a batch of 10.*3 micro-batches on 1 process"),
+        (20, 10, 2, 4, "multiple of 8"),
+        (3, 8, 4, 1, "the 3"),
+    ],
+)
+def test_a_batch_that_cannot_be_cut_is_refused(
+    images: int, size: int, accumulate: int, processes: int, says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        TrainingLoader(made_views(images, EVERYTHING), size, accumulate, processes=processes)
+
+
+def test_a_set_smaller_than_a_batch_is_cut_evenly() -> None:
+    loader = TrainingLoader(made_views(11, EVERYTHING), 64, accumulate=2, processes=2)
+    assert (loader.batch_size, loader.steps_per_epoch) == (8, 1)
+
+
+@pytest.mark.parametrize(("in_memory", "workers"), [(True, 0), (False, 0), (False, 2)])
+def test_scored_images_come_once_in_order(image_folder: Path, in_memory: bool, workers: int) -> None:
+    split = audit(open_source(image_folder, 0.2, 0), 12, in_memory).val
+    parts = list(still_batches(split, 12, batch_size=7, workers=workers))
+    assert [len(part) for part in parts] == [7, 7, 4]
+    expected = np.stack([to_array(square(read_image(path), 12)) for path in split.paths]).astype(np.float32) / 255
+    assert np.array_equal(torch.cat(parts).numpy(), expected)

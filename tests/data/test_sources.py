@@ -1,0 +1,182 @@
+"""Finding classes and splits, and saying what is wrong with a folder."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from coadvise.data import sources
+from coadvise.data.sources import evaluation_split, open_source, typical_size
+from coadvise.errors import UserError
+
+
+def lay_out(root: Path, counts: Mapping[str, int]) -> Path:
+    """Empty files: sources look at names only."""
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            (root / folder / f"{number}.png").touch()
+    return root
+
+
+def test_train_and_val(image_folder: Path) -> None:
+    source = open_source(image_folder, 0.2, 0)
+    assert source.classes == ("blue", "green", "red")
+    assert Counter(source.train.labels) == {0: 12, 1: 12, 2: 12}
+    assert Counter(source.val.labels) == {0: 6, 1: 6, 2: 6}
+    for split, name in ((source.train, "train"), (source.val, "val")):
+        for path, label in zip(split.paths, split.labels, strict=True):
+            assert path.parent == image_folder / name / source.classes[label]
+    assert "val/" in source.note
+    assert open_source(image_folder, 0.5, 9) == source  # there is nothing left to chance
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "test"])
+def test_the_names_of_the_scored_split(tmp_path: Path, name: str) -> None:
+    lay_out(tmp_path, {"train/a": 1, "train/b": 1, f"{name}/a": 1, f"{name}/b": 2})
+    source = open_source(tmp_path, 0.2, 0)
+    assert len(source.val) == 3
+    assert f"{name}/" in source.note
+
+
+def test_images_lie_at_any_depth_under_any_usual_name_and_hidden_ones_do_not_count(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"a": 2, "b/deep/deeper": 2, "b/.ipynb_checkpoints": 3, ".git": 2})
+    for name in ("x.JPG", "x.jpeg", "x.webp", ".hidden.png", "notes.txt"):
+        (tmp_path / "a" / name).touch()
+    source = open_source(tmp_path, 0.5, 0)
+    assert source.classes == ("a", "b")
+    assert len(source.train) + len(source.val) == 7
+
+
+def test_a_loop_of_links_ends_and_a_linked_class_counts(tmp_path: Path) -> None:
+    lay_out(tmp_path / "data", {"a": 2, "b": 2})
+    lay_out(tmp_path / "elsewhere", {"c": 2})
+    (tmp_path / "data" / "a" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "c").symlink_to(tmp_path / "elsewhere" / "c")
+    assert open_source(tmp_path / "data", 0.5, 0).classes == ("a", "b", "c")
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(2, 40), min_size=2),
+    st.floats(0.01, 0.99),
+    st.integers(0, 2**31 - 1),
+)
+def test_the_division_is_stratified_seeded_disjoint_and_complete(
+    tmp_path_factory: pytest.TempPathFactory, counts: dict[str, int], fraction: float, seed: int
+) -> None:
+    root = lay_out(tmp_path_factory.mktemp("divided"), counts)
+    source = open_source(root, fraction, seed)
+    train, val = set(source.train.paths), set(source.val.paths)
+    assert not train & val
+    assert len(source.train) + len(source.val) == len(train | val) == sum(counts.values())
+    held = Counter(source.classes[label] for label in source.val.labels)
+    for name, count in counts.items():
+        assert 1 <= held[name] <= count - 1
+        assert abs(held[name] - fraction * count) <= 1
+    for path, label in zip(source.val.paths, source.val.labels, strict=True):
+        assert path.parent.name == source.classes[label]
+    assert source == open_source(root, fraction, seed)
+    assert f"{fraction:.0%}" in source.note
+    assert f"seed {seed}" in source.note
+
+
+def test_another_seed_holds_out_other_images(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"a": 50, "b": 50})
+    held = [set(open_source(tmp_path, 0.3, seed).val.paths) for seed in range(3)]
+    assert held[0] != held[1] != held[2]
+
+
+FAULTS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
+    # what is there; what the message must say: what was given, what is allowed, what to do
+    "no images": ({"a": 0, "b": 0}, ("no class folders with images", ".png", "CLASS/IMAGE")),
+    "flat": ({".": 3}, ("no class folders with images", "CLASS/IMAGE")),
+    "one class": ({"cats": 4}, ("one class", "'cats'", "at least two", "folder of its own")),
+    "one class in train": ({"train/cats": 4, "val/cats": 2}, ("one class", "'cats'", "at least two")),
+    "only in train": ({"train/a": 1, "train/b": 1, "train/odd": 1, "val/a": 1, "val/b": 1}, ("'odd'", "train", "both")),
+    "only in val": ({"train/a": 1, "train/b": 1, "val/a": 1, "val/b": 1, "val/odd": 1}, ("'odd'", "val", "both")),
+    "empty in val": ({"train/a": 1, "train/b": 1, "val/a": 1, "val/b": 0}, ("'b'", "train", "both need the same")),
+    "train without val": (
+        {"train/a": 4, "train/b": 4},
+        ("train/ but none of val/, valid/, test/", "add one", "give '"),
+    ),
+    "one image": ({"a": 3, "few": 1}, ("'few'", "one image", "two or more")),
+    "val without train": ({"val/a": 1, "test/a": 1}, ("'test', 'val'", "look like splits", "train/")),
+    "other split names": (
+        {"Training/a": 1, "Validation/a": 1},
+        ("'Training', 'Validation'", "look like splits", "val/"),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_folder_is_explained(tmp_path: Path, fault: str) -> None:
+    counts, says = FAULTS[fault]
+    with pytest.raises(UserError) as caught:
+        open_source(lay_out(tmp_path / "data", counts), 0.2, 0)
+    for phrase in (*says, str(tmp_path / "data")):
+        assert phrase in str(caught.value)
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, what in (("missing", "does not exist"), ("file", "is a file")):
+        with pytest.raises(UserError, match=f"{name}' {what}; give a folder of class folders.*digits"):
+            open_source(tmp_path / name, 0.2, 0)
+
+
+def test_a_fault_names_a_few_of_many(tmp_path: Path) -> None:
+    names = [f"class{number:02}" for number in range(20)]
+    lay_out(tmp_path, {f"train/{name}": 1 for name in names} | {"val/class00": 1})
+    with pytest.raises(UserError, match=r"'class01'.*'class05' and 14 more"):
+        open_source(tmp_path, 0.2, 0)
+
+
+def test_the_images_to_score_a_student_on(tmp_path: Path, image_folder: Path) -> None:
+    classes = ("blue", "green", "red")
+    assert evaluation_split(image_folder, classes) == open_source(image_folder, 0.2, 0).val
+    plain = evaluation_split(image_folder / "train", classes)
+    assert Counter(plain.labels) == {0: 12, 1: 12, 2: 12}
+    some = evaluation_split(lay_out(tmp_path, {"red": 2}), classes)  # a student may be scored on some of its classes
+    assert some.labels == (2, 2)
+    with pytest.raises(UserError, match=r"does not know: 'blue'.*it knows 'green', 'red'"):
+        evaluation_split(image_folder, ("green", "red"))
+    with pytest.raises(UserError, match="does not exist"):
+        evaluation_split(tmp_path / "missing", classes)
+    with pytest.raises(UserError, match="no images of the student's classes"):
+        evaluation_split(lay_out(tmp_path / "empty", {"red": 0}), classes)
+
+
+def test_typical_size_passes_over_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    for number, size in enumerate([(20, 30), (24, 24), (90, 28), (300, 300)]):  # the last is a decompression bomb
+        Image.new("L", size).save(tmp_path / f"{number}.png")
+    (tmp_path / "page.jpg").write_text("<html>")
+    (tmp_path / "empty.png").touch()
+    assert typical_size(tmp_path) == 24
+    assert typical_size(tmp_path / "missing") == 0
+
+
+def test_the_digits_are_laid_out_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = open_source("digits", 0.2, 0)
+    assert source.classes == tuple("0123456789")
+    assert (len(source.train), len(source.val)) == (300, 1497)
+    assert set(Counter(source.train.labels).values()) == {30}
+    before = source.root.stat().st_mtime_ns
+    assert open_source("digits", 0.9, 7) == source
+    assert source.root.stat().st_mtime_ns == before
+    assert [entry.name for entry in (tmp_path / "coadvise").iterdir()] == [source.root.name]
+
+
+def test_a_slower_process_takes_the_faster_one_s_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    expected = open_source("digits", 0.2, 0)
+    is_dir = Path.is_dir
+    monkeypatch.setattr(Path, "is_dir", lambda self: self.name[:6] != "digits" and is_dir(self))  # not there yet
+    assert sources._lay_out_digits() == expected.root
+    monkeypatch.undo()
+    assert len(list((tmp_path / "coadvise").iterdir())) == 1

@@ -1,0 +1,361 @@
+"""Views are pure functions of (seed, epoch, position), and look as the configuration says."""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm.data
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import EVERYTHING, NOTHING, joined, made_split, made_views, same
+from torch import Tensor
+
+from coadvise.config import AugmentConfig
+from coadvise.data import draws
+from coadvise.data.audit import AuditedSplit, audit
+from coadvise.data.images import read_image
+from coadvise.data.sources import open_source
+from coadvise.data.views import Views, light_views
+
+DEIT = AugmentConfig(kind="deit", erase=0.3, mixup=0.8, cutmix=1.0, smoothing=0.1)
+AUGMENTS = {
+    "none": NOTHING,
+    "light": AugmentConfig(),
+    "turned": AugmentConfig(zoom=0.3, rotate=30),
+    "coloured": AugmentConfig(colour=0.4),
+    "erased": AugmentConfig(kind="none", erase=0.7),
+    "mixup": AugmentConfig(kind="none", mixup=0.2),
+    "cutmix": AugmentConfig(kind="none", cutmix=1.0),
+    "everything": EVERYTHING,
+}
+seeds = st.integers(0, 2**31 - 1)
+
+
+@pytest.fixture(scope="module")
+def on_disk(image_folder: Path) -> AuditedSplit:
+    return audit(open_source(image_folder, 0.2, 0), 16, in_memory=False).train
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+@given(seed=seeds, epoch=st.integers(0, 1000), images=st.integers(1, 17), data=st.data())
+def test_views_do_not_depend_on_batch_layout(
+    name: str, seed: int, epoch: int, images: int, data: st.DataObject
+) -> None:
+    views = made_views(images, AUGMENTS[name], seed=seed)
+    whole = views[epoch, np.arange(images)]
+    assert sorted(whole.index.tolist()) == list(range(images))
+    cuts = sorted(data.draw(st.sets(st.integers(1, images - 1), max_size=4))) if images > 1 else []
+    again = made_views(images, AUGMENTS[name], seed=seed)  # another object, as in another process
+    assert same(joined(again[epoch, part] for part in np.split(np.arange(images), cuts)), whole)
+    scattered = np.array(data.draw(st.lists(st.integers(0, images - 1), min_size=1, max_size=6)))
+    some = again[epoch, scattered]
+    assert torch.equal(some.images, whole.images[scattered])
+    assert torch.equal(some.labels, whole.labels[scattered])
+
+
+@pytest.mark.parametrize("name", [name for name in AUGMENTS if name != "none"])
+def test_another_seed_or_epoch_gives_other_views(name: str) -> None:
+    by_image = []
+    for seed, epoch in ((0, 0), (1, 0), (0, 1)):
+        batch = made_views(24, AUGMENTS[name], seed=seed)[epoch, np.arange(24)]
+        by_image.append(batch.images[batch.index.argsort()])
+    for other in by_image[1:]:
+        changed = (other != by_image[0]).flatten(1).any(1)
+        assert changed.float().mean() > 0.5
+
+
+def test_the_order_is_the_epoch_s() -> None:
+    views = made_views(50, NOTHING)
+    orders = [views.order(epoch).tolist() for epoch in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]
+    assert views[1, np.array([3, 7])].index.tolist() == [orders[1][3], orders[1][7]]
+
+
+def test_without_augmentation_the_view_is_the_image() -> None:
+    split = made_split(10)
+    for augment in (NOTHING, AugmentConfig(flip=False, shift=0)):
+        batch = Views(split, augment, 3, 12, 0)[2, np.arange(10)]
+        assert torch.equal(batch.images, torch.from_numpy(split.pixels[batch.index]).float() / 255)
+        assert batch.labels.tolist() == (batch.index % 3).tolist()
+        assert batch.labels.dtype == batch.index.dtype == torch.int64
+        assert batch.images.dtype == torch.float32
+
+
+def test_pixels_in_memory_and_on_disk_give_the_same_views(image_folder: Path, on_disk: AuditedSplit) -> None:
+    in_memory = audit(open_source(image_folder, 0.2, 0), 16, in_memory=True).train
+    positions = np.arange(len(on_disk))
+    for augment in (NOTHING, EVERYTHING):
+        assert same(Views(in_memory, augment, 3, 16, 5)[3, positions], Views(on_disk, augment, 3, 16, 5)[3, positions])
+
+
+# light --------------------------------------------------------------------------------------------------------------
+
+
+def test_flipping_mirrors_half_of_the_images() -> None:
+    split = made_split(600, size=6)
+    batch = Views(split, AugmentConfig(shift=0), 3, 6, 0)[0, np.arange(600)]
+    original = torch.from_numpy(split.pixels[batch.index]).float() / 255
+    mirrored = (batch.images == original.flip(3)).flatten(1).all(1)
+    assert ((batch.images == original).flatten(1).all(1) ^ mirrored).all()
+    assert abs(mirrored.float().mean() - 0.5) < 4 * 0.5 / 600**0.5
+
+
+def test_shifts_are_whole_pixels_over_mirrored_borders_and_all_equally_likely() -> None:
+    split = made_split(1500, size=8)
+    batch = Views(split, AugmentConfig(flip=False, shift=0.25), 3, 8, 0)[0, np.arange(1500)]
+    found: Counter[tuple[int, int]] = Counter()
+    for image, index in zip(batch.images, batch.index, strict=True):
+        padded = np.pad(split.pixels[index], ((0, 0), (2, 2), (2, 2)), mode="symmetric").astype(np.float32) / 255
+        fits = [
+            (y, x) for y in range(5) for x in range(5) if np.array_equal(padded[:, y : y + 8, x : x + 8], image.numpy())
+        ]
+        assert len(fits) == 1
+        found.update(fits)
+    along = np.zeros((5, 5))
+    for place, count in found.items():
+        along[place] = count / 1500
+    # Rounding gives the outermost of the five steps half the share of the others.
+    expected = np.outer([1, 2, 2, 2, 1], [1, 2, 2, 2, 1]) / 64
+    assert np.abs(along - expected).max() < 5 * np.sqrt(expected / 1500).max()
+
+
+def centred(rows: int = 1) -> draws.Array:
+    """Draws in the middle of their ranges: nothing is changed."""
+    return np.full((rows, 9), 0.5)
+
+
+def test_turning_by_a_right_angle_is_exact() -> None:
+    images = torch.rand(2, 3, 9, 9)
+    u = centred(2)
+    u[:, 2] = 0.75, 0.25  # half of the range either way
+    turned = light_views(images, AugmentConfig(flip=False, shift=0, rotate=180), u)
+    assert torch.allclose(turned[0], images[0].rot90(1, (1, 2)), atol=1e-5)
+    assert torch.allclose(turned[1], images[1].rot90(-1, (1, 2)), atol=1e-5)
+
+
+def test_zooming_scales_about_the_centre() -> None:
+    ramp = torch.linspace(-1, 1, 16).expand(1, 3, 16, 16).contiguous()
+    u = centred()
+    for draw, scale in ((0.0, 0.75), (1.0, 1.25)):
+        u[:, 1] = draw
+        zoomed = light_views(ramp, AugmentConfig(flip=False, shift=0, zoom=0.25), u)[0, 0, 5]
+        assert torch.allclose(zoomed[4:12], scale * ramp[0, 0, 5, 4:12], atol=1e-5)
+
+
+@given(seeds, st.floats(0, 0.5), st.floats(0, 0.9), st.floats(0, 180), st.floats(0, 0.9))
+def test_light_views_stay_within_range(seed: int, shift: float, zoom: float, rotate: float, colour: float) -> None:
+    u = draws.uniforms(seed, draws.GEOMETRY, 0, np.arange(4), 9)
+    images = torch.rand(4, 3, 10, 10, generator=torch.Generator().manual_seed(seed))
+    moved = light_views(images, AugmentConfig(shift=shift, zoom=zoom, rotate=rotate), u)
+    assert moved.min() >= images.min() - 1e-5
+    assert moved.max() <= images.max() + 1e-5
+    flat = torch.full_like(images, 0.4)
+    assert torch.allclose(light_views(flat, AugmentConfig(shift=shift, zoom=zoom, rotate=rotate), u), flat, atol=1e-5)
+    recoloured = light_views(images, AugmentConfig(colour=colour, shift=shift), u)
+    assert recoloured.min() >= 0
+    assert recoloured.max() <= 1
+
+
+def test_brightness_contrast_and_saturation() -> None:
+    images = torch.rand(1, 3, 8, 8) / 2 + 0.1
+    still = AugmentConfig(flip=False, shift=0, colour=0.2)
+    mean, grey = images.mean(), images.mean(1, keepdim=True)
+    expected = {5: images * 1.2, 6: mean + 1.2 * (images - mean), 7: grey + 1.2 * (images - grey)}
+    for column, image in expected.items():
+        u = centred()
+        u[:, column] = 1
+        assert torch.allclose(light_views(images, still, u), image.clamp(0, 1), atol=1e-5)
+
+
+# erasing ------------------------------------------------------------------------------------------------------------
+
+
+def erased(probability: float, images: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Views and a mask [N, S, S] of what was erased from images that are 0 all over."""
+    split = made_split(images, size)
+    split.pixels[:] = 0
+    batch = Views(split, AugmentConfig(kind="none", erase=probability), 3, size, seed)[0, np.arange(images)]
+    return batch.images, (batch.images != 0).any(1)
+
+
+@given(seeds, st.integers(4, 40))
+def test_what_is_erased_is_one_rectangle_inside_the_image(seed: int, size: int) -> None:
+    _, mask = erased(1.0, 6, size, seed)
+    for one in mask:
+        rows, columns = one.any(1).nonzero()[:, 0], one.any(0).nonzero()[:, 0]
+        height, width = len(rows), len(columns)
+        assert one.sum() == height * width
+        assert rows[-1] - rows[0] + 1 == height
+        assert columns[-1] - columns[0] + 1 == width
+        assert max(height, width) < size
+        assert (height - 0.5) * (width - 0.5) <= size**2 / 3
+        assert min((height + 0.5) * (width + 0.5), (height + 0.5) * size) >= 0.02 * size**2
+
+
+def test_how_often_how_much_and_with_what_is_erased() -> None:
+    views, mask = erased(0.3, 2000, 32)
+    hit = mask.flatten(1).any(1)
+    assert abs(hit.float().mean() - 0.3) < 4 * (0.3 * 0.7 / 2000) ** 0.5
+    area = mask[hit].float().mean((1, 2))
+    assert abs(area.mean() - (0.02 + 1 / 3) / 2) < 0.02
+    place = mask[hit].float().mean(0)  # up and down, left and right, all alike
+    assert (place - place.flip(0)).abs().max() < 0.15
+    assert (place - place.T).abs().max() < 0.15
+    noise = views.movedim(1, -1)[mask]
+    assert torch.allclose(noise.mean(0), torch.tensor([0.485, 0.456, 0.406]), atol=0.01)
+    assert torch.allclose(noise.std(0), torch.tensor([0.229, 0.224, 0.225]), atol=0.01)
+
+
+# mixing -------------------------------------------------------------------------------------------------------------
+
+
+def numbered(images: int, augment: AugmentConfig, size: int = 16, seed: int = 0) -> Views:
+    """Image n is n + 1 all over (before division by 255) and of class n, so a view's pixels tell whose they are."""
+    split = made_split(images, size, classes=images)
+    split.pixels[:] = (np.arange(images) + 1)[:, None, None, None]
+    return Views(split, augment, images, size, seed)
+
+
+@given(seeds, st.integers(1, 12), st.floats(0.1, 4), st.floats(0, 1))
+def test_cutmix_labels_are_the_shares_of_pixels(seed: int, images: int, alpha: float, probability: float) -> None:
+    views = numbered(images, AugmentConfig(kind="none", cutmix=alpha, mix_probability=probability), seed=seed)
+    batch = views[1, np.arange(images)]
+    owner = (batch.images[:, 0] * 255).round().long() - 1
+    share = F.one_hot(owner.flatten(1), images).float().mean(1)
+    assert torch.allclose(batch.labels, share, atol=1e-6)
+    assert torch.equal(batch.images[:, 0], (owner + 1).float() / 255)  # nothing is blended
+    other = (owner != batch.index[:, None, None]).int()  # and what is not the image's own is one box
+    assert torch.equal(other, other.amax(1, keepdim=True) * other.amax(2, keepdim=True))
+
+
+@given(seeds, st.integers(1, 12), st.floats(0.1, 4), st.floats(0, 1))
+def test_mixup_labels_are_the_shares_of_light(seed: int, images: int, alpha: float, probability: float) -> None:
+    views = numbered(images, AugmentConfig(kind="none", mixup=alpha, mix_probability=probability), seed=seed)
+    batch = views[1, np.arange(images)]
+    expected = batch.labels @ torch.arange(1, images + 1).float() / 255
+    assert torch.allclose(batch.images, expected[:, None, None, None].expand_as(batch.images), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "everything"])
+@given(seed=seeds, images=st.integers(1, 15))
+def test_mixed_labels_are_distributions_over_two_neighbours(name: str, seed: int, images: int) -> None:
+    labels = numbered(images, AUGMENTS[name].model_copy(update={"smoothing": 0.0}), seed=seed)[
+        0, np.arange(images)
+    ].labels
+    assert labels.dtype == torch.float32
+    assert torch.allclose(labels.sum(1), torch.ones(images), atol=1e-6)
+    assert (labels >= 0).all()
+    assert ((labels > 0).sum(1) <= 2).all()
+    order = numbered(images, NOTHING, seed=seed).order(0)
+    for position, row in enumerate(labels):
+        partner = position ^ 1 if position ^ 1 < images else position
+        assert set(row.nonzero()[:, 0].tolist()) <= {order[position], order[partner]}
+        if partner == position:  # the last of an odd number is left alone
+            assert row[order[position]] == pytest.approx(1)
+
+
+def test_pairs_that_are_not_mixed_are_the_images_to_the_last_bit() -> None:
+    never = AugmentConfig(kind="none", mixup=0.8, cutmix=1.0, mix_probability=0.0)
+    mixed, plain = made_views(16, never)[0, np.arange(16)], made_views(16, NOTHING)[0, np.arange(16)]
+    assert torch.equal(mixed.images, plain.images)
+    assert torch.equal(mixed.labels, F.one_hot(plain.labels, 3).float())
+
+
+def test_mixing_shares_are_beta_and_kinds_alternate() -> None:
+    n = 4000
+    views = numbered(n, AugmentConfig(kind="none", mixup=0.8, mix_probability=0.6), size=1)
+    positions = np.arange(0, n, 2)
+    share = views._mix(0, positions, torch.zeros(n // 2, 3, 1, 1), torch.zeros(n // 2, 3, 1, 1))[1][:, 0]
+    assert (share < 1).float().mean() == pytest.approx(0.6, abs=0.04)
+    mixed = share[share < 1]
+    assert mixed.mean() == pytest.approx(0.5, abs=0.03)
+    assert mixed.var() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), rel=0.1)  # of Beta(0.8, 0.8)
+    both = numbered(200, AugmentConfig(kind="none", mixup=0.8, cutmix=1.0))[0, np.arange(200)]
+    own = both.images[:, 0] == (both.index[:, None, None] + 1).float() / 255
+    partly = (own.flatten(1).any(1)) & ~own.flatten(1).all(1)
+    assert partly.float().mean() == pytest.approx(0.5, abs=0.15)  # cutmix; the others are blended all over
+
+
+def test_smoothing_is_pytorchs() -> None:
+    batch = made_views(9, AugmentConfig(kind="none", smoothing=0.2))[0, np.arange(9)]
+    logits = torch.randn(9, 3)
+    expected = F.cross_entropy(logits, batch.index % 3, label_smoothing=0.2)
+    assert F.cross_entropy(logits, batch.labels) == pytest.approx(expected.item(), rel=1e-6)
+
+
+# deit ---------------------------------------------------------------------------------------------------------------
+
+
+def global_state() -> list[bytes]:
+    numpy = np.random.get_state()
+    return [
+        repr(random.getstate()).encode(),
+        numpy[1].tobytes() + repr(numpy[2:]).encode(),
+        torch.get_rng_state().numpy().tobytes(),
+    ]
+
+
+def test_deit_views_neither_disturb_nor_heed_global_random_state(on_disk: AuditedSplit) -> None:
+    results = []
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        before = global_state()
+        results.append(Views(on_disk, DEIT, 3, 16, 0)[4, np.arange(8)])
+        assert global_state() == before
+    assert same(*results)
+
+
+def test_global_state_is_put_back_after_a_broken_image(on_disk: AuditedSplit, tmp_path: Path) -> None:
+    broken = AuditedSplit((tmp_path / "gone.png",), np.zeros(1, np.int64), None, (), Counter())
+    before = global_state()
+    with pytest.raises(ValueError, match=r"gone\.png"):
+        Views(broken, DEIT, 3, 16, 0)[0, np.arange(1)]
+    assert global_state() == before
+
+
+def test_deit_views_do_not_depend_on_batch_layout(on_disk: AuditedSplit) -> None:
+    positions = np.arange(11)
+    whole = Views(on_disk, DEIT, 3, 16, 0)[1, positions]
+    again = Views(on_disk, DEIT, 3, 16, 0)
+    assert same(joined(again[1, part] for part in (positions[:3], positions[3:4], positions[4:])), whole)
+    assert not torch.equal(again[2, positions].images, whole.images)
+
+
+def test_deit_views_are_timm_s(on_disk: AuditedSplit) -> None:
+    """DeiT's own pipeline (the defaults of its main.py: RandAugment, bicubic, ImageNet's figures), seeded alike."""
+    mean, std = torch.tensor(timm.data.IMAGENET_DEFAULT_MEAN), torch.tensor(timm.data.IMAGENET_DEFAULT_STD)
+    pipeline = timm.data.create_transform(
+        16,
+        is_training=True,
+        color_jitter=0.4,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="bicubic",
+        re_prob=0.0,
+    )
+    batch = Views(on_disk, AugmentConfig(kind="deit"), 3, 16, 7)[5, np.arange(12)]
+    assert batch.images.dtype == torch.float32
+    for view, index in zip(batch.images, batch.index.tolist(), strict=True):
+        seed = draws.scalar_seed(7, draws.PIPELINE, 5, index)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        expected = pipeline(read_image(on_disk.paths[index]))
+        assert torch.allclose((view - mean[:, None, None]) / std[:, None, None], expected, atol=1e-5)
+
+
+def test_photographs_keep_their_look(photos: Path) -> None:
+    """Whatever is done to photographs, their mean colour stays near, and no view is empty."""
+    split = audit(open_source(photos, 0.2, 0), 32, in_memory=False).train
+    plain = Views(split, NOTHING, 10, 32, 0)[0, np.arange(64)].images
+    for augment in (AugmentConfig(), AugmentConfig(zoom=0.2, rotate=20, colour=0.3), AugmentConfig(kind="deit")):
+        views = Views(split, augment, 10, 32, 0)[0, np.arange(64)].images
+        assert views.min() >= 0
+        assert views.max() <= 1
+        assert abs(views.mean() - plain.mean()) < 0.08
+        assert (views.flatten(1).std(1) > 0.01).float().mean() > 0.95

@@ -1,0 +1,261 @@
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import contents, make_images, records, request_stop, run_program
+
+from coadvise.cli import main
+from coadvise.config import preset_names
+from coadvise.models import MODELS
+from coadvise.predict import load
+
+Outcome = tuple[int, str, str]  # exit code, stdout, stderr
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The program, run in this process."""
+
+    def run(*arguments: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["coadvise", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+ONCE = [f"{part}.recipe.epochs=1" for part in ("teachers.conv", "teachers.inv", "student")]
+
+
+def test_fit_says_what_it_does_and_quietly(cli: Cli, tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
+    code, out, err = cli("fit", tiny_images, *ONCE, "--preset", tiny_preset, "--out", tmp_path / "run", "--baseline")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == f"data: {tiny_images}, 3 classes (blue, green, red)"
+    assert f"run directory: {tmp_path / 'run'}" in lines
+    assert lines[-1] == f"report: {tmp_path / 'run' / 'report.html'}"
+    assert any(line.startswith("student co-advised (seed 0): top-1 class") for line in lines)
+    assert (tmp_path / "run" / "report.html").read_text().startswith("<!doctype html>")
+    assert "\r" not in out, "progress bars are for terminals"
+    assert "\x1b" not in out
+    assert len(lines) < 30
+
+
+def test_fit_as_json(cli: Cli, tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, out, err = cli(
+        "fit", tiny_images, "--preset", tiny_preset, "--out", run, "--seed", "4", "--seeds", "2", "--json", *ONCE
+    )
+    assert code == 0
+    answer = json.loads(out)
+    assert answer["run"] == str(run)
+    assert answer["seeds"] == [4, 5]
+    assert answer["sentence"] == records(run, "verdict")[-1]["sentence"]
+    assert "run directory" in err, "sentences go to stderr, so that stdout is one JSON object"
+    assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 4
+
+
+def test_a_relative_folder_and_the_default_out(
+    cli: Cli, tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_images, tmp_path / "shapes")
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = cli("fit", "shapes", "--preset", tiny_preset, *ONCE)
+    assert code == 0
+    assert "run directory: runs/shapes-tiny-seed0" in out.splitlines()
+    assert cli("evaluate", "runs/shapes-tiny-seed0")[0] == 0
+
+
+def test_evaluate(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    code, out, err = cli("evaluate", finished)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].startswith("12 images of ")
+    assert len(out.splitlines()) == 5
+    data = make_images(tmp_path / "data", 1, 2)
+    (data / "val" / "red" / "0.png").write_bytes(b"no image")
+    code, out, err = cli("evaluate", finished, "--data", data)
+    assert out.splitlines()[0] == f"5 images of {data}"
+    assert "not scored, cannot be read" in out.splitlines()[-1]
+    assert "red/0.png" in out.splitlines()[-1]
+    code, out, err = cli("evaluate", finished, "--data", data, "--json")
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert answer["images"] == 5
+    assert set(answer["parts"]["students/advised-0"]) == {"class", "conv", "inv", "average"}
+
+
+def test_predict(cli: Cli, finished: Path, tiny_images: Path) -> None:
+    images = sorted((tiny_images / "val" / "red").iterdir())[:2]
+    wanted = load(finished).predict(images)
+    code, out, err = cli("predict", finished, *images)
+    assert (code, err) == (0, "")
+    assert [line.split(": ")[0] for line in out.splitlines()] == [str(image) for image in images]
+    assert [line.split(": ")[1].split()[0] for line in out.splitlines()] == [p.label for p in wanted]
+    code, out, _ = cli("predict", finished, *images, "--json")
+    assert json.loads(out) == [
+        {"image": str(image), "label": p.label, "probabilities": p.probabilities}
+        for image, p in zip(images, wanted, strict=True)
+    ]
+    _, out, _ = cli("predict", finished, images[0], "--answer", "average", "--json")
+    assert json.loads(out)[0]["probabilities"] == load(finished).predict(images[0], "average")[0].probabilities
+
+
+def test_models_and_presets(cli: Cli) -> None:
+    code, out, _ = cli("models")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[1:-1]] == list(MODELS)
+    assert [row["model"] for row in json.loads(cli("models", "--json")[1])] == list(MODELS)
+    code, out, _ = cli("presets")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == preset_names()
+    headers = json.loads(cli("presets", "--json")[1])
+    assert list(headers) == preset_names()
+    assert all(len(header) > 20 for header in headers.values())
+    for name in preset_names():
+        assert yaml.safe_load(cli("presets", name)[1])["student"]["model"]
+        assert json.loads(cli("presets", name, "--json")[1])["student"]["model"]
+
+
+def test_a_preset_file_is_printed_too(cli: Cli, tiny_preset: str) -> None:
+    code, out, _ = cli("presets", tiny_preset)
+    assert code == 0
+    assert out.strip() == Path(tiny_preset).read_text().strip()
+
+
+def test_help(cli: Cli) -> None:
+    code, out, _ = cli("--help")
+    assert code == 0
+    for name in ("fit", "evaluate", "predict", "models", "presets"):
+        assert name in out
+        assert cli(name, "--help")[0] == 0
+
+
+def refused(outcome: Outcome, *pieces: str) -> None:
+    """Exit code 2, at most the data's description on stdout, one line on stderr that says these things."""
+    code, out, err = outcome
+    assert code == 2, err
+    assert out == "" or (out.startswith("data: ") and len(out.splitlines()) == 4)
+    assert err.startswith("coadvise: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for piece in pieces:
+        assert piece in err
+
+
+def test_the_users_errors_are_one_line_each(
+    cli: Cli, finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+
+    def fit(*arguments: str | Path, data: Path = tiny_images, preset: str = tiny_preset, out: Path = run) -> Outcome:
+        return cli("fit", data, "--preset", preset, "--out", out, *arguments)
+
+    nothing = tmp_path / "nothing"
+    refused(fit(data=nothing), f"'{nothing}' does not exist", "give a folder of class folders")
+    refused(cli("fit", nothing), "does not exist")
+    refused(fit(preset="digit"), "unknown preset 'digit', did you mean 'digits'?", "small-images")
+    refused(fit(preset="gone.yaml"), "no preset file 'gone.yaml'")
+    refused(fit("student.recipe.epoch=3"), "unknown key 'student.recipe.epoch', did you mean 'epochs'?")
+    refused(fit("teachers.conv.recipes.epochs=3"), "'teachers.conv.recipes', did you mean 'recipe'?")
+    refused(fit("student.recipe.epochs=many"), "'student.recipe.epochs' is 'many'")
+    refused(
+        fit("student.recipe.epochs=0", "augment.kind=dark"), "'student.recipe.epochs' is 0", "'augment.kind' is 'dark'"
+    )
+    refused(fit("epochs"), "'epochs' is not an override; write key=value")
+    refused(fit("--seeds", "0"), "at least one student is needed")
+    refused(fit("engine.device=cuda"), "PyTorch sees no CUDA device")
+    assert not run.exists()
+
+    before = contents(finished)
+    refused(fit("student.weight=2", out=finished), f"'{finished}' holds another run", "student.weight: 1.0 -> 2.0")
+    assert contents(finished) == before
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years")
+    refused(fit(out=tmp_path / "thesis"), "exists and is no run directory; choose another --out")
+
+    other = make_images(tmp_path / "other", 2, 1, classes=("cat", "dog"))
+    given = f"teachers.conv.checkpoint={finished}/teachers/conv"
+    refused(fit(given, data=other), "answers for 3 classes (blue, green, red)", "the data has 2 (cat, dog)")
+    assert not run.exists()
+
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    good = next((tiny_images / "val" / "red").iterdir())
+    refused(cli("predict", finished, good, bad), f"cannot read image '{bad}'")
+    refused(cli("predict", finished, good, "--answer", "best"), "no answer 'best'; this student has class, conv, inv")
+    refused(cli("predict", nothing, good), "is no run directory")
+    refused(cli("evaluate", nothing), "is no run directory")
+    refused(cli("evaluate", finished, "--data", other), "classes the student does not know: 'cat', 'dog'")
+    refused(cli("presets", "photo"), "unknown preset 'photo', did you mean 'photos'?")
+
+
+def test_a_command_that_does_not_exist_is_exit_code_2(cli: Cli) -> None:
+    code, _, err = cli("fitt")
+    assert code == 2
+    assert "fitt" in err
+
+
+def test_a_stop_is_exit_code_75(
+    cli: Cli, tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coadvise.cli.Terminal.progress", lambda *_: request_stop())
+    arguments = ["fit", tiny_images, "--preset", tiny_preset, "--out", tmp_path / "run"]
+    code, _, err = cli(*arguments)
+    assert code == 75
+    assert err == "coadvise: stopped at step 1 of 4 of teachers/conv; run the same command again to go on\n"
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", ["coadvise", *map(str, arguments)])
+    main_code = cli(*arguments)[0]
+    assert main_code == 0
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_the_module_is_the_program_and_quick_to_say_help(tmp_path: Path) -> None:
+    done = run_program("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Train teachers and a co-advised student" in done.stdout
+    done = run_program("predict", "nowhere", "x.png", cwd=tmp_path)
+    refused((done.returncode, done.stdout, done.stderr), "'nowhere' is no run directory")
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "coadvise", "presets"]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.wait()
+
+
+def test_on_a_terminal_there_is_a_bar_for_each_network() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from coadvise.cli import Terminal
+
+    screen = StringIO()
+    terminal = Terminal(Console(file=screen, force_terminal=True, width=120))
+    terminal.progress("students/advised-0", 3, 4, {})  # resumed: begins at its third step
+    terminal.progress("students/advised-0", 4, 4, {"total": 0.5, "top1": 0.25})
+    terminal.progress("students/alone-0", 1, 4, {})
+    terminal.say("a [bracketed] word")
+    terminal.bars.stop()
+    shown = screen.getvalue()
+    assert "students/advised-0" in shown
+    assert "4/4" in shown
+    assert "total 0.500 top1 0.250" in shown
+    assert "a [bracketed] word" in shown

@@ -1,0 +1,255 @@
+"""Configurations: presets, files, overrides, and faults named all at once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from coadvise.config import (
+    AugmentConfig,
+    RunConfig,
+    differences,
+    load_config,
+    nearest,
+    parse_config,
+    preset_names,
+    preset_text,
+)
+from coadvise.errors import UserError
+
+
+def valid(**changes: Any) -> dict[str, Any]:
+    return {"teachers": {"conv": {"model": "resnet18"}}, "student": {"model": "cit_micro_patch4_32"}, **changes}
+
+
+def fault(values: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_config(values)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_parse_and_survive_being_written(name: str) -> None:
+    config = load_config(name)
+    assert parse_config(yaml.safe_load(config.to_yaml())) == config
+    assert differences(config, config) == []
+    assert preset_text(name).startswith("#")  # says what it is for
+    for teacher in config.teachers.values():
+        assert teacher.recipe.batch_size % teacher.recipe.accumulate == 0
+    assert config.student.recipe.batch_size % config.student.recipe.accumulate == 0
+
+
+def test_a_file_is_a_preset_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(preset_text("digits"))
+    assert load_config(str(path)) == load_config("digits")
+
+
+def all_keys(model: type[BaseModel], path: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(path + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += all_keys(field.annotation, f"{path}{name}.")
+    return keys
+
+
+@given(st.sampled_from([key for key in all_keys(RunConfig) if "." in key]), st.data())
+def test_a_typo_is_answered_with_the_nearest_name(key: str, data: st.DataObject) -> None:
+    *parents, name = key.split(".")
+    place = data.draw(st.integers(1, len(name) - 1))
+    typo = name[:place] + "z" + name[place:]
+    values = valid()
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+    node[typo] = 1
+    message = fault(values)
+    assert f"unknown key '{'.'.join([*parents, typo])}', did you mean '{name}'?; allowed here: " in message
+    assert name in message.split("allowed here: ")[1]
+
+
+def test_all_faults_at_once() -> None:
+    message = fault({
+        "sead": 1,
+        "data": {"image_sise": 32, "workers": -1},
+        "augment": {"kind": "heavy"},
+        "teachers": {
+            "class": {"model": "a"},
+            "two words": {"model": "b"},
+            "conv": {"modle": "x", "recipe": {"epoch": 3}, "augment": {"flop": True}},
+        },
+        "student": {"model": "s", "recipe": {"learning_rate": "fast"}},
+    })  # fmt: skip
+    for phrase in (
+        "unknown key 'sead', did you mean 'seed'?",
+        "unknown key 'data.image_sise', did you mean 'image_size'?",
+        "'data.workers' is -1: Input should be greater than or equal to 0",
+        "'augment.kind' is 'heavy': Input should be 'light', 'deit' or 'none'",
+        "'teachers.class' is 'class': a teacher's name is its token's",
+        "'teachers.two words' is 'two words': a teacher's name",
+        "'teachers.conv.model' is missing",
+        "unknown key 'teachers.conv.modle', did you mean 'model'?",
+        "unknown key 'teachers.conv.recipe.epoch', did you mean 'epochs'?",
+        "unknown key 'teachers.conv.augment.flop', did you mean 'flip'?; allowed here: kind, ",
+        "'student.recipe.learning_rate' is 'fast': Input should be a valid number",
+    ):
+        assert phrase in message
+    assert message.count("; ") >= 10
+
+
+@pytest.mark.parametrize("key", ["learning_rate", "weight_decay", "warmup_epochs", "clip"])
+@pytest.mark.parametrize("value", [".inf", ".nan", "-1", "inf", "nan"])
+def test_no_number_without_end_or_sense(key: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"student.recipe.{key}"):
+        load_config("digits", [f"student.recipe.{key}={value}"])
+
+
+def test_what_must_be_there() -> None:
+    assert fault({}) == "'teachers' is missing; 'student' is missing"
+    assert "'teachers' is {}" in fault(valid(teachers={}))
+    assert "'data' is 3" in fault(valid(data=3))
+
+
+def test_a_config_cannot_be_changed() -> None:
+    config = parse_config(valid())
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+# overrides ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("student.recipe.epochs=7", "student.recipe.epochs", 7),
+        ("student.recipe.learning_rate=3e-4", "student.recipe.learning_rate", 3e-4),
+        ("augment.flip=true", "augment.flip", True),
+        ("augment.crop_scale=[0.5, 1]", "augment.crop_scale", [0.5, 1.0]),
+        ("augment.rand_augment=rand-m5=x", "augment.rand_augment", "rand-m5=x"),
+        ("student.model_kwargs.drop_rate=1e-1", "student.model_kwargs.drop_rate", 0.1),
+        ("student.model_kwargs.new.deep={a: [1]}", "student.model_kwargs.new.deep.a", [1]),
+        ("teachers.conv.augment.erase=0.25", "teachers.conv.augment.erase", 0.25),
+        ("teachers.conv.checkpoint=/some where/else", "teachers.conv.checkpoint", "/some where/else"),
+    ],
+)
+def test_an_override_changes_one_thing(override: str, key: str, value: object) -> None:
+    before, after = load_config("digits"), load_config("digits", [override])
+    changed = differences(before, after)
+    assert any(line.startswith(f"{key}: ") and line.endswith(f" -> {value}") for line in changed)
+    if key != "teachers.conv.augment.erase":  # that makes a whole section
+        assert len(changed) == 1
+
+
+def test_later_overrides_win_and_seed_and_source_come_last() -> None:
+    config = load_config("digits", ["seed=1", "seed=2", "data.source=a"], source="b")
+    assert (config.seed, config.data.source) == (2, "b")
+    assert load_config("digits", ["seed=1"], seed=5).seed == 5
+
+
+def test_an_alias_is_overridden_alone(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "teachers: {conv: {model: a, recipe: &r {epochs: 3}}, inv: {model: b, recipe: *r}}\nstudent: {model: s}\n"
+    )
+    config = load_config(str(path), ["teachers.conv.recipe.epochs=9"])
+    assert (config.teachers["conv"].recipe.epochs, config.teachers["inv"].recipe.epochs) == (9, 3)
+
+
+def test_a_key_with_nothing_behind_it_can_be_filled(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("data:\nteachers: {conv: {model: a, augment: null}}\nstudent: {model: s}\n")
+    config = load_config(str(path), ["teachers.conv.augment.kind=none"], source="here")
+    assert config.data.source == "here"
+    assert config.teachers["conv"].augment == AugmentConfig(kind="none")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("epochs", "'epochs' is not an override; write key=value"),
+        ("=3", "not an override"),
+        ("seed.deep=1", "'seed.deep': 'seed' holds a value, not keys"),
+        ("seed={", "'seed={': the value is not YAML"),
+        ("seeed=1", "unknown key 'seeed', did you mean 'seed'"),
+    ],
+)
+def test_a_faulty_override_is_explained(override: str, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config("digits", ["seed=3", override])
+    assert says in str(caught.value)
+
+
+def test_a_faulty_preset_is_explained(tmp_path: Path) -> None:
+    cases = {"list.yaml": ("- 1", "must hold keys and values, not list"), "bad.yaml": ("a: [", "is not YAML: ")}
+    for name, (text, says) in cases.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError) as caught:
+            load_config(str(tmp_path / name))
+        assert says in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"unknown preset 'digts', did you mean 'digits'.*ending in \.yaml"):
+        load_config("digts")
+    with pytest.raises(
+        UserError, match=r"no preset file 'gone\.yaml'; give a YAML file, or one of the presets .*digits"
+    ):
+        load_config("gone.yaml")
+
+
+# what follows from it -----------------------------------------------------------------------------------------------
+
+
+def test_differences_name_every_key_both_ways() -> None:
+    one = parse_config(valid(seed=1))
+    two = parse_config(valid(augment={"flip": False}, teachers={"inv": {"model": "r"}}))
+    lines = differences(one, two)
+    assert "seed: 1 -> 0" in lines
+    assert "augment.flip: True -> False" in lines
+    assert "teachers.conv.model: resnet18 -> None" in lines
+    assert "teachers.inv.model: None -> r" in lines
+    flipped = {tuple(line.split(": ", 1)[1].split(" -> ")[::-1]) for line in differences(two, one)}
+    assert flipped == {tuple(line.split(": ", 1)[1].split(" -> ")) for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("run", "teacher", "expected"),
+    [
+        ("light", None, True),
+        ("none", None, True),
+        ("deit", None, False),
+        ("light", "deit", False),
+        ("deit", "light", False),
+    ],
+)
+def test_pixels_are_kept_in_memory_unless_somebody_reads_files(run: str, teacher: str | None, expected: bool) -> None:
+    augment = {"kind": teacher} if teacher else None
+    config = parse_config(valid(augment={"kind": run}, teachers={"conv": {"model": "r", "augment": augment}}))
+    assert config.in_memory is expected
+
+
+def test_loss_weights_are_those_of_equation_1() -> None:
+    config = parse_config(valid(
+        teachers={"a": {"model": "r", "weight": 2, "temperature": 3}, "b": {"model": "r"}},
+        student={"model": "s", "weight": 0.5},
+    ))  # fmt: skip
+    weights = config.loss_weights
+    assert weights.label == 0.5
+    assert {name: (a.weight, a.temperature) for name, a in weights.advice.items()} == {"a": (2, 3), "b": (1, 1)}
+
+
+def test_who_is_trained_here() -> None:
+    given_teachers = {
+        "a": {"model": "r"}, "b": {"model": "r", "checkpoint": "x"}, "c": {"model": "r", "pretrained": True},
+    }  # fmt: skip
+    config = parse_config(valid(teachers=given_teachers))
+    assert [teacher.trained_here for teacher in config.teachers.values()] == [True, False, False]
+
+
+def test_nearest_says_nothing_of_what_is_far() -> None:
+    assert nearest("epoch", ["epochs", "seed"]) == ", did you mean 'epochs'?"
+    assert nearest("zzz", ["epochs", "seed"]) == ""

@@ -1,0 +1,94 @@
+"""Scores against the plainest possible loop."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from coadvise.config import EngineConfig
+from coadvise.data.audit import AuditedSplit, audit
+from coadvise.data.images import read_image, square, to_array
+from coadvise.data.sources import open_source
+from coadvise.engine import Engine
+from coadvise.evaluate import correct, load_predictions, predict_logits, predictions_path, save_predictions, top1, top5
+
+
+class TwoTokens(nn.Module):
+    """Answers as "class" and "conv"; in training mode it would answer otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm1d(3 * 16), nn.Linear(3 * 16, 6)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        values = self.layer(self.norm(images.mean(3).flatten(1)))
+        return {"class": values[:, :3], "conv": values[:, 3:]}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(EngineConfig(device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def val(image_folder: Path) -> AuditedSplit:
+    return audit(open_source(image_folder, 0.2, 0), 16, in_memory=True).val
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_logits_and_top1_against_a_loop_over_files(engine: Engine, val: AuditedSplit, training: bool) -> None:
+    torch.manual_seed(0)
+    network = TwoTokens().train(training)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    logits = predict_logits(network, val, 16, engine)
+    assert network.training is training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+    network.eval()
+    right = {"class": 0, "conv": 0, "average": 0}
+    for number, (path, label) in enumerate(zip(val.paths, val.labels.tolist(), strict=True)):
+        image = torch.from_numpy(to_array(square(read_image(path), 16)))[None] / 255
+        with torch.no_grad():
+            answer = {name: value[0] for name, value in network(image).items()}
+        for name, values in answer.items():
+            assert torch.allclose(logits[name][number], values, atol=1e-5)
+            right[name] += max(range(3), key=lambda k: values[k].item()) == label
+        mean = sum(values.softmax(0) for values in answer.values())
+        right["average"] += max(range(3), key=lambda k: mean[k].item()) == label
+    scores = top1(logits, torch.from_numpy(val.labels), ("class", "conv"))
+    assert scores == pytest.approx({name: count / len(val) for name, count in right.items()})
+    assert {value.dtype for value in logits.values()} == {torch.float32}
+
+
+def test_tokens_nobody_trained_are_left_out() -> None:
+    logits = {"class": torch.eye(4), "conv": -torch.eye(4), "inv": torch.eye(4)}
+    labels = torch.arange(4)
+    assert top1(logits, labels, ("class",)) == {"class": 1.0}
+    assert top1(logits, labels, ("class", "conv")).keys() == {"class", "conv", "average"}
+    assert correct(logits, labels)["conv"].tolist() == [False] * 4
+
+
+@pytest.mark.parametrize("classes", [3, 5, 12])
+def test_top5_against_sorting(classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, classes, generator=generator)
+    labels = torch.randint(classes, (200,), generator=generator)
+    expected = sum(
+        label in sorted(range(classes), key=lambda k: -row[k])[:5]
+        for row, label in zip(logits.tolist(), labels.tolist(), strict=True)
+    )
+    assert top5({"class": logits}, labels) == pytest.approx(expected / 200)
+
+
+def test_predictions_are_kept(tmp_path: Path) -> None:
+    logits = {"class": torch.randn(5, 6).T, "conv": torch.randn(6, 5)}
+    labels = torch.arange(6)
+    save_predictions(tmp_path, "students/advised-0", logits, labels)
+    save_predictions(tmp_path, "students/advised-0", logits, labels)
+    read, read_labels = load_predictions(tmp_path, "students/advised-0")
+    assert torch.equal(read_labels, labels)
+    assert read.keys() == logits.keys()
+    assert all(torch.equal(read[name], logits[name]) for name in logits)
+    assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["students.advised-0.safetensors"]
+    assert predictions_path(tmp_path, "students/advised-0").exists()

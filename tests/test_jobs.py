@@ -1,0 +1,71 @@
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from tiny import Stopper, assert_same_weights, command, make_images, never, records, weights_of
+
+from coadvise import fit
+from coadvise.engine import RESUMABLE
+from coadvise.errors import UserError
+
+PARTS = ("teachers/conv", "teachers/inv", "students/advised-0", "students/alone-0")
+
+
+@pytest.fixture(autouse=True)
+def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread a process, as this process has: sums of the same numbers in the same order."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+
+def test_two_networks_at_a_time_are_trained_as_one_after_the_other(
+    tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    one = fit(tiny_images, tiny_preset, tmp_path / "one", baseline=True)
+    listener = Stopper(never)
+    two = fit(tiny_images, tiny_preset, tmp_path / "two", baseline=True, jobs=2, listener=listener)
+    for part in PARTS:
+        assert_same_weights(weights_of(two, part), weights_of(one, part))
+        for kind in ("train", "eval", "result"):
+            got, wanted = ([r for r in records(run, kind) if r["part"] == part] for run in (two, one))
+            assert got == wanted
+    assert records(two, "verdict") == records(one, "verdict")
+    assert {part for part, _ in listener.steps} == set(PARTS)
+
+
+def test_a_network_that_fails_is_said_and_the_run_goes_on_later(tiny_preset: str, tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images")
+    poison = ["teachers.inv.recipe.learning_rate=1e30"]
+    with pytest.raises(UserError, match="teachers/inv: the loss is no longer finite"):
+        fit(images, tiny_preset, tmp_path / "run", jobs=2, overrides=poison)
+    assert not (tmp_path / "run" / "teachers" / "inv").exists()
+
+
+def test_jobs_must_be_one_or_more(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="jobs=0"):
+        fit(tiny_images, tiny_preset, tmp_path / "run", jobs=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_stopped_by_a_signal_every_network_has_saved_its_step(
+    tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    slow = ["teachers.conv.recipe.epochs=2000", "teachers.inv.recipe.epochs=2000"]
+    process = subprocess.Popen(
+        command("fit", tiny_images, *slow, "--jobs", "2", "--preset", tiny_preset, "--out", run),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 600
+    while not (run / "metrics.jsonl").exists() or len({r["part"] for r in records(run, "train")}) < 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it does not get going"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == RESUMABLE
+    assert err == "coadvise: stopped; run the same command again to go on\n"
+    for part in ("teachers.conv", "teachers.inv"):
+        assert list((run / "checkpoints" / part).glob("step-*")), f"{part} has saved nothing"

@@ -1,0 +1,127 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import coadvise
+from coadvise.errors import UserError
+from coadvise.evaluate import load_predictions
+from coadvise.predict import TrainedStudent, load, trained_parts
+
+
+@pytest.fixture(scope="module")
+def student(finished: Path) -> TrainedStudent:
+    return load(finished)
+
+
+@pytest.fixture(scope="module")
+def paths(tiny_images: Path) -> list[Path]:
+    """The validation images, in the order they are scored in."""
+    return sorted((tiny_images / "val").rglob("*.png"))
+
+
+def test_all_ways_to_give_an_image_get_one_answer(student: TrainedStudent, paths: list[Path]) -> None:
+    images = [Image.open(path).convert("RGB") for path in paths]
+    arrays = [np.asarray(image) for image in images]
+    tensors = [torch.from_numpy(array.copy()).permute(2, 0, 1) for array in arrays]
+    floats = [tensor.float() / 255 for tensor in tensors]
+    wanted = student.predict(paths)
+    for given in ([str(path) for path in paths], images, arrays, tensors, floats, tuple(paths)):
+        assert student.predict(given) == wanted
+    for one in (paths[0], str(paths[0]), images[0], arrays[0], tensors[0], floats[0]):
+        assert student.predict(one) == wanted[:1]
+
+
+def test_it_answers_as_the_run_was_scored(student: TrainedStudent, finished: Path, paths: list[Path]) -> None:
+    logits, _ = load_predictions(finished, "students/advised-0")
+    tokens = [values.softmax(-1) for values in logits.values()]
+    for answer, rows in (("class", tokens[0]), ("conv", tokens[1]), ("average", torch.stack(tokens).mean(0))):
+        found = student.predict(paths, answer)
+        for prediction, row in zip(found, rows, strict=True):
+            assert list(prediction.probabilities) == list(student.classes) == ["blue", "green", "red"]
+            assert list(prediction.probabilities.values()) == pytest.approx(row.tolist(), abs=1e-5)
+            assert prediction.probability == max(prediction.probabilities.values())
+            assert prediction.probabilities[prediction.label] == prediction.probability
+
+
+def test_large_images_are_resized_as_for_scoring(student: TrainedStudent) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    large = Image.fromarray(pixels).resize((64, 32))
+    small = large.resize((32, 16), Image.Resampling.BICUBIC).crop((8, 0, 24, 16))
+    assert student.predict(large) == student.predict(small)
+    assert student.predict(Image.fromarray(pixels).convert("L"))[0].probability > 0
+    assert student.predict(Image.fromarray(pixels).convert("RGBA")) == student.predict(pixels)
+
+
+def test_batches_change_nothing(student: TrainedStudent, paths: list[Path]) -> None:
+    at_once = student.predict(paths)
+    for size in (1, 5):
+        for one, other in zip(student.predict(paths, batch_size=size), at_once, strict=True):
+            assert one.label == other.label
+            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
+    assert student.predict([]) == []
+
+
+def test_the_student_carries_what_it_needs(student: TrainedStudent, finished: Path) -> None:
+    assert student.image_size == 16
+    assert not student.network.training
+    images = torch.rand(2, 3, 16, 16)
+    normalised = (images - student.network.mean) / student.network.std
+    assert torch.equal(student.model(normalised), student.network(images)["class"])
+    assert coadvise.load is load
+
+
+def test_a_run_can_be_moved_and_its_data_deleted(finished: Path, paths: list[Path], tmp_path: Path) -> None:
+    wanted = load(finished).predict(paths)
+    moved = shutil.copytree(finished, tmp_path / "elsewhere" / "run")
+    shutil.copy(paths[0], tmp_path / "one.png")
+    program = "import sys, coadvise; print(coadvise.load(sys.argv[1]).predict(sys.argv[2])[0].label)"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "elsewhere/run", "one.png"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == f"{wanted[0].label}\n", done.stderr
+    assert load(moved).predict(paths) == wanted
+
+
+def test_any_network_of_a_run_can_be_had(finished: Path, paths: list[Path]) -> None:
+    parts = trained_parts(finished)
+    assert parts == ["teachers/conv", "teachers/inv", "students/advised-0", "students/alone-0"]
+    for part in parts:
+        logits, _ = load_predictions(finished, part)
+        found = load(finished, part).predict(paths)
+        rows = torch.tensor([list(p.probabilities.values()) for p in found])
+        torch.testing.assert_close(rows, logits["class"].softmax(-1), atol=1e-5, rtol=0)
+
+
+def test_the_first_seed_is_the_one_that_is_loaded(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    for seed in ("10", "2"):
+        shutil.copytree(run / "students" / "alone-0", run / "students" / f"advised-{seed}")
+    shutil.rmtree(run / "students" / "advised-0")
+    assert trained_parts(run)[2:] == ["students/advised-2", "students/advised-10", "students/alone-0"]
+    assert load(run).network.about["sha256"] == load(run, "students/advised-2").network.about["sha256"]
+
+
+def test_what_cannot_be_answered_is_said(
+    student: TrainedStudent, finished: Path, paths: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image at all")
+    with pytest.raises(UserError, match=r"cannot read image .*bad\.png"):
+        student.predict([paths[0], tmp_path / "bad.png"])
+    with pytest.raises(UserError, match=r"cannot read image .*missing\.png"):
+        student.predict(tmp_path / "missing.png")
+    with pytest.raises(UserError, match="no answer 'convolution'; this student has class, conv, inv and average"):
+        student.predict(paths[0], "convolution")
+    with pytest.raises(UserError, match=r"is no run directory \(no config\.yaml\)"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="no model in"):
+        load(finished, "students/advised-7")
+    unfinished = shutil.copytree(finished, tmp_path / "unfinished")
+    shutil.rmtree(unfinished / "students")
+    with pytest.raises(UserError, match="no finished student yet; run the same 'coadvise fit' again"):
+        load(unfinished)

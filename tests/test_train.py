@@ -1,0 +1,347 @@
+import shutil
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import Stopper, assert_same_weights, make_images, never, records
+from torch import Tensor
+
+from coadvise.checkpoint import Checkpoints
+from coadvise.config import AugmentConfig, EngineConfig, ModelConfig, RecipeConfig
+from coadvise.data.audit import Dataset, audit
+from coadvise.data.sources import open_source
+from coadvise.data.views import Views
+from coadvise.engine import Engine, Interrupted
+from coadvise.errors import UserError
+from coadvise.loss import Advice, LossWeights, co_advise_loss
+from coadvise.networks import Network, build_network
+from coadvise.record import Recorder
+from coadvise.teachers import Teacher, Teachers
+from coadvise.train import Progress, Training, train
+
+CLASSES = ("blue", "green", "red")
+CONV = ModelConfig(model="resnet_small", model_kwargs={"widths": [8, 16], "depths": [1, 1], "strides": [2, 2]})
+STUDENT = ModelConfig(model="cit_micro_patch4_32", model_kwargs={"embed_dim": 24, "depth": 2})
+ALIGNED = ModelConfig(model="cit_micro_aligned_patch4_32", model_kwargs={"embed_dim": 24, "depth": 1})
+DROPPING = STUDENT.model_copy(
+    update={"model_kwargs": {**STUDENT.model_kwargs, "drop_rate": 0.2, "proj_drop_rate": 0.2, "drop_path_rate": 0.3}}
+)
+LIGHT = AugmentConfig()
+MIXED = AugmentConfig(mixup=0.8, cutmix=1.0, erase=0.3, colour=0.2, rotate=10, smoothing=0.1)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """26 training images: an epoch of three batches of 8, and two images left out of each epoch."""
+    root = make_images(tmp_path_factory.mktemp("images"))
+    for extra in ("a", "b"):
+        (root / "train" / "red" / f"{extra}.png").write_bytes((root / "train" / "red" / "0.png").read_bytes())
+    return audit(open_source(root, 0.2, 0), 16, in_memory=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of training; `start` runs it in a folder, going on from what is there."""
+
+    model: ModelConfig = STUDENT
+    recipe: dict[str, Any] = field(default_factory=dict)
+    augment: AugmentConfig = LIGHT
+    advised: bool = True
+    engine: dict[str, Any] = field(default_factory=dict)
+    workers: int = 0
+    checkpoint_seconds: float = 1e9
+    label_weight: float = 1.0
+
+    def job(self, dataset: Dataset) -> Training:
+        recipe = RecipeConfig.model_validate(
+            {"epochs": 3, "batch_size": 8, "warmup_epochs": 1, "evaluations": 3, "learning_rate": 0.01, **self.recipe}
+        )
+        student = "cit" in self.model.model
+        network = build_network(self.model, CLASSES, 16, seed=5, tokens=("conv", "inv") if student else ())
+        teachers, weights = Teachers({}), LossWeights(self.label_weight)
+        if self.advised:
+            teachers = Teachers({t: Teacher(t, build_network(CONV, CLASSES, 16, seed=s), CLASSES) for t, s in TEACHERS})
+            weights = LossWeights(self.label_weight, {"conv": Advice(2.0, 3.0), "inv": Advice(0.5)})
+        views = Views(dataset.train, self.augment, len(CLASSES), 16, seed=3)
+        return Training(
+            "part", 3, network, recipe, views, dataset.val, teachers, weights, self.workers, self.checkpoint_seconds
+        )
+
+    def start(self, dataset: Dataset, folder: Path, progress: Progress | None = None) -> Network:
+        folder.mkdir(exist_ok=True)
+        engine = Engine(EngineConfig(device="cpu", **self.engine))
+        with engine.stops_gently():
+            return train(
+                self.job(dataset),
+                Checkpoints(folder / "checkpoints"),
+                engine,
+                Recorder(folder, True, lambda text: None),
+                progress or Stopper(never).progress,
+            )
+
+
+TEACHERS = (("conv", 11), ("inv", 12))
+CASES = {
+    "advised": Case(),
+    "alone": Case(advised=False),
+    "average": Case(recipe={"ema": 0.9}),
+    "accumulated, clipped": Case(recipe={"accumulate": 2, "clip": 0.5}),
+    "dropout, all at once": Case(DROPPING, {"ema": 0.9, "accumulate": 4, "clip": 1.0}, MIXED),
+    "batch norm": Case(ALIGNED, {"ema": 0.9}, MIXED),
+    "a teacher": Case(CONV, {"ema": 0.9}, advised=False),
+    "bfloat16": Case(engine={"precision": "bfloat16"}),
+    "workers": Case(workers=2, recipe={"epochs": 2}),
+}
+
+
+def snapshot(network: Network) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_stopped_after_any_step_it_ends_bit_for_bit_the_same(case: Case, dataset: Dataset, tmp_path: Path) -> None:
+    undisturbed = Stopper(never)
+    wanted = snapshot(case.start(dataset, tmp_path / "undisturbed", undisturbed.progress))
+    last = len(undisturbed.steps)
+    assert last == 3 * (2 if case.workers else 3)
+    for stop in range(1, last) if case is CASES["dropout, all at once"] else (2, 3, last - 1):
+        folder = tmp_path / f"stopped-{stop}"
+        with pytest.raises(Interrupted, match=f"step {stop} of {last} of part"):
+            case.start(dataset, folder, Stopper(lambda part, step, stop=stop: step == stop).progress)
+        rest = Stopper(never)
+        network = case.start(dataset, folder, rest.progress)
+        assert rest.steps == undisturbed.steps[stop:]
+        assert_same_weights(network.state_dict(), wanted)
+        assert records(folder) == records(tmp_path / "undisturbed")
+
+
+def test_stopped_after_every_step_it_ends_bit_for_bit_the_same(dataset: Dataset, tmp_path: Path) -> None:
+    case = CASES["dropout, all at once"]
+    wanted = snapshot(case.start(dataset, tmp_path / "undisturbed"))
+    for _ in range(8):
+        with pytest.raises(Interrupted):
+            case.start(dataset, tmp_path / "stopped", Stopper(lambda part, step: True).progress)
+    assert_same_weights(case.start(dataset, tmp_path / "stopped").state_dict(), wanted)
+    assert records(tmp_path / "stopped") == records(tmp_path / "undisturbed")
+
+
+class CrashError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("crash", range(1, 9))
+def test_after_a_crash_it_goes_on_from_the_last_checkpoint(crash: int, dataset: Dataset, tmp_path: Path) -> None:
+    case = Case(DROPPING, {"ema": 0.9}, checkpoint_seconds=0)
+    wanted = snapshot(case.start(dataset, tmp_path / "undisturbed"))
+
+    def fail(part: str, step: int, *_: object) -> None:
+        if step == crash:
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        case.start(dataset, tmp_path / "crashed", fail)
+    rest = Stopper(never)
+    network = case.start(dataset, tmp_path / "crashed", rest.progress)
+    saved = (crash - 1) // 3 * 3  # the step's own progress comes before its checkpoint
+    assert rest.steps[0] == ("part", saved + 1)
+    assert_same_weights(network.state_dict(), wanted)
+    assert records(tmp_path / "crashed") == records(tmp_path / "undisturbed")
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(dataset: Dataset, tmp_path: Path) -> None:
+    case = Case(recipe={"ema": 0.9}, checkpoint_seconds=0)
+    wanted = snapshot(case.start(dataset, tmp_path / "undisturbed"))
+    with pytest.raises(Interrupted):
+        case.start(dataset, tmp_path / "stopped", Stopper(lambda part, step: step == 7).progress)
+    newest = tmp_path / "stopped" / "checkpoints" / "step-00000007" / "state.pt"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    rest = Stopper(never)
+    network = case.start(dataset, tmp_path / "stopped", rest.progress)
+    assert rest.steps[0] == ("part", 7)
+    assert_same_weights(network.state_dict(), wanted)
+    assert records(tmp_path / "stopped") == records(tmp_path / "undisturbed")
+
+
+def test_a_stop_asked_for_in_the_last_step_lets_it_finish(dataset: Dataset, tmp_path: Path) -> None:
+    wanted = snapshot(Case().start(dataset, tmp_path / "undisturbed"))
+    network = Case().start(dataset, tmp_path / "stopped", Stopper(lambda part, step: step == 9).progress)
+    assert_same_weights(network.state_dict(), wanted)
+
+
+def test_checkpoints_come_at_epochs_ends_when_due(dataset: Dataset, tmp_path: Path) -> None:
+    seen: list[set[str]] = []
+
+    def look(*_: object) -> None:
+        folder = tmp_path / "run" / "checkpoints"
+        seen.append({path.name for path in folder.iterdir()} if folder.exists() else set())
+
+    Case(checkpoint_seconds=0).start(dataset, tmp_path / "run", look)
+    three, six = "step-00000003", "step-00000006"
+    assert seen == [set()] * 3 + [{three}] * 3 + [{three, six}] * 3
+    Case(checkpoint_seconds=1e9).start(dataset, tmp_path / "rare")
+    assert not (tmp_path / "rare" / "checkpoints").exists()
+
+
+def plain_descent(model: torch.nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:
+    """A step of rate 1 moves the weights by their gradient."""
+    return torch.optim.SGD(model.parameters(), lr=1.0)
+
+
+def gradients(case: Case, dataset: Dataset, folder: Path) -> dict[str, Tensor]:
+    before = dict(case.job(dataset).network.model.named_parameters())
+    after = dict(case.start(dataset, folder).model.named_parameters())
+    return {name: (before[name] - after[name]).detach() / 0.01 for name in before}
+
+
+@pytest.mark.parametrize("augment", [AugmentConfig(), MIXED], ids=["labels", "mixed labels"])
+def test_accumulated_gradients_are_the_full_batch_s(
+    augment: AugmentConfig, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coadvise.train.make_optimiser", plain_descent)
+    recipe = {"epochs": 1, "batch_size": 24, "warmup_epochs": 0}
+    full = gradients(Case(recipe=recipe, augment=augment, label_weight=0.7), dataset, tmp_path / "1")
+    for accumulate in (2, 4, 8):
+        case = Case(recipe={**recipe, "accumulate": accumulate}, augment=augment, label_weight=0.7)
+        split = gradients(case, dataset, tmp_path / f"{accumulate}")
+        for name in full:
+            torch.testing.assert_close(split[name], full[name], rtol=1e-3, atol=2e-5, msg=name)
+
+    job = Case(recipe=recipe, augment=augment, label_weight=0.7).job(dataset)  # the same, written out
+    batch = job.views[(0, np.arange(24))]
+    co_advise_loss(job.network(batch.images), job.teachers(batch), batch.labels, job.weights)["total"].backward()
+    for name, parameter in job.network.model.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() > 1e-6, f"{name} gets no gradient, so it would be compared with nothing"
+        torch.testing.assert_close(full[name], parameter.grad, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_teachers_leave_as_they_came(precision: str, dataset: Dataset, tmp_path: Path) -> None:
+    case = Case(recipe={"ema": 0.9}, augment=MIXED, engine={"precision": precision})
+    job = case.job(dataset)
+    before = {name: snapshot(teacher.network) for name, teacher in job.teachers.by_token.items()}
+    engine = Engine(EngineConfig(device="cpu", precision=precision))
+    quiet = Stopper(never)
+    train(job, Checkpoints(tmp_path / "c"), engine, Recorder(tmp_path, True, quiet.say), quiet.progress)
+    for name, teacher in job.teachers.by_token.items():
+        assert_same_weights(teacher.network.state_dict(), before[name])
+        assert not any(module.training for module in teacher.modules())
+        assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+        assert {p.dtype for p in teacher.parameters()} == {torch.float32}
+
+
+def test_the_student_s_checkpoint_holds_the_student_alone(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        Case().start(dataset, tmp_path / "run", Stopper(lambda part, step: step == 1).progress)
+    saved = load_file(next((tmp_path / "run" / "checkpoints").glob("step-*")) / "model.safetensors")
+    assert saved.keys() == Case().job(dataset).network.model.state_dict().keys()
+
+
+def test_the_averaged_weights_answer_where_the_recipe_has_them(dataset: Dataset, tmp_path: Path) -> None:
+    raw = Case().start(dataset, tmp_path / "raw")
+    averaged = Case(recipe={"ema": 0.9}).start(dataset, tmp_path / "averaged")
+    assert not averaged.training
+    assert not torch.equal(raw.model.state_dict()["head.weight"], averaged.model.state_dict()["head.weight"])
+    raw_records, averaged_records = records(tmp_path / "raw", "train"), records(tmp_path / "averaged", "train")
+    assert raw_records == averaged_records, "averaging must not change what is trained"
+
+
+def test_training_lowers_the_loss_and_records_each_epoch(dataset: Dataset, tmp_path: Path) -> None:
+    case = Case(recipe={"epochs": 8, "evaluations": 2}, augment=AugmentConfig(kind="none"))
+    case.start(dataset, tmp_path / "run")
+    epochs = records(tmp_path / "run", "train")
+    assert [(r["epoch"], r["step"]) for r in epochs] == [(n, 3 * n) for n in range(1, 9)]
+    assert set(epochs[0]["losses"]) == {"total", "class", "conv", "inv"}
+    for r in epochs:  # Eq. (1)
+        parts = r["losses"]
+        assert parts["total"] == pytest.approx(parts["class"] + 2 * parts["conv"] + 0.5 * parts["inv"], rel=1e-5)
+    assert epochs[-1]["losses"]["class"] < 0.5 * epochs[0]["losses"]["class"]
+    evaluations = records(tmp_path / "run", "eval")
+    assert [r["epoch"] for r in evaluations] == [4, 8]
+    assert set(evaluations[0]["top1"]) == {"class", "conv", "inv", "average"}
+
+
+def test_alone_nothing_advises(dataset: Dataset, tmp_path: Path) -> None:
+    Case(advised=False).start(dataset, tmp_path / "run")
+    assert all(set(r["losses"]) == {"total", "class"} for r in records(tmp_path / "run", "train"))
+    assert all(set(r["top1"]) == {"class"} for r in records(tmp_path / "run", "eval"))
+
+
+@pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(kind="deit", erase=0.5, cutmix=1.0)])
+def test_workers_change_nothing(augment: AugmentConfig, dataset: Dataset, tmp_path: Path) -> None:
+    networks = [
+        Case(DROPPING, {"epochs": 2, "accumulate": 2}, augment, workers=n).start(dataset, tmp_path / f"{n}")
+        for n in (0, 2)
+    ]
+    assert_same_weights(networks[1].state_dict(), networks[0].state_dict())
+    assert records(tmp_path / "2") == records(tmp_path / "0")
+
+
+def test_an_infinite_loss_is_said(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"part: the loss is no longer finite at step 3.*lower learning_rate"):
+        Case(recipe={"learning_rate": 1e30}).start(dataset, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_signals_handlers_are_put_back(dataset: Dataset, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        Case().start(dataset, tmp_path / "run", Stopper(lambda part, step: True).progress)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_compiled_training_is_the_same_training(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled, calls = torch.compile, []
+
+    def compile_without_code(module: torch.nn.Module, **_: Any) -> Any:
+        calls.append(module)
+        return compiled(module, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", compile_without_code)
+    recipe = {"epochs": 1, "ema": 0.9}
+    plain = Case(recipe=recipe).start(dataset, tmp_path / "plain")
+    assert not calls
+    case = Case(recipe=recipe, engine={"compile": True})
+    with pytest.raises(Interrupted):
+        case.start(dataset, tmp_path / "compiled", Stopper(lambda part, step: step == 1).progress)
+    network = case.start(dataset, tmp_path / "compiled")
+    assert calls
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="needs a C++ compiler")
+def test_compiled_code_trains(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
+    small = STUDENT.model_copy(update={"model_kwargs": {"embed_dim": 24, "depth": 1}})
+    recipe = {"epochs": 1, "batch_size": 12, "evaluations": 1}
+    Case(small, recipe).start(dataset, tmp_path / "plain")
+    Case(small, recipe, engine={"compile": True}).start(dataset, tmp_path / "compiled")
+    got, wanted = (records(tmp_path / name, "train")[0]["losses"] for name in ("compiled", "plain"))
+    assert got == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_it_trains_and_goes_on_on_a_gpu(precision: str, dataset: Dataset, tmp_path: Path) -> None:
+    case = Case(DROPPING, {"ema": 0.9, "accumulate": 2, "clip": 1.0}, MIXED)
+
+    def start(progress: Progress) -> Network:
+        engine = Engine(EngineConfig(device="cuda", precision=precision))
+        with engine.stops_gently():
+            record = Recorder(tmp_path, True, lambda text: None)
+            return train(case.job(dataset), Checkpoints(tmp_path / "checkpoints"), engine, record, progress)
+
+    with pytest.raises(Interrupted):
+        start(Stopper(lambda part, step: step == 4).progress)
+    network = start(Stopper(never).progress)
+    assert next(network.parameters()).is_cuda
+    assert len(records(tmp_path, "train")) == 3

@@ -1,0 +1,125 @@
+"""Runs small enough for a test: a made image folder, a preset of tiny networks, ways to start and to compare runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from coadvise.run import Silent
+
+CLASSES = ("blue", "green", "red")
+
+# Two networks with batch norm as teachers and a student without it, each trained for 4 steps.
+PRESET = """\
+data: {image_size: 16}
+augment: {kind: light, smoothing: 0.1}
+teachers:
+  conv:
+    model: resnet_small
+    model_kwargs: {widths: [8, 16], depths: [1, 1], strides: [2, 2]}
+    recipe: &recipe {epochs: 2, batch_size: 12, warmup_epochs: 0.5, evaluations: 2}
+  inv:
+    model: rednet_small
+    model_kwargs: {widths: [64, 64], depths: [1, 1], strides: [2, 2], kernel_size: 3}
+    recipe: *recipe
+student:
+  model: cit_micro_patch4_32
+  model_kwargs: {embed_dim: 24, depth: 1}
+  recipe: *recipe
+engine: {checkpoint_seconds: 0}
+"""
+
+
+def make_images(root: Path, train: int = 8, val: int = 4, size: int = 16, classes: Sequence[str] = CLASSES) -> Path:
+    """Writes root/train/CLASS/*.png and root/val/CLASS/*.png: noise tinted by the class."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for label, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 160, (size, size, 3), dtype=np.uint8)
+                pixels[..., label % 3] += 80
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+def write_preset(folder: Path, text: str = PRESET) -> str:
+    path = folder / "tiny.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+class Stopper(Silent):
+    """A listener that asks for a stop, as Ctrl-C or a batch system does, after given steps of given networks."""
+
+    def __init__(self, stop_at: Callable[[str, int], bool]) -> None:
+        self.stop_at = stop_at
+        self.steps: list[tuple[str, int]] = []
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        self.steps.append((part, done))
+        if self.stop_at(part, done):
+            request_stop()
+
+
+def request_stop() -> None:
+    assert callable(signal.getsignal(signal.SIGTERM)), "nobody would catch the signal"
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def never(part: str, step: int) -> bool:
+    return False
+
+
+def records(run: Path, *kinds: str) -> list[dict[str, Any]]:
+    """The run's records of some kinds (all when none are given), without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    chosen = [line for line in lines if not kinds or line["kind"] in kinds]
+    for line in chosen:
+        for key in ("images_per_second", "time", "command"):
+            line.pop(key, None)
+        for row in line.get("rows", ()):
+            row.pop("images_per_second")
+    return chosen
+
+
+def weights_of(run: Path, part: str) -> dict[str, Tensor]:
+    return load_file(run / part / "model.safetensors")
+
+
+def assert_same_weights(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    assert got.keys() == wanted.keys()
+    different = [name for name in wanted if not torch.equal(got[name], wanted[name])]
+    assert not different, f"{len(different)} of {len(wanted)} differ, first {different[:3]}"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def command(*arguments: str | Path, launcher: Sequence[str] = ()) -> list[str]:
+    return [sys.executable, *launcher, "-m", "coadvise", *map(str, arguments)]
+
+
+def run_program(*arguments: str | Path, launcher: Sequence[str] = (), cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """Runs `python -m coadvise`, as a user would, to its end."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command(*arguments, launcher=launcher), env=environment, cwd=cwd, capture_output=True, text=True, timeout=900
+    )
