@@ -34,7 +34,7 @@ def test_all_ways_to_give_an_image_get_one_answer(student: TrainedStudent, paths
     for given in ([str(path) for path in paths], images, arrays, tensors, floats, tuple(paths)):
         assert student.predict(given) == wanted
     for one in (paths[0], str(paths[0]), images[0], arrays[0], tensors[0], floats[0]):
-        assert student.predict(one) == wanted[:1]
+        assert student.predict(one) == student.predict(paths[:1])
 
 
 def test_it_answers_as_the_run_was_scored(student: TrainedStudent, finished: Path, paths: list[Path]) -> None:

@@ -60,8 +60,8 @@ def train_in_processes(run: Run, arms: Sequence[Arm], jobs: int) -> None:
                 run.listener.progress(part, *content)
             elif kind in ("done", "fault"):
                 working.pop(part).join()
-                if kind == "fault":
-                    fault = fault or content
+                if kind == "fault":  # Ctrl-C reaches the children too, and one may end before it can save
+                    fault = fault or (Interrupted("stopped") if run.engine.stop_requested else content)
             if fault is not None or run.engine.stop_requested:
                 fault = fault or Interrupted("stopped")
                 for part in working.keys() - told_to_stop:

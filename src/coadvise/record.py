@@ -30,8 +30,10 @@ class Recorder:
         also: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.path, self.write, self.say, self.also = folder / FILE, write, say, also
-        if write and self.path.exists() and not self.path.read_bytes().endswith(b"\n"):  # a crash cut the last line
-            self._replace(read_records(folder))
+        if write and self.path.exists():
+            with self._alone():
+                if not self.path.read_bytes().endswith(b"\n"):  # a crash cut the last line
+                    self._replace(read_records(folder))
 
     def add(self, kind: str, **values: Any) -> None:
         """Appends one record."""
