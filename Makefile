@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
+BENCHMARKS ?= step
 # A machine with a CUDA device gets the ordinary builds; any other the CPU builds (1.1 GB instead of 5.5 GB).
 CONSTRAINTS := $(if $(shell nvidia-smi -L 2>/dev/null),,-c constraints/cpu.txt)
 
@@ -31,7 +32,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 bench: setup
-	for bench in benchmarks/*.py; do $(BIN)/python $$bench || exit 1; done
+	for name in $(BENCHMARKS); do $(BIN)/coadvise bench $$name || exit 1; done
 
 clean:
 	rm -rf $(VENV) runs

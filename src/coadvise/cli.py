@@ -147,6 +147,26 @@ def models(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="involution, student, step, loader or cache.")],
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    batch_size: Annotated[int, typer.Option(min=0, help="Images; 0 is the benchmark's own choice.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each; figures are medians.")] = 9,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile all networks, the peer's too.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table to this file as well.")] = None,
+) -> None:
+    """Time a part of coadvise against its peer, in turns in one process."""
+    from coadvise.bench import run_benchmark
+
+    table = run_benchmark(name, precision, batch_size, repeats, compiled, device)
+    for line in table.lines():
+        print(line)
+    if json_file is not None:
+        table.write(json_file)
+
+
+@app.command()
 def presets(
     name: Annotated[str | None, typer.Argument(help="Print this one in full.")] = None, as_json: AsJson = False
 ) -> None:

@@ -1,7 +1,4 @@
-"""Times a student's training step against the same transformer, alone, in a bare PyTorch loop.
-
-    python benchmarks/step.py
-    python benchmarks/step.py --precision bfloat16 --batch-size 128 --json step.json
+"""A student's training step against the same transformer, alone, in a bare PyTorch loop.
 
 Ours is `coadvise.train.train` itself: views (the augmentation of the preset small-images), normalisation, loss, clipped
 gradients, optimiser, no averaged weights. The bare loop is forward, cross-entropy, backward and fused AdamW on one
@@ -17,9 +14,6 @@ The two loops take turns within one process, a step (on CUDA 20 steps) each, and
 slow moment of the machine falls on both.
 """
 
-import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
@@ -28,9 +22,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from coadvise.bench.table import Row, Setting, Table, machine
 from coadvise.checkpoint import Checkpoints
 from coadvise.config import EngineConfig, ModelConfig, RecipeConfig, RunConfig, load_config
 from coadvise.data.audit import AuditedSplit
@@ -43,11 +40,8 @@ from coadvise.record import Recorder
 from coadvise.teachers import Teacher, Teachers
 from coadvise.train import Training, train
 
-# isort: split
-import timm
-from torch import nn
-
-SIZE, CLASSES, SKIP, TARGET = 32, tuple(f"class {n}" for n in range(10)), 4, 0.85
+SIZE, CLASSES, BATCH_SIZE = 32, tuple(f"class {n}" for n in range(10)), 64
+SKIP, TARGET = 4, 0.85
 TOKENS = ("conv", "inv")
 
 
@@ -73,17 +67,18 @@ def timm_transformer() -> nn.Module:
 
 
 def bare_loop(
-    model: nn.Module, batch_size: int, precision: str, layout: torch.memory_format, engine: Engine
+    model: nn.Module, batch_size: int, setting: Setting, layout: torch.memory_format, engine: Engine
 ) -> Callable[[], None]:
     """One step of plain PyTorch on a fixed batch."""
-    model = model.to(engine.device, memory_format=layout).train()
+    model = model.to(engine.device).to(memory_format=layout).train()  # type: ignore[call-overload]
     images = torch.randn(batch_size, 3, SIZE, SIZE, device=engine.device).contiguous(memory_format=layout)
     labels = torch.randint(len(CLASSES), (batch_size,), device=engine.device)
+    forward = torch.compile(model) if setting.compile else model
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
 
     def step() -> None:
-        with torch.autocast(engine.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = F.cross_entropy(model(images), labels)
+        with torch.autocast(engine.device.type, dtype=torch.bfloat16, enabled=setting.precision == "bfloat16"):
+            loss = F.cross_entropy(forward(images), labels)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -118,48 +113,32 @@ class Turns:
 
 def compare(
     name: str, network: Network, bare: nn.Module, layout: torch.memory_format, teachers: Teachers, config: RunConfig,
-    args: argparse.Namespace, engine: Engine,
-) -> dict[str, float | str]:  # fmt: skip
+    setting: Setting, engine: Engine, goal: float = 0.0,
+) -> Row:  # fmt: skip
     turn = 20 if engine.device.type == "cuda" else 1
-    count = (SKIP + args.steps + 1) * turn
-    recipe = RecipeConfig(epochs=1, batch_size=args.batch_size, warmup_epochs=0, clip=1.0, evaluations=1)
+    count, batch_size = (SKIP + setting.repeats + 1) * turn, setting.batch_size or BATCH_SIZE
+    recipe = RecipeConfig(epochs=1, batch_size=batch_size, warmup_epochs=0, clip=1.0, evaluations=1)
     job = Training(
         part="students/timed", seed=0, network=network, recipe=recipe,
-        views=Views(random_split(count * args.batch_size), config.augment, len(CLASSES), SIZE, seed=0),
+        views=Views(random_split(count * batch_size), config.augment, len(CLASSES), SIZE, seed=0),
         val=random_split(8), teachers=teachers,
         weights=config.loss_weights if teachers.by_token else LossWeights(), workers=0, checkpoint_seconds=1e9,
     )  # fmt: skip
-    turns = Turns(bare_loop(bare, args.batch_size, args.precision, layout, engine), turn, engine)
+    turns = Turns(bare_loop(bare, batch_size, setting, layout, engine), turn, engine)
     with tempfile.TemporaryDirectory() as folder:
-        record = Recorder(Path(folder), write=False, say=print)
+        record = Recorder(Path(folder), write=False, say=lambda text: None)
         train(job, Checkpoints(Path(folder, "checkpoints")), engine, record, turns)
-    ours, alone = (args.batch_size / statistics.median(seconds) for seconds in (turns.ours, turns.bare))
-    print(f"{name:<20}{ours:>12.0f}{alone:>12.0f}{ours / alone:>9.2f}", flush=True)
-    return {"name": name, "images_per_second": ours, "bare_images_per_second": alone, "ratio": ours / alone}
+    ours, alone = (batch_size / statistics.median(seconds) for seconds in (turns.ours, turns.bare))
+    return Row(name, "images/s", ours, alone, goal=goal)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--batch-size", type=int, default=64, help="images (default: 64, as the preset)")
-    parser.add_argument("--steps", type=int, default=12, help="timed steps of each loop (on CUDA 20 times as many)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
-    args = parser.parse_args()
+def run(setting: Setting) -> Table:
+    """Times the three students. Only the students' forward passes are compiled where asked, as in training."""
     config = load_config("small-images")
-    engine = Engine(EngineConfig(precision=args.precision))
-    about = {
-        "device": engine.describe(), "threads": torch.get_num_threads(), "python": platform.python_version(),
-        "torch": torch.__version__, "timm": timm.__version__, "precision": args.precision,
-        "batch_size": args.batch_size,
-    }  # fmt: skip
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
-    print(f"training step, {SIZE} x {SIZE} pixels, eager, views made in the training process, no averaged weights\n")
-    print(f"{'images/s':<20}{'coadvise':>12}{'bare loop':>12}{'ratio':>9}")
-
+    device = "cuda" if setting.device.type == "cuda" else "cpu"
+    engine = Engine(EngineConfig(device=device, precision=setting.precision, compile=setting.compile))
     torch.manual_seed(0)
     plain = student("cit_micro_patch4_32", advised=False)
-    heads = sum(p.numel() for token in TOKENS for p in plain.model.get_submodule(f"head_{token}").parameters())
-    assert plain.parameter_count - heads == sum(p.numel() for p in timm_transformer().parameters())
     aligned, same = (student("cit_micro_aligned_patch4_32", advised=False) for _ in range(2))
     if engine.device.type == "cpu":
         plain_attention(same)
@@ -170,15 +149,9 @@ def main() -> None:
     advised = student("cit_micro_patch4_32", advised=True)
     usual, nobody = torch.contiguous_format, Teachers({})
     rows = [
-        compare("student", plain, timm_transformer(), usual, nobody, config, args, engine),
-        compare("aligned student", aligned, same.model, engine.memory_format, nobody, config, args, engine),
-        compare("with two teachers", advised, timm_transformer(), usual, Teachers(teachers), config, args, engine),
+        compare("student", plain, timm_transformer(), usual, nobody, config, setting, engine, TARGET),
+        compare("aligned student", aligned, same.model, engine.memory_format, nobody, config, setting, engine, TARGET),
+        compare("with two teachers", advised, timm_transformer(), usual, Teachers(teachers), config, setting, engine),
     ]
-    met = all(float(row["ratio"]) >= TARGET for row in rows[:2])
-    print(f"\ntarget: {TARGET} or more without teachers: {'met' if met else 'missed'}")
-    if args.json:
-        args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    about = {**machine(setting), "batch": setting.batch_size or BATCH_SIZE, "pixels": SIZE, "mode": "training"}
+    return Table("training step against a bare PyTorch loop", "bare loop", rows, about)

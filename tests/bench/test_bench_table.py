@@ -1,0 +1,59 @@
+"""Benchmarks: what a table says of its figures; that each runs, without looking at how fast."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from coadvise.bench import NAMES, run_benchmark
+from coadvise.bench.table import Row, Setting, Table, interleaved
+from coadvise.errors import UserError
+
+
+def test_a_ratio_above_one_is_better_than_the_peer_in_either_direction():
+    assert Row("a", "images/s", ours=30, peer=10).ratio == 3
+    assert Row("a", "ms", ours=10, peer=30).ratio == 3
+    assert Row("a", "ms", ours=10).ratio is None
+
+
+def test_a_missed_goal_is_marked_and_json_holds_what_is_printed(tmp_path: Path):
+    rows = [Row("slow", "ms", 10, 5, goal=1), Row("fast", "ms", 5, 10, floor=2, goal=1)]
+    table = Table("title", "peer", rows, {"batch": 8})
+    lines = list(table.lines())
+    assert "1!" in next(line for line in lines if line.startswith("slow"))
+    assert "!" not in next(line for line in lines if line.startswith("fast"))
+    table.write(tmp_path / "table.json")
+    record = json.loads((tmp_path / "table.json").read_text())
+    assert [row["ratio"] for row in record["rows"]] == [0.5, 2.0]
+    assert record["about"] == {"batch": 8}
+
+
+def test_calls_take_turns_and_the_first_round_is_not_counted():
+    calls = []
+    seconds = interleaved(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2, synchronise=lambda: None
+    )
+    assert calls == ["a", "b"] * 3
+    assert seconds.keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("stp", "float32"), "step"),
+        (("step", "float16"), "bfloat16"),
+        (("step", "float32", 0, 1, False, "gpu"), "cuda"),
+    ],
+)
+def test_what_there_is_none_of_is_named(arguments, word):
+    with pytest.raises(UserError, match=word):
+        run_benchmark(*arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_runs(name: str):
+    table = run_benchmark(name, "float32", batch_size=4, repeats=1, device="cpu")
+    assert all(row.ours > 0 for row in table.rows)
+    assert table.about["torch"] == torch.__version__
+    assert Setting(torch.device("cpu")).dtype == torch.float32
