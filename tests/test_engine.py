@@ -7,7 +7,7 @@ import torch
 
 from coadvise.config import EngineConfig, ModelConfig, RecipeConfig
 from coadvise.data.views import Batch
-from coadvise.engine import Engine
+from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
 from coadvise.networks import Network, build_network
 from coadvise.optim import make_optimiser
@@ -57,6 +57,17 @@ def test_precision_is_the_forward_s_and_nothing_else_s(precision: str) -> None:
     assert {p.dtype for p in network.parameters()} == {torch.float32}
     state = [v for s in optimiser.state_dict()["state"].values() for v in s.values()]
     assert {value.dtype for value in state} == {torch.float32}
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_takes_bfloat16_where_the_processor_has_it(
+    native: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coadvise.engine._cpu_has_bfloat16", lambda: native)
+    config = EngineConfig(device="cpu", precision="auto")
+    assert settled(config).precision == precision
+    assert Engine(config).half_precision == native
+    assert settled(EngineConfig(device="cpu", precision="bfloat16")).precision == "bfloat16"
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])

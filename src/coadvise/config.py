@@ -102,8 +102,9 @@ class EngineConfig(_Part):
     """Where and in what precision it runs."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="bfloat16 is autocast; the loss stays float32"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32",
+        description="bfloat16 is autocast, the loss stays float32; auto takes it where the processor has it natively",
     )
     compile: bool = Field(False, description="torch.compile of the student's and teachers' forward")
     checkpoint_seconds: float = Field(

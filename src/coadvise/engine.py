@@ -6,6 +6,7 @@ import platform
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -34,6 +35,7 @@ class Engine:
     def __init__(self, config: EngineConfig) -> None:
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UserError("engine.device=cuda, but PyTorch sees no CUDA device; use engine.device=cpu or auto")
+        config = settled(config)
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision otherwise
         on_gpu = torch.cuda.is_available() and config.device != "cpu"
         local, world = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -137,6 +139,28 @@ class Engine:
         finally:
             for name, handler in before.items():
                 signal.signal(name, handler)
+
+
+def settled(config: EngineConfig) -> EngineConfig:
+    """The configuration with the precision that `auto` stands for on this machine."""
+    if config.precision != "auto":
+        return config
+    native = _cuda_has_bfloat16() if config.device != "cpu" and torch.cuda.is_available() else _cpu_has_bfloat16()
+    return config.model_copy(update={"precision": "bfloat16" if native else "float32"})
+
+
+def _cuda_has_bfloat16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself. Emulated, a training step takes some twenty times as long."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "").split()
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 
 def plain_attention(network: nn.Module) -> None:

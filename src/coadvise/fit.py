@@ -8,7 +8,7 @@ from coadvise.conclude import conclude
 from coadvise.config import load_config
 from coadvise.data.audit import Dataset, audit
 from coadvise.data.sources import DIGITS, open_source, typical_size
-from coadvise.engine import Engine
+from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
 from coadvise.jobs import train_in_processes
 from coadvise.run import DATA, TEACHER, Listener, Run, Silent, check_folder, open_record, owned, plan, summary_writer
@@ -56,6 +56,7 @@ def fit(
     listener = listener or Silent()
     preset = preset or default_preset(data)
     config = load_config(preset, overrides, seed, str(data))
+    config = config.model_copy(update={"engine": settled(config.engine)})  # a run keeps the precision it began with
     folder = Path(out or f"runs/{Path(data).resolve().name}-{Path(preset).stem}-seed{config.seed}")
     check_folder(folder, config)
     source = open_source(data, config.data.val_fraction, config.seed)
