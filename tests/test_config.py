@@ -242,6 +242,27 @@ def test_loss_weights_are_those_of_equation_1() -> None:
     assert {name: (a.weight, a.temperature) for name, a in weights.advice.items()} == {"a": (2, 3), "b": (1, 1)}
 
 
+def test_tokens_are_the_teachers_own_or_the_named_ones() -> None:
+    teachers = {
+        "a": {"model": "r"},
+        "b": {"model": "r", "token": "a"},
+        "c": {"model": "r", "token": "class", "hard": True},
+    }
+    config = parse_config(valid(teachers=teachers))
+    assert config.tokens == ("a",)
+    assert [advice.hard for advice in config.loss_weights.advice.values()] == [False, False, True]
+    with pytest.raises(UserError, match=r"teachers\.b\.token.*'average'"):
+        parse_config(valid(teachers={"b": {"model": "r", "token": "average"}}))
+
+
+def test_teachers_that_cannot_be_averaged_are_refused() -> None:
+    teachers = {"a": {"model": "r", "token": "class", "temperature": 2}, "b": {"model": "r", "token": "class"}}
+    student = {"model": "s", "combine": "mean"}
+    with pytest.raises(UserError, match="a, b advise token 'class' by their mean, which needs soft advice at one temp"):
+        parse_config(valid(teachers=teachers, student=student))
+    assert parse_config(valid(teachers=teachers)).tokens == ()
+
+
 def test_who_is_trained_here() -> None:
     given_teachers = {
         "a": {"model": "r"}, "b": {"model": "r", "checkpoint": "x"}, "c": {"model": "r", "pretrained": True},

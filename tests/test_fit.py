@@ -31,11 +31,15 @@ from tiny import (
 
 from coadvise import fit, load
 from coadvise.config import load_config, parse_config, preset_names
+from coadvise.data.audit import audit
+from coadvise.data.sources import open_source
 from coadvise.engine import RESUMABLE, Engine, Interrupted
 from coadvise.errors import UserError
+from coadvise.evaluate import load_predictions, predict_logits
 from coadvise.fit import default_preset
-from coadvise.networks import _create
+from coadvise.networks import _create, load_network
 from coadvise.predict import trained_parts
+from coadvise.rescore import evaluate_run
 from coadvise.run import ADVISED, ALONE, Arm, plan
 
 arm_module, conclude_module = sys.modules["coadvise.arm"], sys.modules["coadvise.conclude"]
@@ -417,6 +421,37 @@ def test_a_run_in_use_is_refused(finished: Path, tiny_images: Path, tiny_preset:
 # Given teachers
 
 
+@pytest.mark.parametrize(
+    ("overrides", "answers"),
+    [
+        (["teachers.conv.token=class", "teachers.inv.token=class"], ["class"]),  # naive distillation
+        (["teachers.conv.token=class", "teachers.inv.token=class", "student.combine=mean"], ["class"]),
+        (["teachers.inv.token=conv"], ["class", "conv", "average"]),
+        (["teachers.conv.hard=true"], ["class", "conv", "inv", "average"]),
+        (["teachers.conv2.model=resnet_small"], ["class", "conv", "inv", "conv2", "average"]),
+        (["student.model_kwargs.aligned={conv: conv}"], ["class", "conv", "inv", "average"]),
+    ],
+)
+def test_teachers_advise_the_tokens_they_are_told_to(
+    overrides: list[str], answers: list[str], tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    run = fit(tiny_images, tiny_preset, tmp_path / "run", overrides=overrides)
+    teachers = list(parse_config(yaml.safe_load((run / "config.yaml").read_text())).teachers)
+    assert list(records(run, "train")[-1]["losses"]) == ["total", "class", *teachers]
+    assert list(records(run, "result")[-1]["top1"]) == answers
+
+
+def test_teachers_of_one_architecture_differ(
+    finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    conv = load_config(tiny_preset).teachers["conv"].model_dump_json()
+    run = fit(tiny_images, tiny_preset, tmp_path / "run", overrides=[f"teachers.inv={conv}"])
+    one, two = (weights_of(run, f"teachers/{name}") for name in ("conv", "inv"))
+    assert one.keys() == two.keys()
+    assert_same_weights(one, weights_of(finished, "teachers/conv"))
+    assert not torch.equal(one["stem.conv.weight"], two["stem.conv.weight"])
+
+
 def test_a_teacher_of_another_run_advises_as_it_did_there(
     finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
 ) -> None:
@@ -427,6 +462,24 @@ def test_a_teacher_of_another_run_advises_as_it_did_there(
     for part in ALL_PARTS:
         assert_same_weights(weights_of(run, part), weights_of(finished, part))
     assert records(run, "result") == records(finished, "result")
+
+
+def test_a_given_teacher_of_more_classes_answers_for_the_data_s(
+    finished: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    data = make_images(tmp_path / "data", classes=("green", "red"))  # the second and third of the teacher's three
+    listener, given_teacher = Stopper(never), f"teachers.conv.checkpoint={finished / 'teachers/conv'}"
+    run = fit(data, tiny_preset, tmp_path / "run", overrides=[given_teacher], listener=listener)
+    assert "conv teacher: of the 3 classes it knows it answers for the 2 of the data" in listener.said
+    logits, labels = load_predictions(run, "teachers/conv")
+    network = load_network(finished / "teachers/conv")
+    config = load_config(tiny_preset)
+    dataset = audit(open_source(str(data), 0.2, 0), 16, in_memory=True)
+    expected = predict_logits(network, dataset.val, 16, Engine(config.engine))["class"][:, 1:]
+    torch.testing.assert_close(logits["class"], expected)
+    result = next(record for record in records(run, "result") if record["part"] == "teachers/conv")
+    assert result["top1"]["class"] == (expected.argmax(-1) == labels).double().mean().item()
+    assert evaluate_run(run)["parts"]["teachers/conv"]["class"] == result["top1"]["class"]
 
 
 def test_a_given_teacher_of_other_classes_is_refused(finished: Path, tiny_preset: str, tmp_path: Path) -> None:

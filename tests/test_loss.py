@@ -75,6 +75,66 @@ def test_mismatches_are_named():
         co_advise_loss(tokens, {"conv": torch.randn(4, 6)}, labels, LossWeights(1.0, {"conv": Advice()}))
 
 
+def test_hard_advice_is_cross_entropy_against_the_teacher_s_answer():
+    tokens, teacher = {name: torch.randn(4, 5) for name in ("class", "conv")}, torch.randn(4, 5)
+    losses = co_advise_loss(tokens, {"conv": teacher}, torch.arange(4), LossWeights(1.0, {"conv": Advice(hard=True)}))
+    assert losses["conv"] == cross_entropy(tokens["conv"], teacher.argmax(-1))
+
+
+def _shared(weights: LossWeights, student: torch.Tensor, teachers: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The gradient of one token that all teachers advise, without the label's part."""
+    student = student.clone().requires_grad_()
+    co_advise_loss({"class": student}, teachers, torch.arange(4), weights)["total"].backward()
+    assert student.grad is not None
+    return student.grad
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_teachers_on_one_token_sum_their_terms_or_advise_by_their_mean(temperature):
+    student = torch.randn(4, 5, dtype=torch.float64)
+    teachers = {name: 3 * torch.randn(4, 5, dtype=torch.float64) for name in ("a", "b", "c")}
+    advice = {name: Advice(1.5, temperature, token="class") for name in teachers}
+    summed = _shared(LossWeights(0.0, advice), student, teachers)
+    mean = _shared(LossWeights(0.0, advice, mean=True), student, teachers)
+    probabilities = torch.stack([(t / temperature).softmax(-1) for t in teachers.values()]).mean(0)
+    expected = 1.5 * temperature * ((student / temperature).softmax(-1) - probabilities) / len(student)
+    torch.testing.assert_close(mean, expected)
+    torch.testing.assert_close(summed, 3 * expected)
+
+
+def test_the_mean_is_weighted_and_a_lone_teacher_s_is_itself():
+    student, teachers = torch.randn(4, 5), {name: torch.randn(4, 5) for name in ("a", "b")}
+    only_a = {"a": Advice(0.8, token="class"), "b": Advice(0.0, token="class")}
+    alone = _shared(LossWeights(0.0, {"a": Advice(0.4, token="class")}), student, {"a": teachers["a"]})
+    torch.testing.assert_close(_shared(LossWeights(0.0, only_a, mean=True), student, teachers), alone)
+
+
+def test_a_certain_teacher_s_mean_stays_finite():
+    teachers = {"a": torch.tensor([[1e4, 0.0]]), "b": torch.tensor([[1e4, -1e4]])}
+    advice = {name: Advice(token="class") for name in teachers}
+    tokens = {"class": torch.zeros(1, 2, requires_grad=True)}
+    losses = co_advise_loss(tokens, teachers, torch.tensor([0]), LossWeights(1.0, advice, mean=True))
+    losses["total"].backward()
+    assert torch.isfinite(losses["total"])
+    assert torch.isfinite(tokens["class"].grad).all()
+
+
+@pytest.mark.parametrize("other", [Advice(temperature=2.0, token="class"), Advice(token="class", hard=True)])
+def test_a_mean_needs_teachers_of_one_kind(other):
+    advice = {"a": Advice(token="class"), "b": other}
+    with pytest.raises(ValueError, match="soft advice at one temperature"):
+        LossWeights(1.0, advice, mean=True)
+    assert LossWeights(1.0, advice).by_token == {"class": ["a", "b"]}
+
+
+def test_tokens_are_named_once_each_in_the_teachers_order():
+    weights = LossWeights(
+        1.0, {"b": Advice(token="two"), "a": Advice(), "c": Advice(token="two"), "d": Advice(token="class")}
+    )
+    assert weights.trained_tokens == ("class", "two", "a")
+    assert weights.by_token["two"] == ["b", "c"]
+
+
 def test_average_is_a_probability():
     tokens = {"class": torch.randn(4, 5), "conv": torch.randn(4, 5)}
     torch.testing.assert_close(average_probabilities(tokens).sum(-1), torch.ones(4))

@@ -13,7 +13,7 @@ from coadvise.data.audit import Dataset
 from coadvise.data.loader import whole_batch
 from coadvise.data.views import Views
 from coadvise.errors import UserError
-from coadvise.evaluate import predict_logits, save_predictions, top1, top5
+from coadvise.evaluate import in_order, predict_logits, save_predictions, top1, top5
 from coadvise.loss import CLASS, LossWeights
 from coadvise.networks import Network, build_network, load_network, pretrained_classes
 from coadvise.record import last_of, read_records
@@ -42,6 +42,9 @@ def train_arm(run: Run, arm: Arm) -> None:
         network = load_network(folder)
     elif not trained_here(arm, config):
         network = _given_teacher(config.teachers[arm.teacher], arm, config)
+        if len(network.classes) > len(run.dataset.classes):
+            known, wanted = len(network.classes), len(run.dataset.classes)
+            run.listener.say(f"{arm.name}: of the {known} classes it knows it answers for the {wanted} of the data")
         if run.engine.is_main:
             network.save(folder)
     else:
@@ -54,7 +57,8 @@ def train_arm(run: Run, arm: Arm) -> None:
             network.save(folder)
     run.engine.prepare(network)
     logits = predict_logits(network, run.dataset.val, config.data.image_size, run.engine, config.data.workers)
-    trained = (CLASS, *config.teachers) if arm.role == ADVISED else (CLASS,)
+    logits = in_order(logits, network.classes, run.dataset.classes)
+    trained = (CLASS, *config.tokens) if arm.role == ADVISED else (CLASS,)
     labels = torch.from_numpy(run.dataset.val.labels)
     scores = top1(logits, labels, trained)
     if run.engine.is_main:
@@ -101,9 +105,9 @@ def _initial_network(arm: Arm, config: RunConfig, classes: Sequence[str]) -> Net
     if arm.role == TEACHER:
         teacher = config.teachers[arm.teacher]
         return build_network(teacher, classes, config.data.image_size, teacher_seed(config.seed, arm.teacher))
-    network = build_network(config.student, classes, config.data.image_size, arm.seed, tokens=tuple(config.teachers))
+    network = build_network(config.student, classes, config.data.image_size, arm.seed, tokens=config.tokens)
     if arm.role == ALONE:  # heads that nobody advises get no gradient
-        for token in config.teachers:
+        for token in config.tokens:
             network.model.get_submodule(f"head_{token}").requires_grad_(False)
     return network
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from coadvise.errors import UserError
 from coadvise.loss import CLASS, Advice, LossWeights
@@ -74,16 +74,30 @@ class ModelConfig(_Part):
     model_kwargs: dict[str, Any] = {}
 
 
+def _token_name(name: str) -> str:
+    if name in (CLASS, "average") or not name.isidentifier():
+        raise ValueError("a teacher's name is its token's and cannot be this; use a word such as conv or inv")
+    return name
+
+
+def _advised_token(name: str) -> str:
+    return name if name == CLASS else _token_name(name)
+
+
 class TeacherConfig(ModelConfig):
-    """One teacher, the token it advises (its key), how it is had and how it advises."""
+    """One teacher (its key is its name), how it is had, and how it advises which token."""
 
     recipe: RecipeConfig = RecipeConfig()
     checkpoint: str | None = Field(
         None, description="folder of a teacher that another run trained; null trains one here"
     )
     pretrained: bool = Field(False, description="timm's published weights; refused unless the classes agree")
+    token: Annotated[str, AfterValidator(_advised_token)] | None = Field(
+        None, description="the student's token it advises, class among them; null is that of its own name"
+    )
     weight: float = Field(1.0, ge=0, description="λ of Eq. (1)")
     temperature: float = Field(1.0, gt=0, description="τ of Eq. (1)")
+    hard: bool = Field(False, description="cross-entropy against its most likely class in place of the KL term")
     augment: AugmentConfig | None = Field(None, description="views it is trained on; null takes the run's")
 
     @property
@@ -92,10 +106,13 @@ class TeacherConfig(ModelConfig):
 
 
 class StudentConfig(ModelConfig):
-    """The student, its recipe and λ_0."""
+    """The student, its recipe, λ_0, and what several teachers on one token are to it."""
 
     recipe: RecipeConfig = RecipeConfig()
     weight: float = Field(1.0, ge=0, description="λ_0 of Eq. (1), on the class token's cross-entropy")
+    combine: Literal["sum", "mean"] = Field(
+        "sum", description="several teachers on one token: a KL term each, or one to their mean"
+    )
 
 
 class EngineConfig(_Part):
@@ -113,12 +130,6 @@ class EngineConfig(_Part):
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the extra 'tensorboard')")
 
 
-def _token_name(name: str) -> str:
-    if name in (CLASS, "average") or not name.isidentifier():
-        raise ValueError("a teacher's name is its token's and cannot be this; use a word such as conv or inv")
-    return name
-
-
 class RunConfig(_Part):
     """Everything that decides a run's numbers; written as `config.yaml` in the run directory."""
 
@@ -129,6 +140,11 @@ class RunConfig(_Part):
     student: StudentConfig
     engine: EngineConfig = EngineConfig()
 
+    @model_validator(mode="after")
+    def _advice_fits_together(self) -> Self:
+        self.loss_weights  # noqa: B018  (raises where teachers of one token cannot be combined)
+        return self
+
     @property
     def in_memory(self) -> bool:
         """Whether all images are kept decoded: light views are made of whole batches of pixels."""
@@ -138,8 +154,16 @@ class RunConfig(_Part):
     @property
     def loss_weights(self) -> LossWeights:
         """λ and τ of Eq. (1)."""
-        advice = {name: Advice(teacher.weight, teacher.temperature) for name, teacher in self.teachers.items()}
-        return LossWeights(self.student.weight, advice)
+        advice = {
+            name: Advice(teacher.weight, teacher.temperature, teacher.token or name, teacher.hard)
+            for name, teacher in self.teachers.items()
+        }
+        return LossWeights(self.student.weight, advice, self.student.combine == "mean")
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The student's tokens beside the class token: those that teachers advise, each once, in their order."""
+        return self.loss_weights.trained_tokens[1:]
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

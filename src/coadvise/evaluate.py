@@ -1,6 +1,6 @@
 """Scores: every token's logits for every validation image, and what follows from them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from coadvise.data.audit import AuditedSplit
 from coadvise.data.loader import still_batches
 from coadvise.engine import Engine
 from coadvise.loss import CLASS, average_probabilities
+from coadvise.networks import class_map
 
 AVERAGE = "average"
 
@@ -30,6 +31,15 @@ def predict_logits(
             collected.setdefault(name, []).append(logits.float())
     network.train(was_training)
     return {name: torch.cat(parts).cpu() for name, parts in collected.items()}
+
+
+def in_order(logits: Mapping[str, Tensor], known: Sequence[str], wanted: Sequence[str]) -> dict[str, Tensor]:
+    """Logits [N, K] over the known classes as those over the wanted ones, which are all known, in their order."""
+    if tuple(known) == tuple(wanted):
+        return dict(logits)
+    places = class_map(known, wanted)
+    assert places is not None
+    return {name: values[:, places] for name, values in logits.items()}
 
 
 def correct(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """The co-advising loss, Eq. (1) of the paper."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,18 +12,60 @@ CLASS = "class"  # the name of the class token's answer in every dict of logits
 
 @dataclass(frozen=True)
 class Advice:
-    """How one teacher advises: λ_k (`weight`) and τ_k (`temperature`) of Eq. (1)."""
+    """How one teacher advises.
+
+    Attributes:
+        weight: λ_k of Eq. (1).
+        temperature: τ_k of Eq. (1).
+        token: the student's token it advises, "class" among them; "" is the token of the teacher's own name.
+        hard: cross-entropy against the teacher's most likely class (DeiT's hard distillation) in place of the KL term.
+    """
 
     weight: float = 1.0
     temperature: float = 1.0
+    token: str = ""
+    hard: bool = False
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """λ_0 on the class token and one `Advice` per teacher, keyed by the token it advises."""
+    """λ_0 on the class token's cross-entropy, and how each teacher advises.
+
+    Attributes:
+        label: λ_0.
+        advice: one `Advice` a teacher, by the teacher's name.
+        mean: several teachers on one token advise it by the mean of their probabilities, in place of a term each. The
+            gradients of n such terms are n times that of the mean, if λ is the same, so this is a smaller λ.
+
+    Raises:
+        ValueError: teachers that advise by their mean differ in temperature, or are hard.
+    """
 
     label: float = 1.0
     advice: Mapping[str, Advice] = field(default_factory=dict)
+    mean: bool = False
+
+    def __post_init__(self) -> None:
+        for token, names in self.by_token.items() if self.mean else ():
+            together = [self.advice[name] for name in names]
+            if len(names) > 1 and (len({a.temperature for a in together}) > 1 or any(a.hard for a in together)):
+                raise ValueError(
+                    f"the teachers {', '.join(names)} advise token '{token}' by their mean, which needs soft advice at "
+                    "one temperature; give them the same temperature and hard=false, or let them advise by the sum"
+                )
+
+    @property
+    def by_token(self) -> dict[str, list[str]]:
+        """The teachers of each advised token, in order."""
+        teachers: dict[str, list[str]] = {}
+        for name, advice in self.advice.items():
+            teachers.setdefault(advice.token or name, []).append(name)
+        return teachers
+
+    @property
+    def trained_tokens(self) -> tuple[str, ...]:
+        """The tokens whose answers training shapes: "class", and each that a teacher advises."""
+        return (CLASS, *(token for token in self.by_token if token != CLASS))
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -50,6 +92,11 @@ def advice_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0
     return F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True) * temperature**2
 
 
+def hard_advice(student: Tensor, teacher: Tensor) -> Tensor:
+    """Cross-entropy against the teacher's most likely class (Touvron et al. 2021, Eq. 3). Both are logits [B, K]."""
+    return cross_entropy(student, teacher.argmax(-1))
+
+
 def co_advise_loss(
     tokens: Mapping[str, Tensor], teacher_logits: Mapping[str, Tensor], labels: Tensor, weights: LossWeights
 ) -> dict[str, Tensor]:
@@ -57,7 +104,7 @@ def co_advise_loss(
 
     Args:
         tokens: the student's logits [B, K] by token name, "class" among them. Tokens nobody advises are left alone.
-        teacher_logits: logits [B, K] by the token each teacher advises.
+        teacher_logits: logits [B, K] by teacher.
         labels: [B] class indices or [B, K] probabilities.
         weights: λ and τ; exactly one `Advice` per teacher.
 
@@ -72,22 +119,44 @@ def co_advise_loss(
             f"teachers answered for {sorted(teacher_logits)} but λ and τ are given for {sorted(weights.advice)}; "
             "give one Advice per teacher"
         )
-    if missing := sorted(teacher_logits.keys() - tokens.keys()):
+    if missing := sorted(weights.by_token.keys() - tokens.keys()):
         raise ValueError(f"no student token for the teacher(s) {missing}; the student has {sorted(tokens)}")
     class_loss = cross_entropy(tokens[CLASS], labels)
     parts = {CLASS: class_loss.detach()}
     total = weights.label * class_loss
-    for name, logits in teacher_logits.items():
-        if logits.shape != tokens[name].shape:
-            raise ValueError(
-                f"teacher '{name}' answers with {tuple(logits.shape)} logits, the student with "
-                f"{tuple(tokens[name].shape)}: both must be [batch, classes] of the same classes"
+    for token, names in weights.by_token.items():
+        student = tokens[token]
+        for name in names:
+            term = _advice(student, name, teacher_logits[name], weights.advice[name])
+            parts[name] = term.detach()
+            if len(names) == 1 or not weights.mean:
+                total = total + weights.advice[name].weight * term
+        if len(names) > 1 and weights.mean:
+            total = total + _mean_advice(
+                student, [teacher_logits[n] for n in names], [weights.advice[n] for n in names]
             )
-        advice = weights.advice[name]
-        divergence = advice_divergence(tokens[name], logits, advice.temperature)
-        parts[name] = divergence.detach()
-        total = total + advice.weight * divergence
     return {"total": total, **parts}
+
+
+def _advice(student: Tensor, name: str, teacher: Tensor, advice: Advice) -> Tensor:
+    """One teacher's term, before its λ."""
+    if teacher.shape != student.shape:
+        raise ValueError(
+            f"teacher '{name}' answers with {tuple(teacher.shape)} logits, the student with "
+            f"{tuple(student.shape)}: both must be [batch, classes] of the same classes"
+        )
+    return hard_advice(student, teacher) if advice.hard else advice_divergence(student, teacher, advice.temperature)
+
+
+def _mean_advice(student: Tensor, teachers: Sequence[Tensor], advice: Sequence[Advice]) -> Tensor:
+    """mean(λ) · τ² · KL(Σ λ_k softmax(teacher_k/τ) / Σ λ_k ‖ softmax(student/τ))."""
+    weights, temperature = [a.weight for a in advice], advice[0].temperature
+    if not any(weights):
+        return torch.zeros_like(student[0, 0])
+    probabilities = torch.stack([(_wide(t).detach() / temperature).softmax(-1) for t in teachers])
+    shares = probabilities.new_tensor(weights)[:, None, None] / sum(weights)
+    mean = (shares * probabilities).sum(0).clamp_min(torch.finfo(probabilities.dtype).tiny)
+    return sum(weights) / len(weights) * advice_divergence(student, mean.log() * temperature, temperature)
 
 
 def average_probabilities(tokens: Mapping[str, Tensor]) -> Tensor:

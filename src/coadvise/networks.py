@@ -63,20 +63,20 @@ def build_network(
     classes: Sequence[str],
     image_size: int,
     seed: int,
-    tokens: Sequence[str] = (),
+    tokens: Sequence[str] | None = None,
     pretrained: bool = False,
 ) -> Network:
     """Makes a network by its timm name, its weights a function of `seed`.
 
     Args:
-        tokens: the names of the student's tokens; empty for a teacher.
+        tokens: the names of the student's tokens beside the class token; None for a teacher.
 
     Raises:
         UserError: no such model, arguments it does not take, or published weights that cannot be fetched.
     """
     _known(config.model)
     arguments = dict(config.model_kwargs)
-    if tokens:
+    if tokens is not None:
         arguments["token_names"] = list(tokens)
     about = {"model": config.model, "model_kwargs": arguments, "classes": list(classes), "image_size": image_size}
     with torch.random.fork_rng(devices=[]):
@@ -108,6 +108,12 @@ def load_network(folder: Path) -> Network:
     network.model.load_state_dict(weights)
     network.about["sha256"] = about["files"]["model.safetensors"]["sha256"]
     return network.eval()
+
+
+def class_map(known: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
+    """Where the wanted classes stand among the known ones, by name; None where not every one of them is known."""
+    place = {name: number for number, name in enumerate(known)}
+    return [place[name] for name in wanted] if place.keys() >= set(wanted) else None
 
 
 def _known(model: str) -> None:

@@ -11,7 +11,7 @@ from coadvise.data.audit import audit_split
 from coadvise.data.sources import evaluation_split, open_source
 from coadvise.engine import Engine
 from coadvise.errors import UserError
-from coadvise.evaluate import predict_logits, top1
+from coadvise.evaluate import in_order, predict_logits, top1
 from coadvise.loss import CLASS
 from coadvise.networks import load_network
 from coadvise.predict import trained_parts
@@ -51,6 +51,7 @@ def evaluate_run(run: Path, data: str | None = None) -> dict[str, Any]:
     scores = {}
     for part, network in networks.items():
         logits = predict_logits(network, split, config.data.image_size, engine, config.data.workers)
+        logits = in_order(logits, network.classes, classes)
         scores[part] = top1(logits, labels, tuple(logits) if part.startswith("students/advised") else (CLASS,))
     source = data or f"{config.data.source} (validation)"
     return {"data": source, "images": len(split), "unreadable": list(split.unreadable), "parts": scores}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from coadvise.data.views import Batch
 from coadvise.errors import UserError
 from coadvise.loss import CLASS
-from coadvise.networks import Network, load_network
+from coadvise.networks import Network, class_map, load_network
 
 
 class Teacher(nn.Module):
@@ -18,23 +18,26 @@ class Teacher(nn.Module):
 
     Args:
         network: answers with its own normalisation.
-        classes: the student's classes, in its order. The teacher's own are put into that order by name.
+        classes: the student's classes, in its order. The teacher's own are put into that order by name; those that the
+            student does not have are left out.
 
     Raises:
-        UserError: the teacher does not know exactly these classes.
+        UserError: the teacher does not know all of these classes.
     """
 
     class_map: Tensor
 
     def __init__(self, name: str, network: Network, classes: tuple[str, ...]) -> None:
         super().__init__()
-        if sorted(network.classes) != sorted(classes):
+        places = class_map(network.classes, classes)
+        if places is None or len(set(classes)) < len(classes):
             raise UserError(
                 f"teacher '{name}' answers for {len(network.classes)} classes ({_few(network.classes)}), the data has "
-                f"{len(classes)} ({_few(classes)}); give a teacher of these classes, or none to have one trained here"
+                f"{len(classes)} ({_few(classes)}); give a teacher that knows all of these, or none to have one "
+                "trained here"
             )
         self.network = network.requires_grad_(False)
-        self.register_buffer("class_map", torch.tensor([network.classes.index(c) for c in classes]))
+        self.register_buffer("class_map", torch.tensor(places))
         self.in_order = tuple(network.classes) == classes
         self.train(False)
 
@@ -50,7 +53,7 @@ class Teacher(nn.Module):
 
 
 class Teachers:
-    """Answers for a batch by all teachers, keyed by the token each advises. No teachers answer with an empty dict."""
+    """Answers for a batch by all teachers, keyed by name. No teachers answer with an empty dict."""
 
     def __init__(self, teachers: Mapping[str, Teacher]) -> None:
         self.by_token = dict(teachers)
@@ -60,7 +63,7 @@ class Teachers:
 
 
 def load_teachers(folders: Mapping[str, Path], classes: tuple[str, ...]) -> Teachers:
-    """Reads finished teachers by token name. Raises UserError as `Teacher` and `load_network` do."""
+    """Reads finished teachers, by name. Raises UserError as `Teacher` and `load_network` do."""
     return Teachers({name: Teacher(name, load_network(folder), classes) for name, folder in folders.items()})
 
 

@@ -109,7 +109,7 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
             record.add("train", **where, learning_rate=rate, losses=dict(figures), images_per_second=speed)
             if epoch in evaluate_after:
                 logits = predict_logits(answering, job.val, job.views.image_size, engine, job.workers)
-                scores = top1(logits, torch.from_numpy(job.val.labels), (CLASS, *job.weights.advice))
+                scores = top1(logits, torch.from_numpy(job.val.labels), job.weights.trained_tokens)
                 record.add("eval", **where, top1=scores)
                 figures["top1"] = scores[CLASS]
             sums.clear()
