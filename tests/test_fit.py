@@ -161,9 +161,9 @@ def test_advised_and_alone_start_alike_and_see_the_same_views(
 
 def test_alone_the_tokens_heads_are_left_as_they_were(finished: Path) -> None:
     config = parse_config(yaml.safe_load((finished / "config.yaml").read_text()))
-    before = arm_module._initial_network(Arm("students/alone-0", ALONE, 0), config, CLASSES).model.state_dict()
+    before = arm_module.initial_network(Arm("students/alone-0", ALONE, 0), config, CLASSES).model.state_dict()
     alone, advised = weights_of(finished, "students/alone-0"), weights_of(finished, "students/advised-0")
-    assert arm_module._initial_network(Arm("x", ADVISED, 0), config, CLASSES).model.head_conv.weight.requires_grad
+    assert arm_module.initial_network(Arm("x", ADVISED, 0), config, CLASSES).model.head_conv.weight.requires_grad
     for head in ("head_conv.weight", "head_inv.weight"):
         assert torch.equal(alone[head], before[head])
         assert not torch.equal(advised[head], before[head])

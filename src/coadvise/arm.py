@@ -25,8 +25,8 @@ from coadvise.train import Training, train
 def check_arm(arm: Arm, folder: Path, config: RunConfig, dataset: Dataset, processes: int) -> None:
     """Raises UserError for a network that cannot be made, had or trained."""
     if trained_here(arm, config):
-        _initial_network(arm, config, dataset.classes)
-        recipe = _recipe(arm, config)
+        initial_network(arm, config, dataset.classes)
+        recipe = recipe_of(arm, config)
         whole_batch(recipe.batch_size, len(dataset.train), recipe.accumulate, processes)
     elif not (folder / arm.part / MANIFEST).is_file():
         _check_given(arm, _given_teacher(config.teachers[arm.teacher], arm, config), config, dataset.classes)
@@ -48,7 +48,7 @@ def train_arm(run: Run, arm: Arm) -> None:
         if run.engine.is_main:
             network.save(folder)
     else:
-        network = _initial_network(arm, config, run.dataset.classes)
+        network = initial_network(arm, config, run.dataset.classes)
         with run.engine.stops_gently():
             network = train(
                 _job(run, arm, network), run.checkpoints(arm), run.engine, run.record, run.listener.progress
@@ -82,7 +82,7 @@ def _job(run: Run, arm: Arm, network: Network) -> Training:
         part=arm.part,
         seed=seed,
         network=network,
-        recipe=_recipe(arm, config),
+        recipe=recipe_of(arm, config),
         views=Views(run.dataset.train, augment, len(run.dataset.classes), config.data.image_size, seed),
         val=run.dataset.val,
         teachers=run.teachers if advised else Teachers({}),
@@ -96,11 +96,11 @@ def trained_here(arm: Arm, config: RunConfig) -> bool:
     return arm.role != TEACHER or config.teachers[arm.teacher].trained_here
 
 
-def _recipe(arm: Arm, config: RunConfig) -> RecipeConfig:
+def recipe_of(arm: Arm, config: RunConfig) -> RecipeConfig:
     return config.teachers[arm.teacher].recipe if arm.role == TEACHER else config.student.recipe
 
 
-def _initial_network(arm: Arm, config: RunConfig, classes: Sequence[str]) -> Network:
+def initial_network(arm: Arm, config: RunConfig, classes: Sequence[str]) -> Network:
     """An untrained network; an advised student and the same one alone start from the same weights."""
     if arm.role == TEACHER:
         teacher = config.teachers[arm.teacher]

@@ -147,6 +147,55 @@ def models(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def studies(as_json: AsJson = False) -> None:
+    """List the studies: the paper's tables as commands."""
+    from coadvise.studies import STUDIES
+
+    if as_json:
+        print(json.dumps({name: study.title for name, study in STUDIES.items()}))
+        return
+    for name, study in STUDIES.items():
+        print(f"{name:12} {study.title}")
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="A name of 'coadvise studies'.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the preset, a.b=c.")] = None,
+    data: Annotated[str, typer.Option(help="As for fit.")] = "digits",
+    preset: Annotated[str | None, typer.Option(help="As for fit.")] = None,
+    seeds: Annotated[int, typer.Option(help="Students a row, at consecutive seeds.")] = 1,
+    out: Annotated[str | None, typer.Option(help="Folder; default studies/DATA. Studies in it share networks.")] = None,
+    jobs: Annotated[int, typer.Option(help="Networks to train at the same time, each in a process.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be trained, and for how long.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study: train and compare the networks of one of the paper's tables on your data."""
+    from coadvise.study import foresee_study, run_study
+
+    changes = overrides or []
+    if dry_run:
+        rows = list(foresee_study(name, data, preset, seeds, out, changes))
+        if as_json:
+            print(json.dumps([{"network": network, "seconds": seconds} for network, seconds in rows]))
+            return
+        for network, seconds in rows:
+            print(f"{'done' if not seconds else f'{seconds / 60:.1f} min':>10}  {network}")
+        total = sum(seconds for _, seconds in rows) / 60
+        print(f"{total:7.1f} min  in all, one network after the other")
+        return
+    terminal = Terminal(Console(stderr=as_json))
+    try:
+        result = run_study(name, data, preset, seeds, out, jobs, changes, terminal)
+    finally:
+        terminal.bars.stop()
+    if as_json:
+        print(json.dumps(result))
+
+
+@app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="involution, student, step, loader or cache.")],
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",

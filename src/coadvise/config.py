@@ -224,6 +224,14 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
         raise UserError("; ".join(_faults(error))) from None
 
 
+def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """The same configuration with other values at dotted keys. Raises UserError as `parse_config`."""
+    values = config.model_dump(mode="json")
+    for path, value in changes.items():
+        _set(values, path, value)
+    return parse_config(values)
+
+
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """One line `a.b: old -> new` for every key in which two configurations differ."""
     before, after = dict(_leaves(old.model_dump(mode="json"))), dict(_leaves(new.model_dump(mode="json")))

@@ -1,17 +1,30 @@
 """The main job: audit the data, train teachers, co-advise the student, train it alone, say whether advice helped."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from coadvise.arm import check_arm, train_arm
 from coadvise.conclude import conclude
-from coadvise.config import load_config
+from coadvise.config import RunConfig, load_config
 from coadvise.data.audit import Dataset, audit
 from coadvise.data.sources import DIGITS, open_source, typical_size
 from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
 from coadvise.jobs import train_in_processes
-from coadvise.run import DATA, TEACHER, Listener, Run, Silent, check_folder, open_record, owned, plan, summary_writer
+from coadvise.run import (
+    DATA,
+    TEACHER,
+    Arm,
+    Listener,
+    Run,
+    Silent,
+    check_folder,
+    open_record,
+    owned,
+    plan,
+    summary_writer,
+)
 from coadvise.teachers import load_teachers
 
 
@@ -58,15 +71,27 @@ def fit(
     config = load_config(preset, overrides, seed, str(data))
     config = config.model_copy(update={"engine": settled(config.engine)})  # a run keeps the precision it began with
     folder = Path(out or f"runs/{Path(data).resolve().name}-{Path(preset).stem}-seed{config.seed}")
+    arms = plan(config, seeds, baseline)
+    with training(config, folder, arms, jobs, listener) as run:
+        conclude(run, arms)
+    return folder
+
+
+@contextmanager
+def training(config: RunConfig, folder: Path, arms: Sequence[Arm], jobs: int, listener: Listener) -> Iterator[Run]:
+    """Trains the networks of a run that are not trained yet, teachers first, and holds the run directory meanwhile.
+
+    Raises:
+        UserError, Interrupted: as `fit`.
+    """
     check_folder(folder, config)
-    source = open_source(data, config.data.val_fraction, config.seed)
+    source = open_source(config.data.source, config.data.val_fraction, config.seed)
     engine = Engine(config.engine)
     dataset = audit(source, config.data.image_size, in_memory=config.in_memory)
     if not engine.is_main:  # one process speaks
         listener = Silent()
     for line in describe(dataset):
         listener.say(line)
-    arms = plan(config, seeds, baseline)
     for arm in arms:  # a network that cannot be made, had or trained is an error before anything is written
         check_arm(arm, folder, config, dataset, engine.processes)
     summary_writer(config)
@@ -74,18 +99,22 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     with owned(folder, engine):
         run = Run(folder, config, dataset, engine, open_record(folder, config, engine, listener.say), listener)
-        run.describe([config.seed + n for n in range(seeds)])
+        run.describe(sorted({arm.seed for arm in arms}))
         listener.say(f"run directory: {folder}")
-        for stage in ([a for a in arms if a.role == TEACHER], [a for a in arms if a.role != TEACHER]):
-            if jobs > 1:
-                train_in_processes(run, stage, jobs)
-            else:
-                for arm in stage:
-                    train_arm(run, arm)
-            if stage[0].role == TEACHER:
-                run.teachers = load_teachers({arm.teacher: folder / arm.part for arm in stage}, dataset.classes)
-        conclude(run, arms)
-    return folder
+        teachers = [arm for arm in arms if arm.role == TEACHER]
+        _train(run, teachers, jobs)
+        run.teachers = load_teachers({arm.teacher: folder / arm.part for arm in teachers}, dataset.classes)
+        _train(run, [arm for arm in arms if arm.role != TEACHER], jobs)
+        yield run
+
+
+def _train(run: Run, arms: Sequence[Arm], jobs: int) -> None:
+    """Trains networks that do not depend on each other."""
+    if jobs > 1:
+        train_in_processes(run, arms, jobs)
+    else:
+        for arm in arms:
+            train_arm(run, arm)
 
 
 def default_preset(data: str | Path) -> str:

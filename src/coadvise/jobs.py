@@ -23,7 +23,7 @@ from coadvise.data.audit import audit
 from coadvise.data.sources import open_source
 from coadvise.engine import Engine, Interrupted
 from coadvise.errors import UserError
-from coadvise.run import TEACHER, Arm, Run, open_record
+from coadvise.run import ADVISED, Arm, Run, open_record
 from coadvise.teachers import load_teachers
 
 
@@ -114,7 +114,7 @@ def _work(folder: Path, config: RunConfig, arm: Arm, threads: int, messages: Any
         dataset = audit(source, config.data.image_size, in_memory=config.in_memory)
         engine = Engine(config.engine)
         run = Run(folder, config, dataset, engine, open_record(folder, config, engine, listener.say), listener)
-        if arm.role != TEACHER:
+        if arm.role == ADVISED:
             run.teachers = load_teachers(
                 {name: folder / "teachers" / name for name in config.teachers}, dataset.classes
             )
