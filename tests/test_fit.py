@@ -479,7 +479,7 @@ def test_a_given_teacher_of_more_classes_answers_for_the_data_s(
     torch.testing.assert_close(logits["class"], expected)
     result = next(record for record in records(run, "result") if record["part"] == "teachers/conv")
     assert result["top1"]["class"] == (expected.argmax(-1) == labels).double().mean().item()
-    assert evaluate_run(run)["parts"]["teachers/conv"]["class"] == result["top1"]["class"]
+    assert evaluate_run(run)["parts"]["teachers/conv"]["class"]["top1"] == result["top1"]["class"]
 
 
 def test_a_given_teacher_of_other_classes_is_refused(finished: Path, tiny_preset: str, tmp_path: Path) -> None:
