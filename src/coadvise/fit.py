@@ -60,9 +60,9 @@ def fit(
     check_folder(folder, config)
     source = open_source(data, config.data.val_fraction, config.seed)
     engine = Engine(config.engine)
-    dataset = audit(source, config.data.image_size, in_memory=config.in_memory)
     if not engine.is_main:  # one process speaks
         listener = Silent()
+    dataset = audit(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
     for line in describe(dataset):
         listener.say(line)
     arms = plan(config, seeds, baseline)
