@@ -9,6 +9,7 @@ import coadvise  # noqa: F401  # isort: skip  (its torchvision guard, before any
 from tiny import make_images, write_preset
 
 from coadvise import fit
+from coadvise.cache_folder import cache_folder
 
 # Machines differ in speed and share their cores: no deadlines, and the same examples each time.
 settings.register_profile(
@@ -26,6 +27,18 @@ def reference() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference tensors at {folder} (set COADVISE_REFERENCE)")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):
+    """Decoded images of made folders are nobody's to keep; compiled kernels, which take seconds to make, are shared."""
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "coadvise").mkdir()
+    for library in (cache_folder() or folder).glob("involution-*.so"):
+        (folder / "coadvise" / library.name).symlink_to(library)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -24,8 +24,8 @@ TOKENS = ("conv", "inv")
 @pytest.mark.parametrize(
     ("config", "tokens", "answers"),
     [
-        (CONV, (), ("class",)),
-        (VIT, (), ("class",)),
+        (CONV, None, ("class",)),
+        (VIT, None, ("class",)),
         (STUDENT, TOKENS, ("class", *TOKENS)),
         (ALIGNED, TOKENS, ("class", *TOKENS)),
         (STUDENT, ("one", "two", "three"), ("class", "one", "two", "three")),
@@ -77,7 +77,9 @@ def test_weights_are_a_function_of_the_seed_alone() -> None:
     assert not torch.equal(other.model.head.weight, first.model.head.weight)
 
 
-@pytest.mark.parametrize(("config", "tokens"), [(CONV, ()), (VIT, ()), (ALIGNED, TOKENS), (STUDENT, ("one", "two"))])
+@pytest.mark.parametrize(
+    ("config", "tokens"), [(CONV, None), (VIT, None), (ALIGNED, TOKENS), (STUDENT, ("one", "two"))]
+)
 def test_saved_and_loaded_it_answers_the_same(config: ModelConfig, tokens: tuple[str, ...], tmp_path: Path) -> None:
     network = build_network(config, CLASSES, 16, seed=0, tokens=tokens)
     for _ in range(2):  # batch norm's running figures move

@@ -62,7 +62,7 @@ class Case:
             {"epochs": 3, "batch_size": 8, "warmup_epochs": 1, "evaluations": 3, "learning_rate": 0.01, **self.recipe}
         )
         student = "cit" in self.model.model
-        network = build_network(self.model, CLASSES, 16, seed=5, tokens=("conv", "inv") if student else ())
+        network = build_network(self.model, CLASSES, 16, seed=5, tokens=("conv", "inv") if student else None)
         teachers, weights = Teachers({}), LossWeights(self.label_weight)
         if self.advised:
             teachers = Teachers({t: Teacher(t, build_network(CONV, CLASSES, 16, seed=s), CLASSES) for t, s in TEACHERS})

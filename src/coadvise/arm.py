@@ -86,7 +86,9 @@ def _job(run: Run, arm: Arm, network: Network) -> Training:
         seed=seed,
         network=network,
         recipe=recipe_of(arm, config),
-        views=Views(run.dataset.train, augment, len(run.dataset.classes), config.data.image_size, seed),
+        views=Views(run.dataset.train, augment, len(run.dataset.classes), config.data.image_size, seed).on(
+            run.engine.device
+        ),
         val=run.dataset.val,
         teachers=run.teachers if advised else Teachers({}),
         weights=config.loss_weights if advised else LossWeights(),

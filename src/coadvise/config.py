@@ -27,6 +27,15 @@ class DataConfig(_Part):
         0.2, gt=0, lt=1, description="share of each class held out where the folder has no split"
     )
     workers: int = Field(0, ge=0, description="loader processes; 0 makes views in the training process")
+    presize: int = Field(
+        0, ge=0, description="deit only; shorter side of the training images as kept decoded on disk; 0 keeps none"
+    )
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> "DataConfig":
+        if 0 < self.presize < self.image_size:
+            raise ValueError(f"presize must be 0, or at least the image_size of {self.image_size} pixels")
+        return self
 
 
 class AugmentConfig(_Part):

@@ -87,9 +87,9 @@ def training(config: RunConfig, folder: Path, arms: Sequence[Arm], jobs: int, li
     check_folder(folder, config)
     source = open_source(config.data.source, config.data.val_fraction, config.seed)
     engine = Engine(config.engine)
-    dataset = audit(source, config.data.image_size, in_memory=config.in_memory)
     if not engine.is_main:  # one process speaks
         listener = Silent()
+    dataset = audit(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
     for line in describe(dataset):
         listener.say(line)
     for arm in arms:  # a network that cannot be made, had or trained is an error before anything is written

@@ -111,7 +111,7 @@ def _work(folder: Path, config: RunConfig, arm: Arm, threads: int, messages: Any
     listener = _ToParent(arm.part, messages)
     try:
         source = open_source(config.data.source, config.data.val_fraction, config.seed)
-        dataset = audit(source, config.data.image_size, in_memory=config.in_memory)
+        dataset = audit(source, config.data.image_size, config.in_memory, config.data.presize)
         engine = Engine(config.engine)
         run = Run(folder, config, dataset, engine, open_record(folder, config, engine, listener.say), listener)
         if arm.role == ADVISED:

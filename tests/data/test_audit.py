@@ -1,5 +1,8 @@
 """Every image is decoded once; what cannot be read is left out and named."""
 
+import errno
+import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +14,8 @@ from tiny import make_images
 from coadvise.data import audit as audit_module
 from coadvise.data.audit import audit, audit_split
 from coadvise.data.images import read_image, square, to_array
-from coadvise.data.sources import Split, open_source
+from coadvise.data.sources import Source, Split, open_source
+from coadvise.data.store import presized
 from coadvise.errors import UserError
 
 
@@ -92,3 +96,93 @@ def test_photographs(photos: Path) -> None:
     assert len(dataset.classes) == 10
     assert not dataset.train.unreadable + dataset.val.unreadable
     assert 0.3 < dataset.train.pixels.mean() / 255 < 0.7
+
+
+# what is kept ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "coadvise"
+
+
+def large_images(root: Path) -> Source:
+    make_images(root, train=4, val=2, size=40)
+    (root / "train" / "red" / "0.png").write_bytes(b"\x89PNG")
+    return open_source(root, 0.2, 0)
+
+
+@pytest.mark.parametrize("presize", [0, 24])
+def test_images_are_decoded_once_whatever_process_or_run_asks(
+    tmp_path: Path, cache: Path, presize: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = large_images(tmp_path / "images")
+    said: list[str] = []
+    first = audit(source, 16, not presize, presize, said.append)
+    if presize:
+        assert [np.array_equal(first.train.presized[row], presized(read_image(path), 24))
+                for row, path in enumerate(first.train.paths)] == [True] * 11  # fmt: skip
+        assert len(said) == 1
+        assert re.search(r"presizing 12 images to 24 px.*GiB are free", said[0])
+    else:
+        plain = audit_split(source.train, 16, in_memory=True)
+        assert np.array_equal(first.train.pixels, plain.pixels)
+        assert not said
+    assert len(first.train.unreadable) == 1
+
+    decoded = []
+    monkeypatch.setattr(audit_module, "read_image", lambda path: decoded.append(path) or read_image(path))
+    again = audit(source, 16, not presize, presize, said.append)
+    assert not [path for path in decoded if path in source.train.paths]
+    assert len(said) == bool(presize)
+    for one, other in ((first.train, again.train), (first.val, again.val)):
+        assert (one.paths, one.unreadable, one.sizes) == (other.paths, other.unreadable, other.sizes)
+        assert np.array_equal(one.labels, other.labels)
+    changed = source.train.paths[5]
+    Image.new("RGB", (50, 50), (1, 2, 3)).save(changed)
+    new = audit(source, 16, not presize, presize, said.append).train
+    assert changed in decoded
+    row = new.paths.index(changed)
+    image = new.presized[row] if presize else new.pixels[row].transpose(1, 2, 0)
+    assert (image == (1, 2, 3)).all()
+
+
+def test_splits_and_sizes_are_kept_side_by_side(tmp_path: Path, cache: Path) -> None:
+    source = large_images(tmp_path / "images")
+    for size in (16, 12):
+        audit(source, size, in_memory=True)
+    assert len(list((cache / "images").iterdir())) == 4
+    assert audit(source, 16, in_memory=True).train.pixels.shape == (11, 3, 16, 16)
+
+
+def test_small_images_need_no_cache_folder_and_presized_ones_say_what_they_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = large_images(tmp_path / "images")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert audit(source, 16, in_memory=True).train.pixels.shape == (11, 3, 16, 16)
+    with pytest.raises(UserError, match=r"cannot be written; set XDG_CACHE_HOME.*data\.presize=0"):
+        audit(source, 16, in_memory=False, presize=24)
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_full_disk_is_said_and_nothing_is_left(
+    tmp_path: Path, cache: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = large_images(tmp_path / "images")
+
+    def full(image: Image.Image, side: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if when == "before":
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 1000))
+    else:
+        monkeypatch.setattr(audit_module, "presized", full)
+    with pytest.raises(UserError, match=r"presized images.*(need 0\.00 GiB|No space left).*data\.presize=0"):
+        audit(source, 16, in_memory=False, presize=24)
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.name != ".lock"]
+    if when == "before":
+        assert audit(source, 16, in_memory=True).train.pixels.shape == (11, 3, 16, 16)

@@ -69,9 +69,9 @@ def test_an_epoch_has_every_image_once_and_leaves_out_less_than_a_batch(images: 
     assert images < 8 or orders[0] != orders[1]
 
 
-@pytest.mark.parametrize("kind", ["light", "deit"])
-def test_worker_processes_change_nothing(image_folder: Path, kind: str) -> None:
-    split = audit(open_source(image_folder, 0.2, 0), 16, in_memory=kind == "light").train
+@pytest.mark.parametrize(("kind", "presize"), [("light", 0), ("deit", 0), ("deit", 16)])
+def test_worker_processes_change_nothing(image_folder: Path, kind: str, presize: int) -> None:
+    split = audit(open_source(image_folder, 0.2, 0), 16, in_memory=kind == "light", presize=presize).train
     augment = AugmentConfig(kind=kind, erase=0.3, mixup=0.8, cutmix=1.0)
     alone, two = (
         list(TrainingLoader(Views(split, augment, 3, 16, 0), 12, accumulate=2, workers=workers).steps(1, 5))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm.data
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -18,6 +17,7 @@ from coadvise.config import AugmentConfig
 from coadvise.data import draws
 from coadvise.data.audit import AuditedSplit, audit
 from coadvise.data.images import read_image
+from coadvise.data.pipeline import Pipeline
 from coadvise.data.sources import open_source
 from coadvise.data.views import Views, light_views
 
@@ -327,26 +327,61 @@ def test_deit_views_do_not_depend_on_batch_layout(on_disk: AuditedSplit) -> None
     assert not torch.equal(again[2, positions].images, whole.images)
 
 
-def test_deit_views_are_timm_s(on_disk: AuditedSplit) -> None:
-    """DeiT's own pipeline (the defaults of its main.py: RandAugment, bicubic, ImageNet's figures), seeded alike."""
-    mean, std = torch.tensor(timm.data.IMAGENET_DEFAULT_MEAN), torch.tensor(timm.data.IMAGENET_DEFAULT_STD)
-    pipeline = timm.data.create_transform(
-        16,
-        is_training=True,
-        color_jitter=0.4,
-        auto_augment="rand-m9-mstd0.5-inc1",
-        interpolation="bicubic",
-        re_prob=0.0,
-    )
-    batch = Views(on_disk, AugmentConfig(kind="deit"), 3, 16, 7)[5, np.arange(12)]
+def test_deit_views_come_from_the_pipeline_by_each_image_s_own_seed(on_disk: AuditedSplit) -> None:
+    augment = AugmentConfig(kind="deit")
+    batch = Views(on_disk, augment, 3, 16, 7)[5, np.arange(12)]
     assert batch.images.dtype == torch.float32
     for view, index in zip(batch.images, batch.index.tolist(), strict=True):
         seed = draws.scalar_seed(7, draws.PIPELINE, 5, index)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        expected = pipeline(read_image(on_disk.paths[index]))
-        assert torch.allclose((view - mean[:, None, None]) / std[:, None, None], expected, atol=1e-5)
+        assert torch.equal(view, Pipeline(augment, 16).views([read_image(on_disk.paths[index])], [seed])[0])
+
+
+def test_images_presized_to_their_own_size_give_the_views_of_their_files(
+    image_folder: Path, on_disk: AuditedSplit
+) -> None:
+    kept = audit(open_source(image_folder, 0.2, 0), 16, in_memory=False, presize=16).train
+    assert kept.presized is not None
+    positions = np.arange(len(kept))
+    assert same(Views(kept, DEIT, 3, 16, 2)[1, positions], Views(on_disk, DEIT, 3, 16, 2)[1, positions])
+
+
+# where views are made -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_resident_pixels_give_the_same_views(name: str) -> None:
+    views = made_views(13, AUGMENTS[name], seed=3)
+    resident = views.resident(torch.device("cpu"))
+    assert same(resident[4, np.arange(13)], views[4, np.arange(13)])
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_all_of_a_view_is_made_where_the_pixels_are(name: str) -> None:
+    """On the meta device, which has shapes only, so any tensor of the CPU's that gets mixed in is an error."""
+    views = made_views(9, AUGMENTS[name]).resident(torch.device("meta"))
+    expected = made_views(9, AUGMENTS[name])[0, np.arange(6)]
+    batch = views[0, np.arange(6)]
+    assert views.device == batch.images.device == batch.labels.device == torch.device("meta")
+    assert torch.equal(batch.index, expected.index)
+    for got, wanted in ((batch.images, expected.images), (batch.labels, expected.labels)):
+        assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
+
+
+def test_without_a_cuda_device_views_stay_where_they_are(on_disk: AuditedSplit) -> None:
+    views = made_views(4, NOTHING)
+    assert views.on(torch.device("cpu")) is views
+    assert Views(on_disk, DEIT, 3, 16, 0).on(torch.device("cuda")).device.type == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_a_cuda_device_makes_the_cpu_s_views_up_to_rounding(name: str) -> None:
+    views = made_views(64, AUGMENTS[name], size=32)
+    there = views.on(torch.device("cuda"))[1, np.arange(64)]
+    here = views[1, np.arange(64)]
+    assert there.images.device.type == there.labels.device.type == "cuda"
+    assert torch.allclose(there.images.cpu(), here.images, atol=1e-4)
+    assert torch.allclose(there.labels.cpu().double(), here.labels.double(), atol=1e-6)
 
 
 def test_photographs_keep_their_look(photos: Path) -> None:

@@ -1,18 +1,29 @@
-"""Reads every image once before training: what is there, what cannot be read and, for small sets, the pixels."""
+"""Reads every image once before training: what is there, what cannot be read and, where they are kept, the pixels."""
 
+import contextlib
+import hashlib
 import os
+import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from coadvise.cache_folder import cache_folder
 from coadvise.data.images import Pixels, UnreadableImageError, read_image, square, to_array
 from coadvise.data.sources import Source, Split
+from coadvise.data.store import Outcome, Store, fingerprint, open_store, presized, presized_size
 from coadvise.errors import UserError
+
+T = TypeVar("T")
+Make = Callable[[Image.Image], Pixels]  # what is kept of an image
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of decoded images kept in memory
 
@@ -24,6 +35,7 @@ class AuditedSplit:
     Attributes:
         paths, labels: the readable files, in the source's order; `labels` is [N] int64.
         pixels: [N, 3, S, S] uint8, or None where images stay on disk.
+        presized: the images of `paths`, decoded and no larger than is needed, or None where files are decoded anew.
         unreadable: one line a file that could not be decoded: its path and why.
         sizes: how many images there are of each (width, height).
     """
@@ -33,6 +45,7 @@ class AuditedSplit:
     pixels: Pixels | None
     unreadable: tuple[str, ...]
     sizes: Counter[tuple[int, int]]
+    presized: Store | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -54,14 +67,29 @@ class Dataset:
         return self.source.classes
 
 
-def audit(source: Source, image_size: int, in_memory: bool) -> Dataset:
-    """Decodes every image once, in threads.
+def audit(
+    source: Source, image_size: int, in_memory: bool, presize: int = 0, say: Callable[[str], None] = lambda text: None
+) -> Dataset:
+    """Decodes every image once, in threads, or takes what an earlier run or another process has kept of it.
+
+    Args:
+        in_memory: all images are wanted as `pixels`; processes share them.
+        presize: shorter side, in pixels, of the training images to be kept in the user's cache folder; 0 keeps none.
+        say: is told what is about to be written there.
 
     Raises:
-        UserError: a class has no readable image left to train on, nothing is left to score, or the pixels do not fit.
+        UserError: a class has no readable image left to train on, nothing is left to score, the pixels do not fit into
+            memory, or the presized images not onto the disk.
     """
-    train = audit_split(source.train, image_size, in_memory)
-    val = audit_split(source.val, image_size, in_memory)
+    if in_memory:
+        train, val = (_shared_split(source, name, image_size) for name in ("train", "val"))
+    else:
+        val = audit_split(source.val, image_size, in_memory)
+        train = (
+            presized_split(source, "train", presize, cache_folder(), say)
+            if presize
+            else audit_split(source.train, image_size, False)
+        )
     for label, count in enumerate(train.per_class(len(source.classes))):
         if count == 0:
             path = source.train.paths[source.train.labels.index(label)]
@@ -73,39 +101,125 @@ def audit(source: Source, image_size: int, in_memory: bool) -> Dataset:
 
 
 def audit_split(split: Split, image_size: int, in_memory: bool) -> AuditedSplit:
-    """Decodes every image of a split; leaves out what cannot be read, and says which."""
-    need = len(split) * 3 * image_size**2
-    if in_memory and need > MEMORY_LIMIT:
+    """Decodes every image of a split; leaves out what cannot be read, and says which. Nothing is kept on disk."""
+    if not in_memory:
+        return _audited(split, [outcome for outcome, _ in _decode(split, None)])
+    _check_memory(len(split), image_size)
+    pixels = np.empty((len(split), 3, image_size, image_size), np.uint8)
+    outcomes: list[Outcome] = []
+    kept = 0
+    for outcome, array in _decode(split, partial(_square, size=image_size)):
+        outcomes.append(outcome)
+        if array is not None:
+            pixels[kept] = array
+            kept += 1
+    return _audited(split, outcomes, pixels[:kept])
+
+
+def _shared_split(source: Source, name: str, image_size: int) -> AuditedSplit:
+    """Pixels for memory, decoded once for all processes and runs; where they cannot be kept, for this process alone."""
+    split: Split = getattr(source, name)
+    _check_memory(len(split), image_size)
+    folder = cache_folder()
+    if folder is not None and shutil.disk_usage(folder).free > len(split) * 3 * image_size**2:
+        with contextlib.suppress(OSError):
+            store = _store(folder, source, name, f"{image_size} square", partial(_square, size=image_size))
+            return _audited(split, store.outcomes, pixels=store.stacked((3, image_size, image_size)))
+    return audit_split(split, image_size, in_memory=True)
+
+
+def presized_split(
+    source: Source, name: str, side: int, folder: Path | None, say: Callable[[str], None]
+) -> AuditedSplit:
+    """Images with a shorter side of at most `side` pixels, in a file. Raises UserError where there is no room."""
+    split: Split = getattr(source, name)
+    remedy = "set XDG_CACHE_HOME to a folder on a larger disk, or data.presize=0 to decode files anew for every view"
+    if folder is None:
+        raise UserError(f"there is no folder for presized images, ~/.cache/coadvise cannot be written; {remedy}")
+
+    def announce() -> None:
+        need, free = _presized_bytes(split, side), shutil.disk_usage(folder).free
+        room = f"{need / 2**30:.2f} GiB in '{folder}', where {free / 2**30:.2f} GiB are free"
+        if need > free:
+            raise UserError(f"{len(split)} presized images ({side} px) need {room}; {remedy}")
+        say(f"presizing {len(split)} images to {side} px, once: {room}")
+
+    try:
+        store = _store(folder, source, name, f"{side} presized", partial(presized, side=side), announce)
+    except OSError as error:
+        raise UserError(f"presized images cannot be kept in '{folder}' ({error.strerror or error}); {remedy}") from None
+    return _audited(split, store.outcomes, presized=store)
+
+
+def _store(
+    folder: Path, source: Source, name: str, kind: str, make: Make, announce: Callable[[], None] = lambda: None
+) -> Store:
+    """The store of a split, one for each data folder, way of dividing it, and kind."""
+    split: Split = getattr(source, name)
+    place = hashlib.sha256(repr((os.fspath(source.root.absolute()), source.note, kind)).encode()).hexdigest()[:12]
+
+    def decode() -> Iterator[tuple[Outcome, Pixels | None]]:
+        announce()
+        return _decode(split, make)
+
+    return open_store(
+        folder / "images" / f"{name}-{kind.replace(' ', '-')}-{place}", fingerprint(split.paths, kind), decode
+    )
+
+
+def _check_memory(images: int, image_size: int) -> None:
+    need = images * 3 * image_size**2
+    if need > MEMORY_LIMIT:
         raise UserError(
-            f"{len(split)} images at {image_size} px need {need / 2**30:.1f} GiB decoded, and at most "
+            f"{images} images at {image_size} px need {need / 2**30:.1f} GiB decoded, and at most "
             f"{MEMORY_LIMIT / 2**30:.0f} GiB are kept in memory; use augment.kind=deit, which reads files as needed"
         )
-    pixels = np.empty((len(split), 3, image_size, image_size), np.uint8) if in_memory else None
-    unreadable: list[str] = []
-    kept: list[int] = []
-    sizes: Counter[tuple[int, int]] = Counter()
-    for number, outcome in enumerate(_decode(split, image_size, in_memory)):
-        if isinstance(outcome, str):
-            unreadable.append(outcome)
-            continue
-        size, array = outcome
-        sizes[size] += 1
-        if pixels is not None and array is not None:
-            pixels[len(kept)] = array
-        kept.append(number)
-    labels = np.asarray(split.labels, np.int64)[kept]
-    paths = tuple(split.paths[i] for i in kept)
-    return AuditedSplit(paths, labels, None if pixels is None else pixels[: len(kept)], tuple(unreadable), sizes)
 
 
-def _decode(split: Split, image_size: int, keep: bool) -> Iterator[str | tuple[tuple[int, int], Pixels | None]]:
-    def one(path: Path) -> str | tuple[tuple[int, int], Pixels | None]:
+def _audited(
+    split: Split, outcomes: Sequence[Outcome], pixels: Pixels | None = None, presized: Store | None = None
+) -> AuditedSplit:
+    kept = [number for number, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
+    return AuditedSplit(
+        paths=tuple(split.paths[number] for number in kept),
+        labels=np.asarray(split.labels, np.int64)[kept],
+        pixels=pixels,
+        unreadable=tuple(outcome for outcome in outcomes if isinstance(outcome, str)),
+        sizes=Counter(outcome for outcome in outcomes if not isinstance(outcome, str)),
+        presized=presized,
+    )
+
+
+def _square(image: Image.Image, size: int) -> Pixels:
+    return to_array(square(image, size))
+
+
+def _presized_bytes(split: Split, side: int) -> int:
+    """What the presized images will take, by the files' headers."""
+
+    def one(path: Path) -> int:
+        try:
+            with Image.open(path) as image:
+                width, height = presized_size(image.size, side)
+        except Exception:  # whatever is wrong with it, the audit names it
+            return 0
+        return 3 * width * height
+
+    return sum(_threaded(one, split.paths))
+
+
+def _decode(split: Split, make: Make | None) -> Iterator[tuple[Outcome, Pixels | None]]:
+    def one(path: Path) -> tuple[Outcome, Pixels | None]:
         try:
             image = read_image(path)
         except UnreadableImageError as error:
-            return str(error)
-        return image.size, to_array(square(image, image_size)) if keep else None
+            return str(error), None
+        return image.size, make(image) if make else None
 
+    return _threaded(one, split.paths)
+
+
+def _threaded(one: Callable[[Path], T], paths: Sequence[Path]) -> Iterator[T]:
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(split), 4096):  # in slices, so that results do not pile up
-            yield from pool.map(one, split.paths[start : start + 4096])
+        for start in range(0, len(paths), 512):  # in slices, so that results do not pile up
+            yield from pool.map(one, paths[start : start + 512])

@@ -40,9 +40,11 @@ class TrainingLoader:
 
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
         """The micro-batches of steps first..last-1, `accumulate` a step, whatever ran before."""
+        on_cpu = self.views.device.type == "cpu"  # what is made on a device needs neither workers nor a copy
+        workers = self.workers if on_cpu else 0
         loader = DataLoader(
-            self.views, batch_size=None, sampler=_Requests(self, first, last), num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(), prefetch_factor=4 if self.workers else None,
+            self.views, batch_size=None, sampler=_Requests(self, first, last), num_workers=workers,
+            pin_memory=on_cpu and torch.cuda.is_available(), prefetch_factor=4 if workers else None,
         )  # fmt: skip
         batches = iter(loader)
         for _ in range(first, last):

@@ -3,10 +3,11 @@
 An epoch is an order of all training images, decided by (seed, epoch). What happens to the image at a position, with
 which other it is mixed and how much, is decided by (seed, epoch, image) and (seed, epoch, position) alone, so views do
 not depend on batches, workers, processes or resuming. Mix partners are neighbours in the order: mostly in one batch.
+
+Draws are numbers of the CPU; what they are done with happens where the pixels are. On a CUDA device that is the device
+itself if all images are in memory and fit: the same views, up to the device's rounding.
 """
 
-import random
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,13 +22,10 @@ from torch.utils.data import Dataset as TorchDataset
 from coadvise.config import AugmentConfig
 from coadvise.data import draws
 from coadvise.data.audit import AuditedSplit
-from coadvise.data.images import read_image, square, to_array
+from coadvise.data.images import Pixels, read_image, square, to_array
+from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, Pipeline
 
 Indices = npt.NDArray[np.int64]
-
-# ImageNet's mean and spread: DeiT fills with the mean where a move leaves nothing, and with such noise what it erases.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,30 @@ class Views(TorchDataset[Batch]):
 
     def __init__(self, split: AuditedSplit, augment: AugmentConfig, classes: int, image_size: int, seed: int) -> None:
         self.split, self.augment, self.classes, self.image_size, self.seed = split, augment, classes, image_size, seed
+        self._resident: Tensor | None = None  # all pixels, on the device that makes the views
         self._order: tuple[int, Indices] = (-1, np.empty(0, np.int64))
-        self._transform = _deit_transform(augment, image_size) if augment.kind == "deit" else None
+        self._pipeline = Pipeline(augment, image_size) if augment.kind == "deit" else None
 
     def __len__(self) -> int:
         return len(self.split)
+
+    @property
+    def device(self) -> torch.device:
+        """Where views are made, and batches come out."""
+        return torch.device("cpu") if self._resident is None else self._resident.device
+
+    def on(self, device: torch.device) -> "Views":
+        """The same views made on a CUDA device, if all images are in memory and take a quarter of its free memory."""
+        pixels = self.split.pixels
+        if device.type != "cuda" or pixels is None or self._pipeline is not None:
+            return self
+        return self.resident(device) if pixels.nbytes <= torch.cuda.mem_get_info(device)[0] // 4 else self
+
+    def resident(self, device: torch.device) -> "Views":
+        """The same views made on any device, by a copy of all pixels there."""
+        views = Views(self.split, self.augment, self.classes, self.image_size, self.seed)
+        views._resident = torch.from_numpy(self.split.pixels).to(device)
+        return views
 
     def order(self, epoch: int) -> Indices:
         """The images' order in an epoch, [N]."""
@@ -76,7 +93,7 @@ class Views(TorchDataset[Batch]):
         epoch, positions = request
         order, augment = self.order(epoch), self.augment
         index = order[positions]
-        labels = torch.from_numpy(self.split.labels[index])
+        labels = self._labels(index)
         mixing = augment.mixup > 0 or augment.cutmix > 0
         if not mixing:
             images = self._single_views(epoch, index)
@@ -85,25 +102,23 @@ class Views(TorchDataset[Batch]):
             partners[partners >= len(order)] = len(order) - 1  # the last of an odd number is mixed with itself
             every, where = np.unique(np.concatenate([positions, partners]), return_inverse=True)
             views = self._single_views(epoch, order[every])
-            own, other = torch.from_numpy(where[: len(positions)]), torch.from_numpy(where[len(positions) :])
+            own, other = torch.from_numpy(where).to(views.device).chunk(2)
             images, share = self._mix(epoch, positions, views[own], views[other])
         if mixing or augment.smoothing > 0:
             target = _smooth(labels, self.classes, augment.smoothing)
             if mixing:
-                partner_labels = torch.from_numpy(self.split.labels[order[partners]])
-                target = share * target + (1 - share) * _smooth(partner_labels, self.classes, augment.smoothing)
+                other_target = _smooth(self._labels(order[partners]), self.classes, augment.smoothing)
+                target = share * target + (1 - share) * other_target
             labels = target
         return Batch(images, labels, torch.from_numpy(index), epoch)
 
     def _single_views(self, epoch: int, index: Indices) -> Tensor:
         """[B, 3, S, S] in 0..1, before mixing."""
-        if self._transform is not None:
-            images = torch.stack([self._pipeline_view(epoch, int(i)) for i in index])
-        elif self.split.pixels is None:
-            arrays = [to_array(square(read_image(self.split.paths[i]), self.image_size)) for i in index]
-            images = torch.from_numpy(np.stack(arrays)).float().div_(255)
+        if self._pipeline is not None:
+            seeds = draws.seeds(self.seed, draws.PIPELINE, epoch, index) >> np.uint64(1)
+            images = self._pipeline.views(map(self._decoded, index), seeds.tolist())
         else:
-            images = torch.from_numpy(self.split.pixels[index]).float().div_(255)
+            images = self._pixels(index).float().div_(255)
         if self.augment.kind == "light":
             images = light_views(images, self.augment, draws.uniforms(self.seed, draws.GEOMETRY, epoch, index, 9))
         if self.augment.erase > 0:
@@ -111,20 +126,22 @@ class Views(TorchDataset[Batch]):
             erase_(images, self.augment.erase, u, index, epoch, self.seed)
         return images
 
-    def _pipeline_view(self, epoch: int, index: int) -> Tensor:
-        """One view by timm's pipeline, whose draws come from global generators: seeded here, put back after."""
-        assert self._transform is not None
-        seed = draws.scalar_seed(self.seed, draws.PIPELINE, epoch, index)
-        python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        try:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.default_generator.manual_seed(seed)
-            return self._transform(read_image(self.split.paths[index])).float().div_(255)
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-            torch.set_rng_state(torch_state)
+    def _labels(self, index: Indices) -> Tensor:
+        return torch.from_numpy(self.split.labels[index]).to(self.device)
+
+    def _decoded(self, index: int) -> Image.Image | Pixels:
+        """One image of any size."""
+        stored = self.split.presized
+        return read_image(self.split.paths[index]) if stored is None else stored[index]
+
+    def _pixels(self, index: Indices) -> Tensor:
+        """Images [B, 3, S, S] uint8."""
+        if self._resident is not None:
+            return self._resident[torch.from_numpy(index).to(self.device)]
+        if self.split.pixels is not None:
+            return torch.from_numpy(self.split.pixels[index])
+        paths = (self.split.paths[i] for i in index)
+        return torch.from_numpy(np.stack([to_array(square(read_image(path), self.image_size)) for path in paths]))
 
     def _mix(self, epoch: int, positions: Indices, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """Mixup or cutmix with the neighbour. Returns images and each view's own share of the label, [B, 1]."""
@@ -138,11 +155,12 @@ class Views(TorchDataset[Batch]):
         centre = u[:, 3:5] * size
         low = np.clip(np.rint(centre - half[:, None]), 0, size)
         high = np.clip(np.rint(centre + half[:, None]), 0, size)
-        box = _boxes(torch.from_numpy(low), torch.from_numpy(high), size) & torch.from_numpy(cut)[:, None, None, None]
         share = np.where(cut, 1 - np.prod(high - low, axis=1) / size**2, share)
-        shares = torch.from_numpy(share).float()[:, None]
-        blend = torch.where(torch.from_numpy(cut)[:, None], torch.ones_like(shares), shares)[:, :, None, None]
-        return torch.where(box, other, other.lerp(own, blend)), shares
+        blend = np.where(cut, 1.0, share)
+        corners = torch.from_numpy(np.stack([low, high], 1)).to(own.device)
+        shares, blends, cuts = (torch.from_numpy(x).float().to(own.device)[:, None] for x in (share, blend, cut))
+        box = _boxes(corners, size) & (cuts[:, :, None, None] > 0)
+        return torch.where(box, other, other.lerp(own, blends[:, :, None, None])), shares
 
 
 def light_views(images: Tensor, augment: AugmentConfig, u: draws.Array) -> Tensor:
@@ -163,11 +181,12 @@ def light_views(images: Tensor, augment: AugmentConfig, u: draws.Array) -> Tenso
         shift = (shift * size / 2).round() * 2 / size
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     theta = torch.stack([cos * mirror, -sin, shift[:, 0], sin * mirror, cos, shift[:, 1]], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
     mode = "bilinear" if turned else "nearest"
     images = F.grid_sample(images, grid, mode=mode, padding_mode="reflection", align_corners=False)
     if augment.colour > 0:
-        brightness, contrast, saturation = (1 + augment.colour * draw[:, 5:8]).T[:, :, None, None, None]
+        factors = (1 + augment.colour * draw[:, 5:8]).to(images.device)
+        brightness, contrast, saturation = factors.T[:, :, None, None, None]
         images = images * brightness
         images = images.mean((1, 2, 3), keepdim=True).lerp(images, contrast)
         images = images.mean(1, keepdim=True).lerp(images, saturation).clamp_(0, 1)
@@ -185,28 +204,18 @@ def erase_(images: Tensor, probability: float, u: draws.Array, index: Indices, e
         (top, left), (height, width) = low[row].astype(int), sides[row].astype(int)
         generator = torch.Generator().manual_seed(draws.scalar_seed(seed, draws.ERASE, epoch, int(index[row])))
         noise = torch.randn(3, height, width, generator=generator)
-        noise = noise * torch.tensor(_STD)[:, None, None] + torch.tensor(_MEAN)[:, None, None]
-        images[row, :, top : top + height, left : left + width] = noise
+        noise = noise * torch.tensor(IMAGENET_STD)[:, None, None] + torch.tensor(IMAGENET_MEAN)[:, None, None]
+        images[row, :, top : top + height, left : left + width] = noise.to(images.device)
 
 
-def _boxes(low: Tensor, high: Tensor, size: int) -> Tensor:
-    """[B, 1, size, size] masks of the boxes low..high, each [B, 2] (row, column)."""
-    steps = torch.arange(size)
-    rows = (steps >= low[:, :1]) & (steps < high[:, :1])
-    columns = (steps >= low[:, 1:]) & (steps < high[:, 1:])
-    return (rows[:, :, None] & columns[:, None, :])[:, None]
+def _boxes(corners: Tensor, size: int) -> Tensor:
+    """[B, 1, size, size] masks of boxes, given as [B, 2, 2] (low and high, row and column)."""
+    steps = torch.arange(size, device=corners.device)
+    inside = (steps >= corners[:, 0, :, None]) & (steps < corners[:, 1, :, None])
+    return (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]
 
 
 def _smooth(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     """[B, K]: 1 - smoothing on the label, the rest spread over all classes."""
-    target = torch.full((len(labels), classes), smoothing / classes)
+    target = torch.full((len(labels), classes), smoothing / classes, device=labels.device)
     return target.scatter_(1, labels[:, None], 1 - smoothing + smoothing / classes)
-
-
-def _deit_transform(augment: AugmentConfig, image_size: int) -> Callable[[Image.Image], Tensor]:
-    from timm.data import create_transform
-
-    return create_transform(
-        image_size, is_training=True, scale=augment.crop_scale, hflip=0.5 if augment.flip else 0.0, color_jitter=None,
-        auto_augment=augment.rand_augment, interpolation="bicubic", re_prob=0.0, mean=_MEAN, normalize=False,
-    )  # fmt: skip

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from coadvise.cache_folder import cache_folder
 from coadvise.ops.reference import (
     involution2d_backward_reference,
     involution2d_reference,
@@ -116,7 +117,7 @@ def _build(lanes: int) -> Path:
     runtime, flags = _openmp_runtime(), (*FLAGS, f"-DLANES={lanes}")
     parts = (SOURCE.read_text(), version, _processor(), str(runtime), *flags)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-    folder = _cache_folder()
+    folder = cache_folder() or Path(tempfile.mkdtemp(prefix="coadvise-"))  # private, since what lies in it gets loaded
     library = folder / f"involution-{key}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(
@@ -132,17 +133,6 @@ def _build(lanes: int) -> Path:
                 subprocess.run([compiler, *arguments], capture_output=True, text=True, check=True, timeout=120)
             linked.replace(library)
     return library
-
-
-def _cache_folder() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "coadvise")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except (OSError, RuntimeError):  # a read-only or missing home
-        pass
-    return Path(tempfile.mkdtemp(prefix="coadvise-"))  # private, since what lies in it gets loaded
 
 
 def _openmp_runtime() -> Path | None:

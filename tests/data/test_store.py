@@ -1,0 +1,154 @@
+"""Stores give back what was put in, are there whole or not at all, and are made once."""
+
+import errno
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from coadvise.data.store import Decoded, Store, fingerprint, open_store, presized
+
+
+def made(seed: int, count: int) -> list[tuple]:
+    """Arrays of random shapes; about a third of the files cannot be read."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for number in range(count):
+        height, width = (int(side) for side in rng.integers(1, 9, 2))
+        array = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        images.append((f"'{number}.png': broken", None) if rng.random() < 0.3 else ((width, height), array))
+    return images
+
+
+def never() -> Decoded:
+    raise AssertionError("made again")
+
+
+def holds(store: Store, images: list[tuple]) -> bool:
+    arrays = [array for _, array in images if array is not None]
+    return list(store.outcomes) == [outcome for outcome, _ in images] and all(
+        map(np.array_equal, (store[row] for row in range(len(store))), arrays)
+    )
+
+
+@given(st.integers(0, 10**6), st.integers(0, 12))
+def test_a_store_gives_back_what_was_put_in_and_is_made_once(seed: int, count: int) -> None:
+    images = made(seed, count)
+    with tempfile.TemporaryDirectory() as folder:
+        first = open_store(Path(folder), "f", lambda: iter(images))
+        again = open_store(Path(folder), "f", never)
+        elsewhere = pickle.loads(pickle.dumps(again))
+        assert all(holds(store, images) for store in (first, again, elsewhere))
+        assert len(first) == sum(array is not None for _, array in images)
+
+
+def test_images_of_one_shape_can_be_had_as_one_array_and_a_store_pickles_small(tmp_path: Path) -> None:
+    arrays = np.random.default_rng(0).integers(0, 256, (50, 3, 16, 16), dtype=np.uint8)
+    store = open_store(tmp_path, "f", lambda: (((16, 16), array) for array in arrays))
+    assert np.array_equal(store.stacked((3, 16, 16)), arrays)
+    assert len(pickle.dumps(store)) < 5000 < arrays.nbytes
+
+
+@pytest.mark.parametrize("damage", ["a byte", "the end", "the description", "no description"])
+def test_a_damaged_store_is_made_anew(tmp_path: Path, damage: str) -> None:
+    images = made(1, 9)
+    open_store(tmp_path, "f", lambda: iter(images))
+    pixels, about = tmp_path / "f.pixels", tmp_path / "f.json"
+    content = bytearray(pixels.read_bytes())
+    if damage == "a byte":
+        content[7] ^= 1
+        pixels.write_bytes(content)
+    elif damage == "the end":
+        pixels.write_bytes(content[:-1])
+    elif damage == "the description":
+        about.write_text(about.read_text()[:-5])
+    else:
+        about.unlink()
+    with pytest.raises(AssertionError, match="made again"):
+        open_store(tmp_path, "f", never)
+    assert holds(open_store(tmp_path, "f", lambda: iter(images)), images)
+
+
+def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
+    def full() -> Iterator[tuple]:
+        yield from made(2, 5)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = made(3, 4)
+    open_store(tmp_path, "old", lambda: iter(before))
+    with pytest.raises(OSError, match="No space left"):
+        open_store(tmp_path, "new", full)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "old.json", "old.pixels"]
+    assert holds(open_store(tmp_path, "old", never), before)
+
+
+def test_a_new_fingerprint_replaces_the_store_and_who_has_the_old_one_keeps_it(tmp_path: Path) -> None:
+    before, after = made(4, 6), made(5, 6)
+    old = open_store(tmp_path, "old", lambda: iter(before))
+    assert holds(old, before)  # mapped
+    (tmp_path / ".killed.pixels").write_bytes(b"what a killed process left")
+    new = open_store(tmp_path, "new", lambda: iter(after))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "new.json", "new.pixels"]
+    assert holds(old, before)
+    assert holds(new, after)
+
+
+def test_many_at_once_make_it_once(tmp_path: Path) -> None:
+    images, calls = made(6, 20), []
+
+    def decode() -> Iterator[tuple]:
+        calls.append(1)
+        yield from images
+
+    with ThreadPoolExecutor(6) as pool:  # a lock is an open file's, so threads wait for each other as processes do
+        stores = list(pool.map(lambda _: open_store(tmp_path, "f", decode), range(12)))
+    assert len(calls) == 1
+    assert all(holds(store, images) for store in stores)
+
+
+def test_a_fingerprint_is_of_paths_sizes_times_modes_and_kind(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path in paths:
+        path.write_bytes(b"1234")
+        os.utime(path, ns=(0, 10**9))
+    whole = fingerprint(paths, "32 square")
+    assert fingerprint(paths, "32 square") == whole
+    others = [
+        fingerprint(paths, "48 square"),
+        fingerprint(paths[::-1], "32 square"),
+        fingerprint(paths[:1], "32 square"),
+    ]
+    os.utime(paths[1], ns=(0, 2 * 10**9))
+    others.append(fingerprint(paths, "32 square"))
+    paths[1].write_bytes(b"12345")
+    os.utime(paths[1], ns=(0, 10**9))
+    others.append(fingerprint(paths, "32 square"))
+    paths[1].write_bytes(b"1234")
+    os.utime(paths[1], ns=(0, 10**9))
+    assert fingerprint(paths, "32 square") == whole
+    paths[1].chmod(0o600)
+    others.append(fingerprint(paths, "32 square"))
+    paths[1].unlink()
+    others.append(fingerprint(paths, "32 square"))
+    assert len({whole, *others}) == len(others) + 1
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 120))
+def test_presized_images_are_no_smaller_than_asked_and_never_enlarged(width: int, height: int, side: int) -> None:
+    array = presized(Image.new("RGB", (width, height), (9, 8, 7)), side)
+    assert (array == (9, 8, 7)).all()
+    assert min(array.shape[:2]) == min(side, width, height)
+    if min(width, height) <= side:
+        assert array.shape == (height, width, 3)
+    else:  # as oblong as before, to half a pixel
+        scale = side / min(width, height)
+        assert abs(array.shape[0] - height * scale) <= 0.5
+        assert abs(array.shape[1] - width * scale) <= 0.5
