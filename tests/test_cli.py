@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from tiny import contents, make_images, records, request_stop, run_program
 
 from coadvise.cli import main
 from coadvise.config import preset_names
+from coadvise.corruptions import CORRUPTIONS
 from coadvise.models import MODELS
 from coadvise.predict import load
 
@@ -81,7 +83,13 @@ def test_evaluate(cli: Cli, finished: Path, tmp_path: Path) -> None:
     code, out, err = cli("evaluate", finished)
     assert (code, err) == (0, "")
     assert out.splitlines()[0].startswith("12 images of ")
-    assert len(out.splitlines()) == 5
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[1] == ["answer", "top-1", "top-5", "ECE", "NLL"]
+    assert [line[0] for line in lines[2:9]] == [
+        "teachers/conv", "teachers/inv", "students/advised-0", "conv", "inv", "average", "students/alone-0",
+    ]  # fmt: skip
+    assert [line[0] for line in lines[11:16]] == ["students/advised-0", "conv", "inv", "average", "students/alone-0"]
+    assert len(lines) == 11 + 5 + 2 + 4 * 3 / 2  # six pairs of class answers at the end
     data = make_images(tmp_path / "data", 1, 2)
     (data / "val" / "red" / "0.png").write_bytes(b"no image")
     code, out, err = cli("evaluate", finished, "--data", data)
@@ -93,6 +101,21 @@ def test_evaluate(cli: Cli, finished: Path, tmp_path: Path) -> None:
     answer = json.loads(out)
     assert answer["images"] == 5
     assert set(answer["parts"]["students/advised-0"]) == {"class", "conv", "inv", "average"}
+
+
+def test_evaluate_under_corruptions(cli: Cli, finished: Path) -> None:
+    code, out, err = cli("evaluate", finished, "--corruptions", "--severities", "1,4", "--images", 6)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("top-1 of class answers"))
+    assert lines[first].startswith("top-1 of class answers, mean over severities 1, 4; 6 images each, ")
+    assert lines[first + 1].split() == ["conv", "inv", "advised-0", "alone-0"]
+    assert [line.split()[0] for line in lines[first + 2 : first + 17]] == list(CORRUPTIONS)
+    assert lines[first + 17].startswith("mean corruption error ")
+    assert re.match(r"mean corruption error of advised-0: class .*%, conv .*%, inv .*%, average .*%$", lines[-1])
+    code, out, err = cli("evaluate", finished, "--corruptions", "--severities", "4", "--images", 6, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["corruptions"]["severities"] == [4]
 
 
 def test_predict(cli: Cli, finished: Path, tiny_images: Path) -> None:
@@ -198,6 +221,9 @@ def test_the_users_errors_are_one_line_each(
     refused(cli("predict", nothing, good), "is no run directory")
     refused(cli("evaluate", nothing), "is no run directory")
     refused(cli("evaluate", finished, "--data", other), "classes the student does not know: 'cat', 'dog'")
+    refused(cli("evaluate", finished, "--severities", "mild"), "--severities mild is no list of numbers")
+    (tmp_path / "c" / "fog" / "1" / "red").mkdir(parents=True)
+    refused(cli("evaluate", finished, "--data", tmp_path / "c"), "lacks gaussian_noise, ", "fog/2, fog/3", "ImageNet-C")
     refused(cli("presets", "photo"), "unknown preset 'photo', did you mean 'photos'?")
 
 

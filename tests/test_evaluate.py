@@ -1,17 +1,31 @@
 """Scores against the plainest possible loop."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from coadvise.config import EngineConfig
 from coadvise.data.audit import AuditedSplit, audit
 from coadvise.data.images import read_image, square, to_array
+from coadvise.data.loader import still_batches
 from coadvise.data.sources import open_source
 from coadvise.engine import Engine
-from coadvise.evaluate import correct, load_predictions, predict_logits, predictions_path, save_predictions, top1, top5
+from coadvise.evaluate import (
+    calibration_error,
+    correct,
+    load_predictions,
+    predict_each,
+    predict_logits,
+    predictions_path,
+    save_predictions,
+    scores,
+    top1,
+)
 
 
 class TwoTokens(nn.Module):
@@ -78,7 +92,51 @@ def test_top5_against_sorting(classes: int) -> None:
         label in sorted(range(classes), key=lambda k: -row[k])[:5]
         for row, label in zip(logits.tolist(), labels.tolist(), strict=True)
     )
-    assert top5({"class": logits}, labels) == pytest.approx(expected / 200)
+    assert scores({"class": logits}, labels)["class"].top5 == pytest.approx(expected / 200)
+
+
+def test_several_networks_answer_for_the_same_images_as_one_by_one(engine: Engine, val: AuditedSplit) -> None:
+    torch.manual_seed(0)
+    networks = {"a": TwoTokens(), "b": TwoTokens().eval()}
+    batches = still_batches(val, 16, batch_size=5)
+    together = predict_each(networks, batches, engine)
+    assert [network.training for network in networks.values()] == [True, False]
+    for part, network in networks.items():
+        alone = predict_logits(network, val, 16, engine)
+        assert together[part].keys() == alone.keys()
+        assert all(torch.allclose(together[part][name], alone[name], atol=1e-6) for name in alone)
+
+
+@given(st.integers(1, 40), st.integers(2, 7), st.floats(0.1, 4), st.integers(0, 10**6))
+def test_scores_against_the_plainest_loop(images: int, classes: int, sharpness: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = {name: sharpness * torch.randn(images, classes, generator=generator) for name in ("class", "conv")}
+    labels = torch.randint(classes, (images,), generator=generator)
+    found = scores(logits, labels)
+    shares = {name: values.double().softmax(-1) for name, values in logits.items()}
+    shares["average"] = (shares["class"] + shares["conv"]) / 2
+    assert found.keys() == shares.keys()
+    for name, rows in shares.items():
+        bins: list[list[tuple[float, bool]]] = [[] for _ in range(15)]
+        loss = 0.0
+        for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
+            confidence = max(row)
+            bins[math.ceil(confidence * 15) - 1].append((confidence, row.index(confidence) == label))
+            loss -= math.log(max(row[label], 1e-300)) / images
+        gap = sum(abs(sum(c for c, _ in b) - sum(hit for _, hit in b)) for b in bins) / images
+        assert found[name].nll == pytest.approx(loss, rel=1e-4, abs=1e-5)
+        assert found[name].ece == pytest.approx(gap, abs=1e-5)
+        assert found[name].top1 == top1(logits, labels, ("class", "conv"))[name]
+        assert 0 <= found[name].ece <= 1
+
+
+def test_calibration_of_known_cases() -> None:
+    sure = torch.tensor([[0.0, -40.0]]).expand(10, 2)
+    right, wrong = torch.zeros(10, dtype=torch.int64), torch.ones(10, dtype=torch.int64)
+    assert calibration_error(sure, right) == pytest.approx(0, abs=1e-9)
+    assert calibration_error(sure, wrong) == pytest.approx(1)
+    even = torch.full((10, 2), math.log(0.5))  # half sure, and right in half of the cases
+    assert calibration_error(even, torch.arange(10) % 2) == pytest.approx(0, abs=1e-6)
 
 
 def test_predictions_are_kept(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from coadvise.data.audit import Dataset
 from coadvise.data.loader import whole_batch
 from coadvise.data.views import Views
 from coadvise.errors import UserError
-from coadvise.evaluate import in_order, predict_logits, save_predictions, top1, top5
+from coadvise.evaluate import in_order, predict_logits, save_predictions, scores
 from coadvise.loss import CLASS, LossWeights
 from coadvise.networks import Network, build_network, load_network, pretrained_classes
 from coadvise.record import last_of, read_records
@@ -60,15 +61,17 @@ def train_arm(run: Run, arm: Arm) -> None:
     logits = in_order(logits, network.classes, run.dataset.classes)
     trained = (CLASS, *config.tokens) if arm.role == ADVISED else (CLASS,)
     labels = torch.from_numpy(run.dataset.val.labels)
-    scores = top1(logits, labels, trained)
+    kept = {name: logits[name] for name in trained}
+    found = {name: asdict(score) for name, score in scores(kept, labels).items()}
     if run.engine.is_main:
-        save_predictions(run.folder, arm.part, {name: logits[name] for name in trained}, labels)
+        save_predictions(run.folder, arm.part, kept, labels)
         run.checkpoints(arm).remove()
     run.record.add(
-        "result", part=arm.part, role=arm.role, name=arm.name, model=network.about["model"], seed=arm.seed, top1=scores,
-        top5=top5(logits, labels), parameters=network.parameter_count,
+        "result", part=arm.part, role=arm.role, name=arm.name, model=network.about["model"], seed=arm.seed,
+        **{figure: {name: score[figure] for name, score in found.items()} for figure in ("top1", "top5", "ece", "nll")},
+        parameters=network.parameter_count,
     )  # fmt: skip
-    run.listener.say(f"{arm.name}: top-1 " + ", ".join(f"{name} {value:.1%}" for name, value in scores.items()))
+    run.listener.say(f"{arm.name}: top-1 " + ", ".join(f"{name} {score['top1']:.1%}" for name, score in found.items()))
     run.engine.barrier()
 
 

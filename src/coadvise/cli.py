@@ -92,20 +92,34 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="Score on this folder instead of the run's own validation images.")
     ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="folder, imagenet-a, imagenet-r or imagenet-c; default: by its folders' names.")
+    ] = None,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Also score on the images under ImageNet-C's 15 corruptions.")
+    ] = False,
+    severities: Annotated[str, typer.Option(help="At these severities.")] = "1,2,3,4,5",
+    images: Annotated[int | None, typer.Option(help="Score on so many images, evenly chosen; default all.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score every trained network of a run."""
+    """Score every trained network of a run: accuracy, calibration, distance to the teachers, shared mistakes."""
     from coadvise.rescore import evaluate_run
+    from coadvise.score_tables import score_lines
 
-    scores = evaluate_run(run, data)
+    try:
+        chosen = tuple(int(word) for word in severities.split(","))
+    except ValueError:
+        raise UserError(f"--severities {severities} is no list of numbers; give some of them, such as 1,3,5") from None
+    terminal = Terminal(Console(stderr=True))
+    try:
+        scores = evaluate_run(run, data, layout, corruptions, chosen, images, terminal)
+    finally:
+        terminal.bars.stop()
     if as_json:
         print(json.dumps(scores))
         return
-    print(f"{scores['images']} images of {scores['data']}")
-    for part, result in scores["parts"].items():
-        print(f"{part:24} top-1 " + ", ".join(f"{token} {value:.2%}" for token, value in result.items()))
-    for fault in scores["unreadable"]:
-        print(f"not scored, cannot be read: {fault}")
+    for line in score_lines(scores):
+        print(line)
 
 
 @app.command()

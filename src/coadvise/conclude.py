@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from coadvise.agreement import divergences
 from coadvise.evaluate import AVERAGE, correct, load_predictions
 from coadvise.loss import CLASS
 from coadvise.networks import load_network
@@ -35,7 +36,11 @@ def conclude(run: Run, arms: Sequence[Arm]) -> None:
         if over_seeds:
             difference["seeds"] = {**asdict(over_seeds), "n": len(alone)}
     seeds = sorted(advised)
-    run.record.add("verdict", images=len(run.dataset.val), seeds=seeds, rows=rows, difference=difference, sentence=text)
+    logits = {arm.part: load_predictions(run.folder, arm.part)[0] for arm in arms}
+    run.record.add(
+        "verdict", images=len(run.dataset.val), seeds=seeds, rows=rows, difference=difference, sentence=text,
+        divergences=[asdict(divergence) for divergence in divergences(logits)],
+    )  # fmt: skip
     report = write_report(run.folder)
     for line in verdict_table(rows):
         run.listener.say(line)

@@ -1,6 +1,8 @@
 """Scores: every token's logits for every validation image, and what follows from them."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,27 +12,39 @@ from torch import Tensor, nn
 from coadvise.data.audit import AuditedSplit
 from coadvise.data.loader import still_batches
 from coadvise.engine import Engine
-from coadvise.loss import CLASS, average_probabilities
+from coadvise.loss import average_probabilities
 from coadvise.networks import class_map
 
 AVERAGE = "average"
+BINS = 15  # of confidence, equally wide, for the calibration error
 
 
-@torch.no_grad()
 def predict_logits(
     network: nn.Module, split: AuditedSplit, image_size: int, engine: Engine, workers: int = 0
 ) -> dict[str, Tensor]:
     """Logits [N, K] float32 on the CPU by token, rows in the split's order. The network's mode is put back after."""
-    was_training = network.training
-    network.eval()
-    collected: dict[str, list[Tensor]] = {}
-    for images in still_batches(split, image_size, workers=workers):
-        with engine.autocast():
-            tokens = network(images.to(engine.device, memory_format=engine.memory_format))
-        for name, logits in tokens.items():
-            collected.setdefault(name, []).append(logits.float())
-    network.train(was_training)
-    return {name: torch.cat(parts).cpu() for name, parts in collected.items()}
+    return predict_each({"": network}, still_batches(split, image_size, workers=workers), engine)[""]
+
+
+@torch.no_grad()
+def predict_each(
+    networks: Mapping[str, nn.Module], batches: Iterable[Tensor], engine: Engine
+) -> dict[str, dict[str, Tensor]]:
+    """The same of several networks, by their names, for batches of images that are made only once."""
+    were_training = {part: network.training for part, network in networks.items()}
+    collected: dict[str, dict[str, list[Tensor]]] = {part: {} for part in networks}
+    for network in networks.values():
+        network.eval()
+    for images in batches:
+        placed = images.to(engine.device, memory_format=engine.memory_format)
+        for part, network in networks.items():
+            with engine.autocast():
+                tokens = network(placed)
+            for name, logits in tokens.items():
+                collected[part].setdefault(name, []).append(logits.float())
+    for part, network in networks.items():
+        network.train(were_training[part])
+    return {part: {name: torch.cat(rows).cpu() for name, rows in tokens.items()} for part, tokens in collected.items()}
 
 
 def in_order(logits: Mapping[str, Tensor], known: Sequence[str], wanted: Sequence[str]) -> dict[str, Tensor]:
@@ -56,9 +70,57 @@ def top1(logits: Mapping[str, Tensor], labels: Tensor, tokens: tuple[str, ...]) 
     return {name: hits.double().mean().item() for name, hits in correct(known, labels).items()}
 
 
-def top5(logits: Mapping[str, Tensor], labels: Tensor) -> float:
-    """Share of images whose label is among the class token's five most likely."""
-    best = logits[CLASS].topk(min(5, logits[CLASS].shape[-1]), dim=-1).indices
+@dataclass(frozen=True)
+class Scores:
+    """How good one answer is.
+
+    Attributes:
+        top1, top5: shares of images whose label is the likeliest class, or among the five likeliest.
+        ece: expected calibration error, the mean distance of confidence and accuracy in 15 equally wide bins of
+            confidence, each weighted by its images (Guo et al., ICML 2017).
+        nll: negative log-likelihood of the labels, mean over images, in nats.
+    """
+
+    top1: float
+    top5: float
+    ece: float
+    nll: float
+
+
+def scores(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Scores]:
+    """The `Scores` of each answer: one entry a token, and "average" where there are several."""
+    hits = correct(logits, labels)
+    return {
+        name: Scores(
+            top1=hits[name].double().mean().item(),
+            top5=_among_five(values, labels),
+            ece=calibration_error(values, labels),
+            nll=-values.gather(1, labels[:, None]).double().mean().item(),
+        )
+        for name, values in log_probabilities(logits).items()
+    }
+
+
+def log_probabilities(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each answer's log-probabilities [N, K]; those of "average" are of the mean of all tokens' probabilities."""
+    answers = {name: values.log_softmax(-1) for name, values in logits.items()}
+    if len(logits) > 1:
+        answers[AVERAGE] = torch.stack(list(answers.values())).logsumexp(0) - math.log(len(logits))
+    return answers
+
+
+def calibration_error(log_probabilities: Tensor, labels: Tensor) -> float:
+    """Expected calibration error of answers [N, K], see `Scores`."""
+    best = log_probabilities.max(-1)
+    confidence = best.values.double().exp()
+    bins = torch.bucketize(confidence, torch.linspace(0, 1, BINS + 1, dtype=torch.float64)[1:-1])
+    excess = torch.zeros(BINS, dtype=torch.float64)
+    excess.index_add_(0, bins, confidence - (best.indices == labels).double())
+    return excess.abs().sum().item() / len(labels)
+
+
+def _among_five(values: Tensor, labels: Tensor) -> float:
+    best = values.topk(min(5, values.shape[-1]), dim=-1).indices
     return (best == labels[:, None]).any(-1).double().mean().item()
 
 

@@ -132,6 +132,8 @@ def _results(tops) -> list[dict]:
             "seed": 0,
             "top1": top,
             "top5": {"class": min(1.0, top["class"] + 0.25)},
+            "ece": {"class": 0.0417},
+            "nll": {"class": 1.2345},
             "parameters": 4_912_330 if "teachers" in part else 1_203_446,
             "images_per_second": 3120.0 if "teachers" in part else 5400.0,
             "seconds": 312.4,
@@ -160,6 +162,12 @@ def _verdict(tops, seeds, images: int) -> dict:
         label = answer if answer == "average" else f"{answer} token"
         rows.append(row(f"student co-advised ({label})", advised, answer))
     gain = rows[3]["top1"] - rows[2]["top1"]
+    divergences = [
+        {"part": part, "answer": answer, "teacher": teacher, "kl": 0.25 * (1 + place) + 0.5 * (teacher == "inv")}
+        for place, part in enumerate(advised)
+        for answer in TOKENS
+        for teacher in TEACHERS
+    ]
     seeds_too = {"mean": gain, "low": gain - 0.028, "high": gain + 0.028, "n": len(seeds)}
     low, high = gain - 0.017, gain + 0.017
     return {
@@ -168,6 +176,7 @@ def _verdict(tops, seeds, images: int) -> dict:
         "seeds": list(seeds),
         "rows": rows,
         "difference": {"mean": gain, "low": low, "high": high, "over": "images", "seeds": seeds_too},
+        "divergences": divergences,
         "sentence": (
             f"Advice helped: {100 * gain:+.1f} points (95\u00a0% interval {100 * low:.1f} to {100 * high:.1f}) "
             f"over the same student trained alone."

@@ -86,6 +86,22 @@ def test_a_complete_run(build):
     assert sorted(p.name for p in run.iterdir() if p.name.startswith(".")) == []
 
 
+def test_calibration_and_distance_to_the_teachers_are_shown(build):
+    run = build(seeds=(0, 1))
+    text = report(run).all_text
+    for figure in ("calibration error", "4.2\u00a0%", "log loss", "1.234", "How far from each teacher?"):
+        assert figure in text
+    assert "student co-advised, inv" in text
+    assert "0.375" in text  # the mean of 0.25 and 0.50 over two seeds
+    assert "0.875" in text
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in records:  # a run from before these were recorded
+        for key in ("ece", "nll", "divergences"):
+            record.pop(key, None)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert "How far from each teacher?" not in report(run).all_text
+
+
 def test_the_same_run_gives_the_same_page(build):
     run = build(seeds=(0,), epochs=3)
     first = write_report(run).read_bytes()

@@ -1,6 +1,6 @@
 """Batches in order: training views from any step on, and the images to be scored."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from coadvise.data.audit import AuditedSplit
-from coadvise.data.images import read_image, square, to_array
+from coadvise.data.images import Pixels, read_image, square, to_array
 from coadvise.data.views import Batch, Indices, Views
 from coadvise.errors import UserError
+
+Change = Callable[[Pixels, int], Pixels]
 
 
 class TrainingLoader:
@@ -82,10 +84,10 @@ class _Requests:
 
 
 class _StillImages(Dataset[Tensor]):
-    """Images as they are scored: resized, centre cropped, nothing random."""
+    """Images as they are scored: resized, centre cropped, nothing random; `change` sees them last."""
 
-    def __init__(self, split: AuditedSplit, image_size: int, batch_size: int) -> None:
-        self.split, self.image_size, self.batch_size = split, image_size, batch_size
+    def __init__(self, split: AuditedSplit, image_size: int, batch_size: int, change: Change | None) -> None:
+        self.split, self.image_size, self.batch_size, self.change = split, image_size, batch_size, change
 
     def __len__(self) -> int:
         return -(-len(self.split) // self.batch_size)
@@ -96,9 +98,17 @@ class _StillImages(Dataset[Tensor]):
             stack = self.split.pixels[rows.start : rows.stop]
         else:
             stack = np.stack([to_array(square(read_image(self.split.paths[i]), self.image_size)) for i in rows])
+        if self.change is not None:
+            stack = np.stack([self.change(pixels, row) for pixels, row in zip(stack, rows, strict=True)])
         return torch.from_numpy(stack).float().div_(255)
 
 
-def still_batches(split: AuditedSplit, image_size: int, batch_size: int = 250, workers: int = 0) -> "DataLoader[Any]":
-    """Validation images [B, 3, S, S] in 0..1, in the split's order, every one of them once."""
-    return DataLoader(_StillImages(split, image_size, batch_size), batch_size=None, num_workers=workers)
+def still_batches(
+    split: AuditedSplit, image_size: int, batch_size: int = 250, workers: int = 0, change: Change | None = None
+) -> "DataLoader[Any]":
+    """Validation images [B, 3, S, S] in 0..1, in the split's order, every one of them once.
+
+    Args:
+        change: given an image [3, S, S] uint8 and its row in the split, another in its place.
+    """
+    return DataLoader(_StillImages(split, image_size, batch_size, change), batch_size=None, num_workers=workers)

@@ -17,7 +17,8 @@ from coadvise.report.answers import (
 )
 from coadvise.report.charts import Bar, Dot, Scale, axis, dot_row, fit_scale, key, track
 from coadvise.report.markup import Markup, count, join, percent, points, tag
-from coadvise.report.read import ADVISED, ALONE, Floats, Run
+from coadvise.report.read import ADVISED, ALONE, Floats, Run, group_of, mapping, number, sequence
+from coadvise.report.verdict import table
 
 MOST_CLASSES = 40
 
@@ -134,5 +135,31 @@ def agreements(run: Run) -> Markup:
                 tabindex="0",
             ),
             tag("p", note, class_="note"),
+            divergences(run),
         ]
     )
+
+
+def divergences(run: Run) -> Markup:
+    """How far each of the student's answers is from each teacher's (Table 5 of the paper), mean over seeds."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for record in map(mapping, sequence(run.last("verdict").get("divergences"))):
+        kl, (group, _) = number(record.get("kl")), group_of(str(record.get("part")))
+        if kl is not None:
+            row = found.setdefault((group, str(record.get("answer"))), {})
+            row.setdefault(str(record.get("teacher")), []).append(kl)
+    if not found:
+        return Markup()
+    teachers = list(dict.fromkeys(teacher for row in found.values() for teacher in row))
+    names = {ADVISED: "co-advised", ALONE: "alone"}
+    body = [
+        tag(
+            "tr",
+            tag("th", f"student {names.get(group, group)}, {answer}", scope="row"),
+            *(tag("td", f"{np.mean(row[teacher]):.3f}" if teacher in row else "–") for teacher in teachers),
+        )
+        for (group, answer), row in sorted(found.items(), key=lambda item: item[0][0] != ALONE)
+    ]
+    note = "KL divergence from the teacher’s probabilities to the answer’s, nats, mean over images and over seeds."
+    head = ("", *(teacher_name(run, f"teachers/{teacher}") for teacher in teachers))
+    return join([tag("h3", "How far from each teacher?"), table(head, body), tag("p", note, class_="note")])

@@ -197,10 +197,21 @@ def _parts(run: Run) -> Markup:
             tag("td", str(record.get("model") or "–"), class_="text"),
             tag("td", percent(score(record.get("top1")))),
             tag("td", percent(score(record.get("top5")))),
+            tag("td", percent(score(record.get("ece")))),
+            tag("td", _nats(score(record.get("nll")))),
             tag("td", compact(number(record.get("parameters")))),
             tag("td", duration(number(record.get("seconds")))),
         )
         for part, record in sorted(run.results.items(), key=lambda item: run.parts.index(item[0]))
     ]
-    head = ("part", "model", "top-1", "top-5", "parameters", "trained for")
-    return tag("details", tag("summary", f"Each of the {len(body)} trained parts"), table(head, body))
+    head = ("part", "model", "top-1", "top-5", "calibration error", "log loss", "parameters", "trained for")
+    note = (
+        "Of the class token’s answer. Calibration error: how far confidence is from accuracy, mean over 15 bins of "
+        "confidence weighted by their images. Log loss: minus the log-probability of the truth, mean in nats."
+    )
+    summary = tag("summary", f"Each of the {len(body)} trained parts")
+    return tag("details", summary, table(head, body), tag("p", note, class_="note"))
+
+
+def _nats(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
