@@ -1,18 +1,32 @@
 """The main job: audit the data, train teachers, co-advise the student, train it alone, say whether advice helped."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from coadvise.arm import check_arm, train_arm
+from coadvise.arm import check_arm, is_done, train_arm
+from coadvise.cache_build import check_caches, complete
 from coadvise.conclude import conclude
-from coadvise.config import load_config
+from coadvise.config import CacheConfig, RunConfig, load_config
 from coadvise.data.audit import Dataset, audit
 from coadvise.data.sources import DIGITS, open_source, typical_size
 from coadvise.engine import Engine
 from coadvise.errors import UserError
-from coadvise.jobs import train_in_processes
-from coadvise.run import DATA, TEACHER, Listener, Run, Silent, check_folder, open_record, owned, plan, summary_writer
-from coadvise.teachers import load_teachers
+from coadvise.jobs import in_processes
+from coadvise.run import (
+    ADVISED,
+    DATA,
+    TEACHER,
+    Arm,
+    Listener,
+    Run,
+    Silent,
+    check_folder,
+    open_record,
+    owned,
+    plan,
+    summary_writer,
+)
 
 
 def fit(
@@ -25,6 +39,7 @@ def fit(
     jobs: int = 1,
     overrides: Sequence[str] = (),
     listener: Listener | None = None,
+    cache: str | Path | None = None,
 ) -> Path:
     """Trains teachers and a co-advised student on a folder of labelled images, and says what came of it.
 
@@ -41,6 +56,8 @@ def fit(
         jobs: networks to train at the same time, each in a process of its own with its share of the cores.
         overrides: configuration changes, "a.b=c".
         listener: is told what happens.
+        cache: a folder of teachers' logits for the students' views: what is missing is stored first, then students are
+            advised by what is stored there, rounded to float16, and no teacher is asked in their steps.
 
     Returns:
         The run directory: config.yaml, data.json, metrics.jsonl, teachers/, students/, predictions/, report.html.
@@ -55,7 +72,7 @@ def fit(
         raise UserError(f"jobs={jobs}; at least one network must be trained at a time")
     listener = listener or Silent()
     preset = preset or default_preset(data)
-    config = load_config(preset, overrides, seed, str(data))
+    config = _with_cache(load_config(preset, overrides, seed, str(data)), cache)
     folder = Path(out or f"runs/{Path(data).resolve().name}-{Path(preset).stem}-seed{config.seed}")
     check_folder(folder, config)
     source = open_source(data, config.data.val_fraction, config.seed)
@@ -69,22 +86,37 @@ def fit(
     for arm in arms:  # a network that cannot be made, had or trained is an error before anything is written
         check_arm(arm, folder, config, dataset, engine.processes)
     summary_writer(config)
+    advised = [arm.seed for arm in arms if arm.role == ADVISED and not is_done(folder, arm)]
+    if cache is not None:  # before hours of training teachers
+        check_caches(Path(cache), config, dataset, advised)
 
     folder.mkdir(parents=True, exist_ok=True)
     with owned(folder, engine):
-        run = Run(folder, config, dataset, engine, open_record(folder, config, engine, listener.say), listener)
+        record = open_record(folder, config, engine, listener.say)
+        run = Run(folder, config, dataset, engine, record, listener, Path(cache) if cache is not None else None)
         run.describe([config.seed + n for n in range(seeds)])
         listener.say(f"run directory: {folder}")
-        for stage in ([a for a in arms if a.role == TEACHER], [a for a in arms if a.role != TEACHER]):
-            if jobs > 1:
-                train_in_processes(run, stage, jobs)
-            else:
-                for arm in stage:
-                    train_arm(run, arm)
-            if stage[0].role == TEACHER:
-                run.teachers = load_teachers({arm.teacher: folder / arm.part for arm in stage}, dataset.classes)
+        _train(run, [arm for arm in arms if arm.role == TEACHER], jobs)
+        if cache is not None and advised:
+            complete(run, advised, jobs)
+        _train(run, [arm for arm in arms if arm.role != TEACHER], jobs)
         conclude(run, arms)
     return folder
+
+
+def _train(run: Run, arms: Sequence[Arm], jobs: int) -> None:
+    if jobs > 1:
+        in_processes(run, {arm.part: partial(train_arm, arm=arm) for arm in arms}, jobs)
+    else:
+        for arm in arms:
+            train_arm(run, arm)
+
+
+def _with_cache(config: RunConfig, cache: str | Path | None) -> RunConfig:
+    """Stored logits are rounded, so that students are advised by them belongs to what decides the numbers."""
+    if cache is None and config.cache is not None:
+        raise UserError("in this configuration students are advised by stored logits (cache); give --cache DIR")
+    return config if cache is None else config.model_copy(update={"cache": config.cache or CacheConfig()})
 
 
 def default_preset(data: str | Path) -> str:
