@@ -1,27 +1,26 @@
 """One network of a run: made or had, trained, scored, recorded."""
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from coadvise.checkpoint import MANIFEST
 from coadvise.config import RecipeConfig, RunConfig, TeacherConfig
 from coadvise.data import draws
 from coadvise.data.audit import Dataset
 from coadvise.data.loader import whole_batch
-from coadvise.data.views import Batch, Views
+from coadvise.data.views import Views
 from coadvise.errors import UserError
 from coadvise.evaluate import predict_logits, save_predictions, top1, top5
-from coadvise.logit_cache import StoredLogits
+from coadvise.logit_cache import StoredLogits, cache_of, form_of
 from coadvise.loss import CLASS, LossWeights
 from coadvise.networks import Network, build_network, load_network, pretrained_classes
 from coadvise.record import last_of, read_records
 from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Run
 from coadvise.teachers import Teacher, Teachers
-from coadvise.train import Training, train
+from coadvise.train import Advisers, Training, train
 
 
 def check_arm(arm: Arm, folder: Path, config: RunConfig, dataset: Dataset, processes: int) -> None:
@@ -99,9 +98,11 @@ def _job(run: Run, arm: Arm, network: Network) -> Training:
     )
 
 
-def _advisers(run: Run, seed: int) -> Callable[[Batch], Mapping[str, Tensor]]:
+def _advisers(run: Run, seed: int) -> Advisers:
     """What an advised student learns from: the run's teachers, or what they said of its views."""
-    return run.load_teachers() if run.cache is None else StoredLogits(run, seed)
+    if run.cache is None:
+        return run.load_teachers()
+    return StoredLogits(cache_of(run, seed), tuple(run.config.teachers), form_of(run.config, len(run.dataset.classes)))
 
 
 def trained_here(arm: Arm, config: RunConfig) -> bool:

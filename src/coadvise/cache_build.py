@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from coadvise.data.views import Batch, Views
 from coadvise.engine import Engine, Interrupted
 from coadvise.errors import UserError
 from coadvise.jobs import in_processes
-from coadvise.logit_cache import Arrays, LogitCache, cache_of, fingerprint, form_of, seed_folder
+from coadvise.logit_cache import Arrays, Form, LogitCache, cache_of, fingerprint, form_of, seed_folder
 from coadvise.record import Recorder
 from coadvise.run import CONFIG, Listener, Run, Silent
 from coadvise.teachers import Teachers
@@ -110,7 +110,7 @@ def complete(run: Run, seeds: Sequence[int], jobs: int = 1, epochs: int | None =
         cache = cache_of(run, seed)
         cache.check()
         missing += len(cache.missing(epochs))
-    whole = f"{PART} {run.cache}: {_epochs(epochs, len(seeds))}"
+    whole = f"{PART} {run.cache}: {_epochs(epochs * len(seeds), len(seeds))}"
     if missing == 0:
         say(f"{whole}, all stored; no teacher is asked")
         return
@@ -142,8 +142,10 @@ def fill(run: Run, seeds: Sequence[int], epochs: int) -> None:
         UserError: an epoch cannot be written.
         Interrupted: a signal asked for a stop; every epoch that is done is stored.
     """
-    work = _Work(run, run.load_teachers(), [(cache_of(run, seed), run.student_views(seed)) for seed in seeds], epochs)
-    for cache, _ in work.caches:
+    form = form_of(run.config, len(run.dataset.classes))
+    caches = [(cache_of(run, seed), run.student_views(seed)) for seed in seeds]
+    work = _Work(run, run.load_teachers(), form, caches, epochs)
+    for cache, _ in caches:
         cache.sweep()
     with run.engine.stops_gently():
         while missing := work.missing():
@@ -158,6 +160,7 @@ class _Work:
 
     run: Run
     teachers: Teachers
+    form: Form
     caches: Sequence[tuple[LogitCache, Views]]
     epochs: int
 
@@ -169,22 +172,17 @@ class _Work:
         with cache.claim(epoch) as file:
             if file is None:
                 return False
-            cache.write(epoch, file, self.answers(views, epoch))
+            workers = self.run.config.data.workers
+            tick = partial(self.tick, len(views))
+            cache.write(epoch, file, answers(views, epoch, self.teachers, self.form, self.run.engine, workers, tick))
         self.progress(len(views), 0)
         return True
 
-    def answers(self, views: Views, epoch: int) -> Arrays:
-        """What is stored of an epoch, its rows in the images' order."""
-        arrays: Arrays = {}
-        for number, batch in enumerate(epoch_batches(views, epoch, BATCH, self.run.config.data.workers)):
-            if number:
-                self.progress(len(views), number)
-            self.stop_if_asked()
-            for name, rows in _packed(self.run, self.teachers, batch).items():
-                if name not in arrays:
-                    arrays[name] = np.empty((len(views), *rows.shape[1:]), rows.dtype)
-                arrays[name][batch.index.numpy()] = rows
-        return arrays
+    def tick(self, images: int, batch: int) -> None:
+        """Before each batch of an epoch."""
+        self.stop_if_asked()
+        if batch:
+            self.progress(images, batch)
 
     def progress(self, images: int, batches: int) -> None:
         """Tells how far all processes together are; of epochs that are not stored yet only this process's is known."""
@@ -198,24 +196,38 @@ class _Work:
             raise Interrupted(f"stopped with {total - len(self.missing())} of {total} epochs of logits stored")
 
 
-def _packed(run: Run, teachers: Teachers, batch: Batch) -> Arrays:
+def answers(
+    views: Views, epoch: int, teachers: Teachers, form: Form, engine: Engine, workers: int, tick: Callable[[int], None]
+) -> Arrays:
+    """What is stored of an epoch, its rows in the images' order; `tick` gets each batch's number before it is asked."""
+    arrays: Arrays = {}
+    for number, batch in enumerate(epoch_batches(views, epoch, BATCH, workers)):
+        tick(number)
+        for name, rows in _packed(batch, teachers, form, engine).items():
+            if name not in arrays:
+                arrays[name] = np.empty((len(views), *rows.shape[1:]), rows.dtype)
+            arrays[name][batch.index.numpy()] = rows
+    return arrays
+
+
+def _packed(batch: Batch, teachers: Teachers, form: Form, engine: Engine) -> Arrays:
     """The answers for a batch, asked for as training does, as they are stored."""
-    form = form_of(run.config, len(run.dataset.classes))
-    with run.engine.autocast():
-        advice = teachers(run.engine.place(batch))
+    with engine.autocast():
+        advice = teachers(engine.place(batch))
     return {name: rows for token, logits in advice.items() for name, rows in form.pack(token, logits).items()}
 
 
 def _seconds_a_view(run: Run, seed: int) -> float:
     """Measured on one batch, after one that warms up."""
     views, teachers, workers = run.student_views(seed), run.load_teachers(), run.config.data.workers
+    form = form_of(run.config, len(run.dataset.classes))
     positions = np.arange(min(BATCH, len(views)))
     making = asking = 0.0
     for _ in range(2):
         start = time.perf_counter()
         batch = views[0, positions]
         made = time.perf_counter()
-        _packed(run, teachers, batch)
+        _packed(batch, teachers, form, run.engine)
         making, asking = made - start, time.perf_counter() - made
     return (max(making / workers, asking) if workers else making + asking) / len(positions)
 

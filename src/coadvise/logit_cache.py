@@ -11,12 +11,13 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -213,30 +214,31 @@ class LogitCache:
         return load(data)
 
     @contextmanager
-    def claim(self, epoch: int) -> Iterator[BinaryIO | None]:
+    def claim(self, epoch: int) -> Iterator[FileIO | None]:
         """The file to write an epoch into, or None where another process is at it or has stored it.
 
         The file is locked, so a claim ends with its process; unless `write` gave it its name, it is gone afterwards.
         """
         path = self._part(epoch)
         with said(path):
-            file = path.open("ab")
+            file = path.open("ab", buffering=0)
         with file:
-            if not _locked(file, path) or epoch not in self.missing(epoch + 1):
+            if not _locked(file, path):
                 yield None
                 return
             try:
                 file.truncate(0)  # what a process that was killed has left
-                yield file
+                yield file if epoch in self.missing(epoch + 1) else None
             finally:
                 path.unlink(missing_ok=True)
 
-    def write(self, epoch: int, file: BinaryIO, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    def write(self, epoch: int, file: FileIO, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Stores an epoch in its claimed file. Raises UserError where it cannot be written."""
         data = save(dict(arrays))
         with said(self.shard(epoch)):
-            file.write(data)
-            file.flush()
+            rest = memoryview(data)
+            while rest:  # the system may take less than all
+                rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
             with self._alone():  # first said, then there: a file that is there is never without its sha256
                 entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -246,7 +248,7 @@ class LogitCache:
     def sweep(self) -> None:
         """Removes what processes that were killed have left half-written."""
         for path in self.folder.glob(".epoch-*.part"):
-            with suppress(FileNotFoundError), path.open("ab") as file:
+            with suppress(FileNotFoundError), path.open("ab", buffering=0) as file:
                 if _locked(file, path):
                     path.unlink()
 
@@ -287,12 +289,16 @@ class StoredLogits:
     """Answers for a batch of training views as `Teachers` does, from a cache; no teacher is asked.
 
     An epoch is in memory at a time, as it is stored.
+
+    Args:
+        cache: checked here; its epochs must be stored.
+        tokens: the teachers' names.
+        form: how their answers are stored.
     """
 
-    def __init__(self, run: Run, seed: int) -> None:
-        self.cache, self.tokens = cache_of(run, seed), tuple(run.config.teachers)
-        self.form = form_of(run.config, len(run.dataset.classes))
-        self.cache.check()
+    def __init__(self, cache: LogitCache, tokens: Sequence[str], form: Form) -> None:
+        cache.check()
+        self.cache, self.tokens, self.form = cache, tokens, form
         self._epoch, self._arrays = -1, Arrays()
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
@@ -328,7 +334,7 @@ def said(path: Path) -> Iterator[None]:
         raise UserError(f"'{path}' cannot be written: {error.strerror}; {remedy}") from None
 
 
-def _locked(file: BinaryIO, path: Path) -> bool:
+def _locked(file: FileIO, path: Path) -> bool:
     """Locks an open file; False where another process has it locked, or has taken its name away meanwhile."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,6 +23,7 @@ from coadvise.networks import Network
 from coadvise.optim import learning_rate, make_optimiser
 from coadvise.record import Recorder
 
+Advisers = Callable[[Batch], Mapping[str, Tensor]]  # logits by token: `Teachers`, or `StoredLogits` of a cache
 Progress = Callable[[str, int, int, Mapping[str, float]], None]  # part, steps done, steps in all, latest figures
 
 
@@ -44,7 +45,7 @@ class Training:
     recipe: RecipeConfig
     views: Views
     val: AuditedSplit
-    teachers: Callable[[Batch], Mapping[str, Tensor]]
+    teachers: Advisers
     weights: LossWeights
     workers: int
     checkpoint_seconds: float
