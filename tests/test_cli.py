@@ -134,6 +134,18 @@ def test_predict(cli: Cli, finished: Path, tiny_images: Path) -> None:
     assert json.loads(out)[0]["probabilities"] == load(finished).predict(images[0], "average")[0].probabilities
 
 
+def test_cache(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    arguments = ["cache", finished, "--out", tmp_path / "cache", "--epochs", "3", "--seeds", "2"]
+    code, out, err = cli(*arguments)
+    assert (code, err) == (0, "")
+    first, last = out.splitlines()
+    assert first.startswith(f"logit cache {tmp_path / 'cache'}: views of 6 epochs (2 seeds) x 24 images, 2 teachers, ")
+    assert last == f"logit cache {tmp_path / 'cache'}: 6 epochs (2 seeds), all stored"
+    code, out, err = cli(*arguments, "--json")
+    assert (code, json.loads(out)) == (0, {"cache": str(tmp_path / "cache")})
+    assert err.endswith("all stored; no teacher is asked\n")
+
+
 def test_models_and_presets(cli: Cli) -> None:
     code, out, _ = cli("models")
     assert code == 0
@@ -159,7 +171,7 @@ def test_a_preset_file_is_printed_too(cli: Cli, tiny_preset: str) -> None:
 def test_help(cli: Cli) -> None:
     code, out, _ = cli("--help")
     assert code == 0
-    for name in ("fit", "evaluate", "predict", "models", "presets"):
+    for name in ("fit", "cache", "evaluate", "predict", "models", "presets"):
         assert name in out
         assert cli(name, "--help")[0] == 0
 
@@ -220,6 +232,8 @@ def test_the_users_errors_are_one_line_each(
     refused(cli("predict", finished, good, "--answer", "best"), "no answer 'best'; this student has class, conv, inv")
     refused(cli("predict", nothing, good), "is no run directory")
     refused(cli("evaluate", nothing), "is no run directory")
+    refused(cli("cache", nothing), "is no run directory")
+    refused(fit("cache.top_k=5"), "students are advised by stored logits", "give --cache DIR")
     refused(cli("evaluate", finished, "--data", other), "classes the student does not know: 'cat', 'dog'")
     refused(cli("evaluate", finished, "--severities", "mild"), "--severities mild is no list of numbers")
     (tmp_path / "c" / "fog" / "1" / "red").mkdir(parents=True)

@@ -84,6 +84,7 @@ def test_all_faults_at_once() -> None:
             "conv": {"modle": "x", "recipe": {"epoch": 3}, "augment": {"flop": True}},
         },
         "student": {"model": "s", "recipe": {"learning_rate": "fast"}},
+        "cache": {"topk": 3},
     })  # fmt: skip
     for phrase in (
         "unknown key 'sead', did you mean 'seed'?",
@@ -97,6 +98,7 @@ def test_all_faults_at_once() -> None:
         "unknown key 'teachers.conv.recipe.epoch', did you mean 'epochs'?",
         "unknown key 'teachers.conv.augment.flop', did you mean 'flip'?; allowed here: kind, ",
         "'student.recipe.learning_rate' is 'fast': Input should be a valid number",
+        "unknown key 'cache.topk', did you mean 'top_k'?; allowed here: top_k",
     ):
         assert phrase in message
     assert message.count("; ") >= 10

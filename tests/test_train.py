@@ -72,12 +72,18 @@ class Case:
             "part", 3, network, recipe, views, dataset.val, teachers, weights, self.workers, self.checkpoint_seconds
         )
 
+    def ready_job(self, dataset: Dataset, engine: Engine) -> Training:
+        job = self.job(dataset)
+        for teacher in job.teachers.by_token.values():
+            engine.prepare(teacher)
+        return job
+
     def start(self, dataset: Dataset, folder: Path, progress: Progress | None = None) -> Network:
         folder.mkdir(exist_ok=True)
         engine = Engine(EngineConfig(device="cpu", **self.engine))
         with engine.stops_gently():
             return train(
-                self.job(dataset),
+                self.ready_job(dataset, engine),
                 Checkpoints(folder / "checkpoints"),
                 engine,
                 Recorder(folder, True, lambda text: None),
@@ -338,7 +344,9 @@ def test_it_trains_and_goes_on_on_a_gpu(precision: str, dataset: Dataset, tmp_pa
         engine = Engine(EngineConfig(device="cuda", precision=precision))
         with engine.stops_gently():
             record = Recorder(tmp_path, True, lambda text: None)
-            return train(case.job(dataset), Checkpoints(tmp_path / "checkpoints"), engine, record, progress)
+            return train(
+                case.ready_job(dataset, engine), Checkpoints(tmp_path / "checkpoints"), engine, record, progress
+            )
 
     with pytest.raises(Interrupted):
         start(Stopper(lambda part, step: step == 4).progress)

@@ -2,6 +2,7 @@
 
 from coadvise import _torchvision  # noqa: F401  # isort: skip  (before anything that imports torchvision)
 
+from coadvise.cache_build import build_cache
 from coadvise.config import RunConfig, load_config
 from coadvise.errors import UserError
 from coadvise.fit import fit
@@ -10,6 +11,6 @@ from coadvise.predict import Prediction, TrainedStudent, load
 
 __all__ = [
     "Advice", "LossWeights", "Prediction", "RunConfig", "TrainedStudent", "UserError",
-    "co_advise_loss", "fit", "load", "load_config",
+    "build_cache", "co_advise_loss", "fit", "load", "load_config",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -15,12 +15,13 @@ from coadvise.data.loader import whole_batch
 from coadvise.data.views import Views
 from coadvise.errors import UserError
 from coadvise.evaluate import in_order, predict_logits, save_predictions, scores
+from coadvise.logit_cache import StoredLogits, cache_of, form_of
 from coadvise.loss import CLASS, LossWeights
 from coadvise.networks import Network, build_network, load_network, pretrained_classes
 from coadvise.record import last_of, read_records
 from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Run
 from coadvise.teachers import Teacher, Teachers
-from coadvise.train import Training, train
+from coadvise.train import Advisers, Training, train
 
 
 def check_arm(arm: Arm, folder: Path, config: RunConfig, dataset: Dataset, processes: int) -> None:
@@ -33,10 +34,16 @@ def check_arm(arm: Arm, folder: Path, config: RunConfig, dataset: Dataset, proce
         _check_given(arm, _given_teacher(config.teachers[arm.teacher], arm, config), config, dataset.classes)
 
 
+def is_done(folder: Path, arm: Arm) -> bool:
+    """Whether a network of the run in `folder` is trained and scored."""
+    result = last_of(read_records(folder), "result", arm.part)
+    return result is not None and (folder / arm.part / MANIFEST).is_file()
+
+
 def train_arm(run: Run, arm: Arm) -> None:
     """Trains one network to its end, scores it, records the result; what is done already is not done again."""
     folder, config = run.folder / arm.part, run.config
-    if last_of(read_records(run.folder), "result", arm.part) and (folder / MANIFEST).is_file():
+    if is_done(run.folder, arm):
         run.listener.say(f"{arm.name}: done already")
         return
     if (folder / MANIFEST).is_file():
@@ -78,23 +85,31 @@ def train_arm(run: Run, arm: Arm) -> None:
 def _job(run: Run, arm: Arm, network: Network) -> Training:
     config = run.config
     advised = arm.role == ADVISED
-    teacher = config.teachers[arm.teacher] if arm.role == TEACHER else None
-    seed = arm.seed if teacher is None else teacher_seed(config.seed, arm.teacher)
-    augment = (teacher.augment if teacher else None) or config.augment
+    if arm.role == TEACHER:
+        seed = teacher_seed(config.seed, arm.teacher)
+        augment = config.teachers[arm.teacher].augment or config.augment
+        views = Views(run.dataset.train, augment, len(run.dataset.classes), config.data.image_size, seed)
+    else:
+        seed, views = arm.seed, run.student_views(arm.seed)
     return Training(
         part=arm.part,
         seed=seed,
         network=network,
         recipe=recipe_of(arm, config),
-        views=Views(run.dataset.train, augment, len(run.dataset.classes), config.data.image_size, seed).on(
-            run.engine.device
-        ),
+        views=views.on(run.engine.device),
         val=run.dataset.val,
-        teachers=run.teachers if advised else Teachers({}),
+        teachers=_advisers(run, arm.seed) if advised else Teachers({}),
         weights=config.loss_weights if advised else LossWeights(),
         workers=config.data.workers,
         checkpoint_seconds=config.engine.checkpoint_seconds,
     )
+
+
+def _advisers(run: Run, seed: int) -> Advisers:
+    """What an advised student learns from: the run's teachers, or what they said of its views."""
+    if run.cache is None:
+        return run.load_teachers()
+    return StoredLogits(cache_of(run, seed), tuple(run.config.teachers), form_of(run.config, len(run.dataset.classes)))
 
 
 def trained_here(arm: Arm, config: RunConfig) -> bool:

@@ -155,9 +155,12 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def write_text(path: Path, text: str) -> None:
     """Replaces a text file whole or not at all."""
     beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text)
-    _fsync(beside)
-    beside.rename(path)
+    try:
+        beside.write_text(text)
+        _fsync(beside)
+        beside.rename(path)
+    finally:
+        beside.unlink(missing_ok=True)  # where the disk is full
     _fsync(path.parent)
 
 

@@ -71,6 +71,10 @@ def fit(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also train the student without teachers, and compare.")
     ] = False,
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Folder of teachers' logits for the students' views; made or completed, then used."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train teachers and a co-advised student on a folder of labelled images."""
@@ -79,11 +83,33 @@ def fit(
 
     terminal = Terminal(Console(stderr=as_json))
     try:
-        folder = run_fit(data, preset, out, seed, baseline, seeds, jobs, overrides or [], terminal)
+        folder = run_fit(data, preset, out, seed, baseline, seeds, jobs, overrides or [], terminal, cache)
     finally:
         terminal.bars.stop()  # gives the cursor back
     if as_json and os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         print(json.dumps({"run": str(folder), **(last_of(read_records(folder), "verdict") or {})}))
+
+
+@app.command()
+def cache(
+    run: Annotated[Path, typer.Argument(help="A run directory whose teachers are trained; it is only read.")],
+    out: Annotated[Path | None, typer.Option(help="The cache, for 'coadvise fit --cache'; default RUN/cache.")] = None,
+    seeds: Annotated[int, typer.Option(help="Students' seeds, from the run's on.")] = 1,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of views; default the student's.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that share the work, here; others may join in.")] = 1,
+    top_k: Annotated[int | None, typer.Option(help="Logits kept of an answer with many classes; default 32.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Store what a run's teachers say of its students' views, so that later runs need not ask them."""
+    from coadvise.cache_build import build_cache
+
+    terminal = Terminal(Console(stderr=as_json))
+    try:
+        folder = build_cache(run, out, seeds, epochs, jobs, top_k, terminal)
+    finally:
+        terminal.bars.stop()
+    if as_json and os.environ.get("RANK", "0") == "0":
+        print(json.dumps({"cache": str(folder)}))
 
 
 @app.command()

@@ -58,6 +58,9 @@ class AugmentConfig(_Part):
     cutmix: float = Field(0.0, ge=0, description="alpha of Beta; 0 is off")
     mix_probability: float = Field(1.0, ge=0, le=1, description="share of pairs that are mixed at all")
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+    recycle: int = Field(
+        0, ge=0, description="epoch e sees the views and the order of epoch e mod this; 0 is new views every epoch"
+    )
 
 
 class RecipeConfig(_Part):
@@ -124,6 +127,16 @@ class StudentConfig(ModelConfig):
     )
 
 
+class CacheConfig(_Part):
+    """The form in which teachers' logits are stored: float16, the largest ones where there are many classes."""
+
+    top_k: int = Field(
+        32,
+        ge=1,
+        description="logits kept of an answer, the others share one; all are kept where that takes no more room",
+    )
+
+
 class EngineConfig(_Part):
     """Where and in what precision it runs."""
 
@@ -147,6 +160,9 @@ class RunConfig(_Part):
     augment: AugmentConfig = AugmentConfig()
     teachers: dict[Annotated[str, AfterValidator(_token_name)], TeacherConfig] = Field(min_length=1)
     student: StudentConfig
+    cache: CacheConfig | None = Field(
+        None, description="students are advised by stored logits (--cache); null asks the teachers in every step"
+    )
     engine: EngineConfig = EngineConfig()
 
     @model_validator(mode="after")
@@ -243,7 +259,12 @@ def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """One line `a.b: old -> new` for every key in which two configurations differ."""
-    before, after = dict(_leaves(old.model_dump(mode="json"))), dict(_leaves(new.model_dump(mode="json")))
+    return changes(old.model_dump(mode="json"), new.model_dump(mode="json"))
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line `a.b: old -> new` for every value in which two nested dicts differ."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
     keys = sorted(before.keys() | after.keys())
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
 
@@ -316,12 +337,13 @@ def _keys_at(path: Sequence[str]) -> list[str]:
             model = TeacherConfig
             continue
         annotation = model.model_fields[key].annotation
-        model = AugmentConfig if key == "augment" else annotation  # type: ignore[assignment]
+        optional = {"augment": AugmentConfig, "cache": CacheConfig}
+        model = optional.get(key, annotation)  # type: ignore[assignment,arg-type]
     return list(model.model_fields)
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
+    if isinstance(value, Mapping) and value:
         for key, child in value.items():
             yield from _leaves(child, f"{path}.{key}" if path else str(key))
     else:

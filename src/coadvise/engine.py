@@ -121,6 +121,11 @@ class Engine:
             return self._stop
         return bool(self.mean(torch.tensor(float(self._stop), device=self.device)) > 0)
 
+    @property
+    def stop_requested_here(self) -> bool:
+        """Whether this process got a signal to stop, whatever others did: for work that is not done in step."""
+        return self._stop
+
     @contextmanager
     def stops_gently(self) -> Iterator[None]:
         """SIGINT, SIGTERM and SIGUSR1 ask for a stop after the step at hand instead of ending the process."""

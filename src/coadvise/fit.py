@@ -2,17 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from coadvise.arm import check_arm, train_arm
+from coadvise.arm import check_arm, is_done, train_arm
+from coadvise.cache_build import check_caches, complete
 from coadvise.conclude import conclude
-from coadvise.config import RunConfig, load_config
+from coadvise.config import CacheConfig, RunConfig, load_config
 from coadvise.data.audit import Dataset, audit
 from coadvise.data.sources import DIGITS, open_source, typical_size
 from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
-from coadvise.jobs import train_in_processes
+from coadvise.jobs import in_processes
 from coadvise.run import (
+    ADVISED,
     DATA,
     TEACHER,
     Arm,
@@ -25,7 +28,6 @@ from coadvise.run import (
     plan,
     summary_writer,
 )
-from coadvise.teachers import load_teachers
 
 
 def fit(
@@ -38,6 +40,7 @@ def fit(
     jobs: int = 1,
     overrides: Sequence[str] = (),
     listener: Listener | None = None,
+    cache: str | Path | None = None,
 ) -> Path:
     """Trains teachers and a co-advised student on a folder of labelled images, and says what came of it.
 
@@ -54,6 +57,8 @@ def fit(
         jobs: networks to train at the same time, each in a process of its own with its share of the cores.
         overrides: configuration changes, "a.b=c".
         listener: is told what happens.
+        cache: a folder of teachers' logits for the students' views: what is missing is stored first, then students are
+            advised by what is stored there, rounded to float16, and no teacher is asked in their steps.
 
     Returns:
         The run directory: config.yaml, data.json, metrics.jsonl, teachers/, students/, predictions/, report.html.
@@ -68,17 +73,24 @@ def fit(
         raise UserError(f"jobs={jobs}; at least one network must be trained at a time")
     listener = listener or Silent()
     preset = preset or default_preset(data)
-    config = load_config(preset, overrides, seed, str(data))
+    config = _with_cache(load_config(preset, overrides, seed, str(data)), cache)
     config = config.model_copy(update={"engine": settled(config.engine)})  # a run keeps the precision it began with
     folder = Path(out or f"runs/{Path(data).resolve().name}-{Path(preset).stem}-seed{config.seed}")
     arms = plan(config, seeds, baseline)
-    with training(config, folder, arms, jobs, listener) as run:
+    with training(config, folder, arms, jobs, listener, cache) as run:
         conclude(run, arms)
     return folder
 
 
 @contextmanager
-def training(config: RunConfig, folder: Path, arms: Sequence[Arm], jobs: int, listener: Listener) -> Iterator[Run]:
+def training(
+    config: RunConfig,
+    folder: Path,
+    arms: Sequence[Arm],
+    jobs: int,
+    listener: Listener,
+    cache: str | Path | None = None,
+) -> Iterator[Run]:
     """Trains the networks of a run that are not trained yet, teachers first, and holds the run directory meanwhile.
 
     Raises:
@@ -95,15 +107,19 @@ def training(config: RunConfig, folder: Path, arms: Sequence[Arm], jobs: int, li
     for arm in arms:  # a network that cannot be made, had or trained is an error before anything is written
         check_arm(arm, folder, config, dataset, engine.processes)
     summary_writer(config)
+    advised = [arm.seed for arm in arms if arm.role == ADVISED and not is_done(folder, arm)]
+    if cache is not None:  # before hours of training teachers
+        check_caches(Path(cache), config, dataset, advised)
 
     folder.mkdir(parents=True, exist_ok=True)
     with owned(folder, engine):
-        run = Run(folder, config, dataset, engine, open_record(folder, config, engine, listener.say), listener)
+        record = open_record(folder, config, engine, listener.say)
+        run = Run(folder, config, dataset, engine, record, listener, Path(cache) if cache is not None else None)
         run.describe(sorted({arm.seed for arm in arms}))
         listener.say(f"run directory: {folder}")
-        teachers = [arm for arm in arms if arm.role == TEACHER]
-        _train(run, teachers, jobs)
-        run.teachers = load_teachers({arm.teacher: folder / arm.part for arm in teachers}, dataset.classes)
+        _train(run, [arm for arm in arms if arm.role == TEACHER], jobs)
+        if cache is not None and advised:
+            complete(run, advised, jobs)
         _train(run, [arm for arm in arms if arm.role != TEACHER], jobs)
         yield run
 
@@ -111,10 +127,17 @@ def training(config: RunConfig, folder: Path, arms: Sequence[Arm], jobs: int, li
 def _train(run: Run, arms: Sequence[Arm], jobs: int) -> None:
     """Trains networks that do not depend on each other."""
     if jobs > 1:
-        train_in_processes(run, arms, jobs)
+        in_processes(run, {arm.part: partial(train_arm, arm=arm) for arm in arms}, jobs)
     else:
         for arm in arms:
             train_arm(run, arm)
+
+
+def _with_cache(config: RunConfig, cache: str | Path | None) -> RunConfig:
+    """Stored logits are rounded, so that students are advised by them belongs to what decides the numbers."""
+    if cache is None and config.cache is not None:
+        raise UserError("in this configuration students are advised by stored logits (cache); give --cache DIR")
+    return config if cache is None else config.model_copy(update={"cache": config.cache or CacheConfig()})
 
 
 def default_preset(data: str | Path) -> str:

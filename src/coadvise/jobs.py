@@ -1,4 +1,4 @@
-"""Several networks of a run trained at the same time, each in a process of its own.
+"""Several tasks of a run at the same time, each in a process of its own: mostly, networks to train.
 
 The threads of a small network wait for each other many times a step: on 2 cores two processes of one thread each get
 half as much again done as one process of two threads (docs/LOG.md).
@@ -9,7 +9,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import Empty
@@ -17,22 +17,23 @@ from typing import Any
 
 import torch
 
-from coadvise.arm import train_arm
 from coadvise.config import RunConfig
 from coadvise.data.audit import audit
 from coadvise.data.sources import open_source
 from coadvise.engine import Engine, Interrupted
 from coadvise.errors import UserError
-from coadvise.run import ADVISED, Arm, Run, open_record
-from coadvise.teachers import load_teachers
+from coadvise.record import Recorder
+from coadvise.run import Run, open_record
+
+Task = Callable[[Run], None]  # goes to another process, so it must be a function of a module, or a partial of one
 
 
-def train_in_processes(run: Run, arms: Sequence[Arm], jobs: int) -> None:
-    """Trains networks that do not depend on each other, at most `jobs` at a time.
+def in_processes(run: Run, tasks: Mapping[str, Task], jobs: int) -> None:
+    """Does tasks that do not depend on each other, at most `jobs` at a time; each gets the run as its process has it.
 
     Raises:
-        UserError: what the first network that failed raised; the others are stopped as by a signal, and can go on.
-        Interrupted: a signal asked for a stop; every network has saved its step.
+        UserError: what the first task that failed raised; the others are stopped as by a signal, and can go on.
+        Interrupted: a signal asked for a stop; every task has saved what it has to save.
     """
     if run.engine.processes > 1:
         raise UserError(
@@ -41,44 +42,45 @@ def train_in_processes(run: Run, arms: Sequence[Arm], jobs: int) -> None:
     context = multiprocessing.get_context("spawn")  # a fork would copy PyTorch's threads in mid-work
     messages = context.Queue()
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    waiting, working = list(arms), dict[str, BaseProcess]()
+    waiting, working = list(tasks.items()), dict[str, BaseProcess]()
     fault: Exception | None = None
     told_to_stop: set[str] = set()
     with run.engine.stops_gently():
         while working or (waiting and fault is None):
             while waiting and len(working) < jobs and fault is None:
-                arm = waiting.pop(0)
-                working[arm.part] = context.Process(target=_work, args=(run.folder, run.config, arm, threads, messages))
-                working[arm.part].start()
+                name, task = waiting.pop(0)
+                same = (run.folder, run.config, run.cache, run.record.write)
+                working[name] = context.Process(target=_work, args=(name, task, *same, threads, messages))
+                working[name].start()
             try:
-                kind, part, content = messages.get(timeout=0.5)
+                kind, name, content = messages.get(timeout=0.5)
             except Empty:
-                kind, part, content = _look_after(working)
+                kind, name, content = _look_after(working)
             if kind == "say":
                 run.listener.say(content)
             elif kind == "progress":
-                run.listener.progress(part, *content)
+                run.listener.progress(*content)
             elif kind in ("done", "fault"):
-                working.pop(part).join()
+                working.pop(name).join()
                 if kind == "fault":  # Ctrl-C reaches the children too, and one may end before it can save
                     fault = fault or (Interrupted("stopped") if run.engine.stop_requested else content)
             if fault is not None or run.engine.stop_requested:
                 fault = fault or Interrupted("stopped")
-                for part in working.keys() - told_to_stop:
-                    working[part].terminate()  # SIGTERM: it saves its step
-                    told_to_stop.add(part)
+                for name in working.keys() - told_to_stop:
+                    working[name].terminate()  # SIGTERM: it saves its step
+                    told_to_stop.add(name)
     if fault is not None:
         raise fault
 
 
 def _look_after(working: Mapping[str, BaseProcess]) -> tuple[str, str, Any]:
     """A process that ended without a word is an error of its own."""
-    for part, process in working.items():
+    for name, process in working.items():
         if process.exitcode:
             return (
                 "fault",
-                part,
-                UserError(f"{part}: its process ended with exit code {process.exitcode}; run again to go on"),
+                name,
+                UserError(f"{name}: its process ended with exit code {process.exitcode}; run again to go on"),
             )
     return "", "", None
 
@@ -86,14 +88,14 @@ def _look_after(working: Mapping[str, BaseProcess]) -> tuple[str, str, Any]:
 class _ToParent:
     """A listener whose words are the parent's to show."""
 
-    def __init__(self, part: str, messages: Any) -> None:
-        self.part, self.messages = part, messages
+    def __init__(self, name: str, messages: Any) -> None:
+        self.name, self.messages = name, messages
 
     def say(self, text: str) -> None:
-        self.messages.put(("say", self.part, text))
+        self.messages.put(("say", self.name, text))
 
     def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-        self.messages.put(("progress", part, (done, total, dict(figures))))
+        self.messages.put(("progress", self.name, (part, done, total, dict(figures))))
 
 
 def _outlive_nobody() -> None:
@@ -104,22 +106,21 @@ def _outlive_nobody() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _work(folder: Path, config: RunConfig, arm: Arm, threads: int, messages: Any) -> None:
-    """In the child: opens the run as the parent has it and trains one network."""
+def _work(
+    name: str, task: Task, folder: Path, config: RunConfig, cache: Path | None, write: bool, threads: int, messages: Any
+) -> None:
+    """In the child: opens the run as the parent has it and does one task."""
     torch.set_num_threads(threads)
     threading.Thread(target=_outlive_nobody, daemon=True).start()
-    listener = _ToParent(arm.part, messages)
+    listener = _ToParent(name, messages)
     try:
         source = open_source(config.data.source, config.data.val_fraction, config.seed)
         dataset = audit(source, config.data.image_size, config.in_memory, config.data.presize)
         engine = Engine(config.engine)
-        run = Run(folder, config, dataset, engine, open_record(folder, config, engine, listener.say), listener)
-        if arm.role == ADVISED:
-            run.teachers = load_teachers(
-                {name: folder / "teachers" / name for name in config.teachers}, dataset.classes
-            )
-        train_arm(run, arm)
+        say = listener.say
+        record = open_record(folder, config, engine, say) if write else Recorder(folder, False, say)
+        task(Run(folder, config, dataset, engine, record, listener, cache))
     except (UserError, Interrupted) as error:
-        messages.put(("fault", arm.part, error))
+        messages.put(("fault", name, error))
     else:
-        messages.put(("done", arm.part, None))
+        messages.put(("done", name, None))

@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,10 +19,11 @@ import yaml
 from coadvise.checkpoint import Checkpoints, write_text
 from coadvise.config import RunConfig, differences, parse_config
 from coadvise.data.audit import Dataset
+from coadvise.data.views import Views
 from coadvise.engine import Engine
 from coadvise.errors import UserError
 from coadvise.record import Recorder
-from coadvise.teachers import Teachers
+from coadvise.teachers import Teachers, load_teachers
 
 TEACHER, ADVISED, ALONE = "teacher", "advised", "alone"
 CONFIG, DATA, LOCK = "config.yaml", "data.json", ".lock"
@@ -65,7 +66,10 @@ class Arm:
 
 @dataclass
 class Run:
-    """All that the steps of the main job share."""
+    """All that the steps of the main job share.
+
+    `cache` is the logit cache that advises its students, None where its teachers do so themselves.
+    """
 
     folder: Path
     config: RunConfig
@@ -73,7 +77,24 @@ class Run:
     engine: Engine
     record: Recorder
     listener: Listener
-    teachers: Teachers = field(default_factory=lambda: Teachers({}))
+    cache: Path | None = None
+
+    def teacher_folder(self, name: str) -> Path:
+        return self.folder / "teachers" / name
+
+    def load_teachers(self) -> Teachers:
+        """The run's finished teachers, where and as they run fastest."""
+        teachers = load_teachers(
+            {name: self.teacher_folder(name) for name in self.config.teachers}, self.dataset.classes
+        )
+        for teacher in teachers.by_token.values():
+            self.engine.prepare(teacher)
+        return teachers
+
+    def student_views(self, seed: int) -> Views:
+        """What students of a seed are trained on, advised or alone."""
+        config, classes = self.config, len(self.dataset.classes)
+        return Views(self.dataset.train, config.augment, classes, config.data.image_size, seed)
 
     def checkpoints(self, arm: Arm) -> Checkpoints:
         return Checkpoints(self.folder / "checkpoints" / arm.part.replace("/", "."))
@@ -85,7 +106,7 @@ class Run:
             write_text(
                 self.folder / DATA, json.dumps(_data_record(self.dataset, self.config.data.image_size), indent=1)
             )
-        self.record.add("run", **_run_record(self.engine, seeds))
+        self.record.add("run", **_run_record(self.engine, seeds), cache=str(self.cache) if self.cache else None)
 
 
 def plan(config: RunConfig, seeds: int, baseline: bool) -> list[Arm]:
@@ -101,7 +122,13 @@ def plan(config: RunConfig, seeds: int, baseline: bool) -> list[Arm]:
 def check_folder(folder: Path, config: RunConfig) -> None:
     """A run directory is new, or holds this very run."""
     if (folder / CONFIG).is_file():
-        changed = differences(parse_config(yaml.safe_load((folder / CONFIG).read_text())), config)
+        old = parse_config(yaml.safe_load((folder / CONFIG).read_text()))
+        if old.cache is not None and config.cache is None:
+            raise UserError(
+                f"'{folder}' holds a run whose students are advised by stored logits; go on with it with --cache DIR "
+                "(a folder without them has them made again), or choose another --out"
+            )
+        changed = differences(old, config)
         if changed:
             raise UserError(
                 f"'{folder}' holds another run; it differs in {'; '.join(changed[:6])}"

@@ -14,7 +14,7 @@ from coadvise.config import RecipeConfig
 from coadvise.data import draws
 from coadvise.data.audit import AuditedSplit
 from coadvise.data.loader import TrainingLoader
-from coadvise.data.views import Views
+from coadvise.data.views import Batch, Views
 from coadvise.engine import Engine, Interrupted
 from coadvise.errors import UserError
 from coadvise.evaluate import predict_logits, top1
@@ -22,8 +22,8 @@ from coadvise.loss import CLASS, LossWeights, co_advise_loss
 from coadvise.networks import Network
 from coadvise.optim import learning_rate, make_optimiser
 from coadvise.record import Recorder
-from coadvise.teachers import Teachers
 
+Advisers = Callable[[Batch], Mapping[str, Tensor]]  # logits by token: `Teachers`, or `StoredLogits` of a cache
 Progress = Callable[[str, int, int, Mapping[str, float]], None]  # part, steps done, steps in all, latest figures
 
 
@@ -34,7 +34,8 @@ class Training:
     Attributes:
         part: its name in the record and its folder in the run directory, such as "students/advised-0".
         seed: decides its views and its dropout; its initial weights came with `network`.
-        teachers: none for a teacher or a student alone.
+        teachers: logits by token for a batch, from teachers on the engine's device or from a cache; an empty dict for
+            a teacher or a student alone.
         checkpoint_seconds: at least this long between checkpoints; they are written at the end of an epoch.
     """
 
@@ -44,7 +45,7 @@ class Training:
     recipe: RecipeConfig
     views: Views
     val: AuditedSplit
-    teachers: Teachers
+    teachers: Advisers
     weights: LossWeights
     workers: int
     checkpoint_seconds: float
@@ -70,9 +71,6 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
     sums: dict[str, Tensor] = {}  # of the losses since the epoch began
     first_step = _resume(job.part, network, optimiser, averaged, sums, checkpoints, record)
     model, optimiser = engine.setup(network, optimiser)
-    teachers = job.teachers
-    for teacher in teachers.by_token.values():
-        engine.prepare(teacher)
     evaluate_after = {math.ceil(recipe.epochs * (n + 1) / recipe.evaluations) for n in range(recipe.evaluations)}
     began = saved = time.monotonic()
     network.train()
@@ -87,7 +85,7 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
             batch = engine.place(micro_batch)
             with engine.accumulating(model, number < len(micro_batches)):
                 with engine.autocast():
-                    advice = teachers(batch)
+                    advice = job.teachers(batch)
                 losses = co_advise_loss(model(batch.images), advice, batch.labels, job.weights)
                 engine.backward(losses["total"] / len(micro_batches))
             for name, value in losses.items():

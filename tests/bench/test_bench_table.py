@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from coadvise.bench import NAMES, run_benchmark
-from coadvise.bench.table import Row, Setting, Table, interleaved
+from coadvise.bench.table import Row, Setting, Table, in_turns, interleaved
 from coadvise.errors import UserError
 
 
@@ -36,6 +36,29 @@ def test_calls_take_turns_and_the_first_round_is_not_counted():
     )
     assert calls == ["a", "b"] * 3
     assert seconds.keys() == {"a", "b"}
+
+
+def test_runs_take_turns_step_by_step_whatever_they_do() -> None:
+    order: list[str] = []
+
+    def run(name: str):
+        def steps(progress) -> None:
+            for step in range(1, 9):
+                order.append(name)
+                progress(name, step, 8, {})
+
+        return steps
+
+    seconds = in_turns({name: run(name) for name in "abc"}, turn=2, skip=1, synchronise=lambda: None)
+    assert order == list("aabbcc" * 4)
+    assert all(value > 0 for value in seconds.values())
+
+    def broken(progress) -> None:
+        progress("b", 1, 8, {})
+        raise UserError("out of breath")
+
+    with pytest.raises(UserError, match="out of breath"):
+        in_turns({"a": run("a"), "b": broken, "c": run("c")}, turn=1, skip=1, synchronise=lambda: None)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Every image is decoded once; what cannot be read is left out and named."""
 
 import errno
+import hashlib
 import re
 import shutil
 from collections import Counter
@@ -96,6 +97,24 @@ def test_photographs(photos: Path) -> None:
     assert len(dataset.classes) == 10
     assert not dataset.train.unreadable + dataset.val.unreadable
     assert 0.3 < dataset.train.pixels.mean() / 255 < 0.7
+
+
+def test_the_sum_is_of_the_files_in_order_and_no_names(tmp_path: Path) -> None:
+    root = make_images(tmp_path / "a", train=3)
+    split = audit(open_source(root, 0.2, 0), 16, in_memory=False).train
+    by_hand = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in split.paths))
+    assert split.sha256 == by_hand.hexdigest()
+    (root / "train").rename(root / "elsewhere")
+    moved = audit_split(
+        Split(tuple(root / "elsewhere" / path.relative_to(root / "train") for path in split.paths), (0,) * 9), 16, True
+    )
+    assert moved.sha256 == split.sha256
+    moved.paths[4].write_bytes(moved.paths[3].read_bytes())
+    assert audit_split(Split(moved.paths, (0,) * 9), 16, True).sha256 != split.sha256
+    gone = audit_split(Split(moved.paths, (0,) * 9), 16, True)
+    moved.paths[0].unlink()
+    with pytest.raises(UserError, match=r"cannot read '.*0\.png' any more: No such file"):
+        _ = gone.sha256
 
 
 # what is kept ---------------------------------------------------------------------------------------------------------

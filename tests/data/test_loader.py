@@ -12,7 +12,7 @@ from samples import EVERYTHING, joined, made_views, same
 from coadvise.config import AugmentConfig
 from coadvise.data.audit import audit
 from coadvise.data.images import read_image, square, to_array
-from coadvise.data.loader import TrainingLoader, still_batches
+from coadvise.data.loader import TrainingLoader, epoch_batches, still_batches
 from coadvise.data.sources import open_source
 from coadvise.data.views import Batch, Views
 from coadvise.errors import UserError
@@ -67,6 +67,14 @@ def test_an_epoch_has_every_image_once_and_leaves_out_less_than_a_batch(images: 
         orders.append(seen)
     assert {len(step.index) for step in steps} == {min(batch_size, images)}
     assert images < 8 or orders[0] != orders[1]
+
+
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 7))
+def test_a_whole_epoch_leaves_nothing_out(images: int, batch_size: int, epoch: int) -> None:
+    views = made_views(images, EVERYTHING)
+    parts = list(epoch_batches(views, epoch, batch_size))
+    assert {len(part.index) for part in parts[:-1]} <= {batch_size}
+    assert same(joined(parts), views[epoch, np.arange(images)])
 
 
 @pytest.mark.parametrize(("kind", "presize"), [("light", 0), ("deit", 0), ("deit", 16)])

@@ -1,5 +1,6 @@
 """Views are pure functions of (seed, epoch, position), and look as the configuration says."""
 
+import hashlib
 import random
 from collections import Counter
 from pathlib import Path
@@ -19,7 +20,7 @@ from coadvise.data.audit import AuditedSplit, audit
 from coadvise.data.images import read_image
 from coadvise.data.pipeline import Pipeline
 from coadvise.data.sources import open_source
-from coadvise.data.views import Views, light_views
+from coadvise.data.views import VIEWS, Views, light_views
 
 DEIT = AugmentConfig(kind="deit", erase=0.3, mixup=0.8, cutmix=1.0, smoothing=0.1)
 AUGMENTS = {
@@ -73,6 +74,27 @@ def test_the_order_is_the_epoch_s() -> None:
     orders = [views.order(epoch).tolist() for epoch in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1]
     assert views[1, np.array([3, 7])].index.tolist() == [orders[1][3], orders[1][7]]
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+@given(recycle=st.integers(1, 9), epoch=st.integers(0, 100))
+def test_recycled_epochs_are_earlier_ones_again(name: str, recycle: int, epoch: int) -> None:
+    endless, again = (
+        made_views(9, AUGMENTS[name].model_copy(update={"recycle": times}), seed=2) for times in (0, recycle)
+    )
+    positions = np.arange(9)
+    assert np.array_equal(again.order(epoch), endless.order(epoch % recycle))
+    assert same(again[epoch, positions], endless[epoch % recycle, positions]), "and say which epoch's they are"
+
+
+def test_views_are_those_of_their_version() -> None:
+    """Caches hold logits for views by number: views that look otherwise need another `VIEWS`, and a new sum here."""
+    whole = hashlib.sha256()
+    for seed, epoch in ((0, 0), (7, 3)):
+        batch = made_views(33, AugmentConfig(shift=0.2, cutmix=1.0, erase=0.5), seed=seed)[epoch, np.arange(33)]
+        whole.update(batch.index.numpy().tobytes())
+        whole.update(batch.images.mul(255).round().to(torch.int16).numpy().tobytes())
+    assert (VIEWS, whole.hexdigest()[:16]) == (1, "60d985060cd817f8")
 
 
 def test_without_augmentation_the_view_is_the_image() -> None:

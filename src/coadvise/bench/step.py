@@ -14,11 +14,9 @@ The two loops take turns within one process, a step (on CUDA 20 steps) each, and
 slow moment of the machine falls on both.
 """
 
-import statistics
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from coadvise.bench.table import Row, Setting, Table, machine
+from coadvise.bench.table import Row, Setting, Table, in_turns, machine
 from coadvise.checkpoint import Checkpoints
 from coadvise.config import EngineConfig, ModelConfig, RecipeConfig, RunConfig, load_config
 from coadvise.data.audit import AuditedSplit
@@ -38,7 +36,7 @@ from coadvise.models.small import CIT_MICRO
 from coadvise.networks import Network, build_network
 from coadvise.record import Recorder
 from coadvise.teachers import Teacher, Teachers
-from coadvise.train import Training, train
+from coadvise.train import Advisers, Progress, Training, train
 
 SIZE, CLASSES, BATCH_SIZE = 32, tuple(f"class {n}" for n in range(10)), 64
 SKIP, TARGET = 4, 0.85
@@ -86,29 +84,32 @@ def bare_loop(
     return step
 
 
-class Turns:
-    """The progress callback of `train`: after each turn of its steps, as many of the bare loop's, both timed."""
+def training(
+    network: Network, recipe: RecipeConfig, views: Views, teachers: Advisers,
+    weights: LossWeights, engine: Engine,
+) -> Callable[[Progress], Network]:  # fmt: skip
+    """`coadvise.train.train` of a network, for `in_turns`."""
+    job = Training("students/timed", 0, network, recipe, views, random_split(8), teachers, weights, 0, 1e9)
 
-    def __init__(self, bare_step: Callable[[], None], turn: int, engine: Engine) -> None:
-        self.bare_step, self.turn, self.engine = bare_step, turn, engine
-        self.ours: list[float] = []  # seconds a step, one entry a turn
-        self.bare: list[float] = []
-        self.since = 0.0
+    def run(progress: Progress) -> Network:
+        with tempfile.TemporaryDirectory() as folder:
+            record = Recorder(Path(folder), write=False, say=lambda text: None)
+            return train(job, Checkpoints(Path(folder, "checkpoints")), engine, record, progress)
 
-    def __call__(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-        if done % self.turn:
-            return
-        self.engine.synchronise()
-        arrived = time.perf_counter()
-        for _ in range(self.turn):
-            self.bare_step()
-        self.engine.synchronise()
-        left = time.perf_counter()
-        # Not the first turns, which warm up, nor the last, in which `train` scores its validation images.
-        if SKIP * self.turn < done < total:
-            self.ours.append((arrived - self.since) / self.turn)
-            self.bare.append((left - arrived) / self.turn)
-        self.since = time.perf_counter()
+    return run
+
+
+def preset_teachers(config: RunConfig, engine: Engine) -> Teachers:
+    """The preset's teachers, where and as they run fastest; they know nothing but the scale of their activations."""
+    teachers = {}
+    for name, teacher in config.teachers.items():
+        network = build_network(teacher, CLASSES, SIZE, seed=1).train()
+        with torch.no_grad():  # batch norm as it was made lets them grow beyond bounds
+            for _ in range(30):
+                network(torch.rand(16, 3, SIZE, SIZE))
+        teachers[name] = Teacher(name, network, CLASSES)
+        engine.prepare(teachers[name])
+    return Teachers(teachers)
 
 
 def compare(
@@ -118,18 +119,18 @@ def compare(
     turn = 20 if engine.device.type == "cuda" else 1
     count, batch_size = (SKIP + setting.repeats + 1) * turn, setting.batch_size or BATCH_SIZE
     recipe = RecipeConfig(epochs=1, batch_size=batch_size, warmup_epochs=0, clip=1.0, evaluations=1)
-    job = Training(
-        part="students/timed", seed=0, network=network, recipe=recipe,
-        views=Views(random_split(count * batch_size), config.augment, len(CLASSES), SIZE, seed=0),
-        val=random_split(8), teachers=teachers,
-        weights=config.loss_weights if teachers.by_token else LossWeights(), workers=0, checkpoint_seconds=1e9,
-    )  # fmt: skip
-    turns = Turns(bare_loop(bare, batch_size, setting, layout, engine), turn, engine)
-    with tempfile.TemporaryDirectory() as folder:
-        record = Recorder(Path(folder), write=False, say=lambda text: None)
-        train(job, Checkpoints(Path(folder, "checkpoints")), engine, record, turns)
-    ours, alone = (batch_size / statistics.median(seconds) for seconds in (turns.ours, turns.bare))
-    return Row(name, "images/s", ours, alone, goal=goal)
+    views = Views(random_split(count * batch_size), config.augment, len(CLASSES), SIZE, seed=0)
+    weights = config.loss_weights if teachers.by_token else LossWeights()
+    bare_step = bare_loop(bare, batch_size, setting, layout, engine)
+
+    def bare_run(progress: Progress) -> None:
+        for step in range(1, count + 1):
+            bare_step()
+            progress("bare", step, count, {})
+
+    contestants = {"ours": training(network, recipe, views, teachers, weights, engine), "bare": bare_run}
+    seconds = in_turns(contestants, turn, SKIP, engine.synchronise)
+    return Row(name, "images/s", batch_size / seconds["ours"], batch_size / seconds["bare"], goal=goal)
 
 
 def run(setting: Setting) -> Table:
@@ -142,16 +143,21 @@ def run(setting: Setting) -> Table:
     aligned, same = (student("cit_micro_aligned_patch4_32", advised=False) for _ in range(2))
     if engine.device.type == "cpu":
         plain_attention(same)
-    teachers = {
-        name: Teacher(name, build_network(teacher, CLASSES, SIZE, seed=1), CLASSES)
-        for name, teacher in config.teachers.items()
-    }
     advised = student("cit_micro_patch4_32", advised=True)
     usual, nobody = torch.contiguous_format, Teachers({})
     rows = [
         compare("student", plain, timm_transformer(), usual, nobody, config, setting, engine, TARGET),
         compare("aligned student", aligned, same.model, engine.memory_format, nobody, config, setting, engine, TARGET),
-        compare("with two teachers", advised, timm_transformer(), usual, Teachers(teachers), config, setting, engine),
+        compare(
+            "with two teachers",
+            advised,
+            timm_transformer(),
+            usual,
+            preset_teachers(config, engine),
+            config,
+            setting,
+            engine,
+        ),
     ]
     about = {**machine(setting), "batch": setting.batch_size or BATCH_SIZE, "pixels": SIZE, "mode": "training"}
     return Table("training step against a bare PyTorch loop", "bare loop", rows, about)

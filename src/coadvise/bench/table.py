@@ -3,14 +3,18 @@
 import json
 import platform
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import torch
+
+from coadvise.train import Progress
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,56 @@ def interleaved(
             synchronise()
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def in_turns(
+    runs: Mapping[str, Callable[[Progress], object]], turn: int, skip: int, synchronise: Callable[[], None]
+) -> dict[str, float]:
+    """Median seconds a step of training runs that take turns, `turn` steps each, so that a slow moment falls on all.
+
+    Each run is in a thread of its own, and one of them goes on at a time. The first `skip` turns, which warm up, are
+    not counted, nor is the last, in which `train` scores its validation images.
+
+    Args:
+        runs: each takes the same number of steps and calls the progress callback after every one.
+    """
+    names = list(runs)
+    following = dict(zip(names, [*names[1:], names[0]], strict=True))
+    gates = {name: threading.Semaphore(0) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    failed = threading.Event()
+
+    def work(name: str) -> None:
+        since = 0.0
+
+        def progress(part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+            nonlocal since
+            if done % turn or done == total:
+                return
+            synchronise()
+            if done > skip * turn:
+                seconds[name].append((time.perf_counter() - since) / turn)
+            gates[following[name]].release()
+            gates[name].acquire()
+            assert not failed.is_set(), "another run has failed"
+            since = time.perf_counter()
+
+        gates[name].acquire()
+        try:
+            runs[name](progress)
+        except BaseException:
+            failed.set()
+            raise
+        finally:
+            gates[following[name]].release()
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        ended = {name: pool.submit(work, name) for name in names}
+        gates[names[0]].release()
+    faults = [fault for run in ended.values() if (fault := run.exception()) is not None]
+    if faults:
+        raise next((fault for fault in faults if not isinstance(fault, AssertionError)), faults[0])
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 

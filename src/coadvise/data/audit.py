@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,6 +52,16 @@ class AuditedSplit:
 
     def per_class(self, classes: int) -> list[int]:
         return np.bincount(self.labels, minlength=classes).tolist()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the files' contents, in order: what they are called has no say in any view. Raises UserError."""
+        whole = hashlib.sha256()
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            for start in range(0, len(self), 4096):
+                for digest in pool.map(_sha256, self.paths[start : start + 4096]):
+                    whole.update(digest)
+        return whole.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -174,6 +184,14 @@ def _check_memory(images: int, image_size: int) -> None:
             f"{images} images at {image_size} px need {need / 2**30:.1f} GiB decoded, and at most "
             f"{MEMORY_LIMIT / 2**30:.0f} GiB are kept in memory; use augment.kind=deit, which reads files as needed"
         )
+
+
+def _sha256(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise UserError(f"cannot read '{path}' any more: {error.strerror}; restore it, or start again") from None
 
 
 def _audited(

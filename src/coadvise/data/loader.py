@@ -85,6 +85,15 @@ class _Requests:
             yield from ((epoch, chunk) for chunk in chunks[own.rank :: own.processes])
 
 
+def epoch_batches(views: Views, epoch: int, batch_size: int, workers: int = 0) -> "DataLoader[Any]":
+    """The views of an epoch, every one of them once, in the epoch's order."""
+    positions = np.arange(len(views))
+    requests = [(epoch, positions[start : start + batch_size]) for start in range(0, len(views), batch_size)]
+    return DataLoader(
+        views, batch_size=None, sampler=requests, num_workers=workers, pin_memory=torch.cuda.is_available()
+    )
+
+
 class _StillImages(Dataset[Tensor]):
     """Images as they are scored: resized, centre cropped, nothing random; `change` sees them last."""
 

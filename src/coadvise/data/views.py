@@ -27,6 +27,9 @@ from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, Pipeline
 
 Indices = npt.NDArray[np.int64]
 
+# Raised with every change after which a view looks otherwise: logits stored for the old ones are then refused.
+VIEWS = 1
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -35,7 +38,7 @@ class Batch:
     images: [B, 3, H, W] float32 in 0..1, not normalised: each network does that by its own figures.
     labels: [B] int64, or [B, K] float32 when mixed or smoothed.
     index: [B] int64, which training image each view is of.
-    epoch: int.
+    epoch: int, the epoch whose views these are: where views are recycled, an earlier one than the loop's.
     """
 
     images: Tensor
@@ -83,14 +86,19 @@ class Views(TorchDataset[Batch]):
         views._resident = torch.from_numpy(self.split.pixels).to(device)
         return views
 
+    def drawn(self, epoch: int) -> int:
+        """The epoch whose order and views an epoch sees: itself, or an earlier one where views are recycled."""
+        return epoch % self.augment.recycle if self.augment.recycle else epoch
+
     def order(self, epoch: int) -> Indices:
         """The images' order in an epoch, [N]."""
+        epoch = self.drawn(epoch)
         if self._order[0] != epoch:
             self._order = (epoch, draws.permutation(self.seed, draws.ORDER, epoch, len(self)))
         return self._order[1]
 
     def __getitem__(self, request: tuple[int, Indices]) -> Batch:
-        epoch, positions = request
+        epoch, positions = self.drawn(request[0]), request[1]
         order, augment = self.order(epoch), self.augment
         index = order[positions]
         labels = self._labels(index)
