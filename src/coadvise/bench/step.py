@@ -43,11 +43,11 @@ SKIP, TARGET = 4, 0.85
 TOKENS = ("conv", "inv")
 
 
-def random_split(images: int) -> AuditedSplit:
+def random_split(images: int, size: int = SIZE, classes: int = len(CLASSES)) -> AuditedSplit:
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (images, 3, SIZE, SIZE), dtype=np.uint8)
-    labels = rng.integers(0, len(CLASSES), images)
-    return AuditedSplit(tuple(map(Path, map(str, range(images)))), labels, pixels, (), Counter({(SIZE, SIZE): images}))
+    pixels = rng.integers(0, 256, (images, 3, size, size), dtype=np.uint8)
+    labels = rng.integers(0, classes, images)
+    return AuditedSplit(tuple(map(Path, map(str, range(images)))), labels, pixels, (), Counter({(size, size): images}))
 
 
 def student(name: str, advised: bool) -> Network:
@@ -85,11 +85,11 @@ def bare_loop(
 
 
 def training(
-    network: Network, recipe: RecipeConfig, views: Views, teachers: Advisers,
-    weights: LossWeights, engine: Engine,
+    network: Network, recipe: RecipeConfig, views: Views, teachers: Advisers, weights: LossWeights, engine: Engine
 ) -> Callable[[Progress], Network]:  # fmt: skip
     """`coadvise.train.train` of a network, for `in_turns`."""
-    job = Training("students/timed", 0, network, recipe, views, random_split(8), teachers, weights, 0, 1e9)
+    scored = random_split(8, views.image_size, views.classes)
+    job = Training("students/timed", 0, network, recipe, views, scored, teachers, weights, 0, 1e9)
 
     def run(progress: Progress) -> Network:
         with tempfile.TemporaryDirectory() as folder:
@@ -144,20 +144,11 @@ def run(setting: Setting) -> Table:
     if engine.device.type == "cpu":
         plain_attention(same)
     advised = student("cit_micro_patch4_32", advised=True)
-    usual, nobody = torch.contiguous_format, Teachers({})
+    usual, nobody, teachers = torch.contiguous_format, Teachers({}), preset_teachers(config, engine)
     rows = [
         compare("student", plain, timm_transformer(), usual, nobody, config, setting, engine, TARGET),
         compare("aligned student", aligned, same.model, engine.memory_format, nobody, config, setting, engine, TARGET),
-        compare(
-            "with two teachers",
-            advised,
-            timm_transformer(),
-            usual,
-            preset_teachers(config, engine),
-            config,
-            setting,
-            engine,
-        ),
+        compare("with two teachers", advised, timm_transformer(), usual, teachers, config, setting, engine),
     ]
     about = {**machine(setting), "batch": setting.batch_size or BATCH_SIZE, "pixels": SIZE, "mode": "training"}
     return Table("training step against a bare PyTorch loop", "bare loop", rows, about)
