@@ -207,6 +207,9 @@ def study(
     seeds: Annotated[int, typer.Option(help="Students a row, at consecutive seeds.")] = 1,
     out: Annotated[str | None, typer.Option(help="Folder; default studies/DATA. Studies in it share networks.")] = None,
     jobs: Annotated[int, typer.Option(help="Networks to train at the same time, each in a process.")] = 1,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Store the teachers' logits: students of the same views share them.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be trained, and for how long.")
     ] = False,
@@ -217,7 +220,7 @@ def study(
 
     changes = overrides or []
     if dry_run:
-        rows = list(foresee_study(name, data, preset, seeds, out, changes))
+        rows = list(foresee_study(name, data, preset, seeds, out, changes, cache))
         if as_json:
             print(json.dumps([{"network": network, "seconds": seconds} for network, seconds in rows]))
             return
@@ -228,7 +231,7 @@ def study(
         return
     terminal = Terminal(Console(stderr=as_json))
     try:
-        result = run_study(name, data, preset, seeds, out, jobs, changes, terminal)
+        result = run_study(name, data, preset, seeds, out, jobs, changes, terminal, cache)
     finally:
         terminal.bars.stop()
     if as_json:

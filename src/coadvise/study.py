@@ -18,7 +18,7 @@ import numpy as np
 
 from coadvise.arm import initial_network, recipe_of
 from coadvise.checkpoint import MANIFEST, write_text
-from coadvise.config import RunConfig, StudentConfig, TeacherConfig, load_config, nearest, with_changes
+from coadvise.config import CacheConfig, RunConfig, StudentConfig, TeacherConfig, load_config, nearest, with_changes
 from coadvise.data.audit import Dataset, audit
 from coadvise.data.loader import whole_batch
 from coadvise.data.sources import open_source
@@ -38,11 +38,15 @@ _NO_STUDENT, _NO_TEACHER = StudentConfig(model="cit_micro_patch4_32"), TeacherCo
 
 @dataclass(frozen=True)
 class _Task:
-    """A run directory to make: its configuration and the networks wanted of it."""
+    """A run directory to make: its configuration and the networks wanted of it.
+
+    `cache` is the logit cache that advises its students, shared by all runs with these teachers and views.
+    """
 
     folder: Path
     config: RunConfig
     arms: tuple[Arm, ...]
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ def run_study(
     jobs: int = 1,
     overrides: Sequence[str] = (),
     listener: Listener | None = None,
+    cache: bool = False,
 ) -> dict[str, Any]:
     """Trains and compares all networks of a study, and writes `NAME.md` and `NAME.json` into its folder.
 
@@ -70,6 +75,8 @@ def run_study(
         data, preset, jobs, overrides: as `coadvise.fit` takes them; the study's own changes come after the overrides.
         seeds: students a row, at consecutive seeds; teachers are trained once and shared.
         out: the study's folder, which several studies of the same data may share; studies/DATA when not given.
+        cache: store the teachers' logits in the study's folder, so that students of the same teachers and views share
+            one pass of the teachers, as `coadvise.fit` does with its `cache`.
 
     Returns:
         What the JSON file holds: the title, rows (top-1 by seed, mean, spread, the paper's) and orders.
@@ -79,12 +86,12 @@ def run_study(
         Interrupted: stopped by a signal; the same call goes on.
     """
     listener = listener or Silent()
-    study, folder, plan = _prepare(name, data, preset, seeds, out, overrides)
+    study, folder, plan = _prepare(name, data, preset, seeds, out, overrides, cache)
     listener.say(study.title)
     for number, task in enumerate(plan.tasks.values(), 1):
         rows = ", ".join(f"'{row}'" for row, wanted in plan.rows.items() if wanted == task) or "shared by rows"
         listener.say(f"run {number} of {len(plan.tasks)}: {rows}")
-        with training(task.config, task.folder, task.arms, jobs, listener):
+        with training(task.config, task.folder, task.arms, jobs, listener, task.cache):
             pass
     result = _result(study, plan)
     write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
@@ -102,12 +109,13 @@ def foresee_study(
     seeds: int = 1,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
+    cache: bool = False,
 ) -> Iterator[tuple[str, float]]:
     """What `run_study` would train: (the network in words, the seconds it will take here); 0 where it is done.
 
-    A step of each is timed, on this machine as it is now; evaluation is not counted.
+    A step of each is timed, on this machine as it is now; evaluation and filling a cache are not counted.
     """
-    _, _, plan = _prepare(name, data, preset, seeds, out, overrides)
+    _, _, plan = _prepare(name, data, preset, seeds, out, overrides, cache)
     dataset: Dataset | None = None
     seconds: dict[str, float] = {}  # of a kind of network, which seeds do not change
     for task in plan.tasks.values():
@@ -131,14 +139,17 @@ def foresee_study(
 
 
 def _prepare(
-    name: str, data: str | Path, preset: str | None, seeds: int, out: str | Path | None, overrides: Sequence[str]
-) -> tuple[Study, Path, _Plan]:
+    name: str, data: str | Path, preset: str | None, seeds: int, out: str | Path | None, overrides: Sequence[str],
+    cache: bool,
+) -> tuple[Study, Path, _Plan]:  # fmt: skip
     if name not in STUDIES:
         raise UserError(f"unknown study '{name}'{nearest(name, list(STUDIES))}; there are {', '.join(STUDIES)}")
     if seeds < 1:
         raise UserError(f"seeds={seeds}; at least one student a row is needed")
     config = load_config(preset or default_preset(data), overrides, None, str(data))
     config = config.model_copy(update={"engine": settled(config.engine)})
+    if cache:
+        config = config.model_copy(update={"cache": config.cache or CacheConfig()})
     folder = Path(out or f"studies/{Path(data).resolve().name}")
     return STUDIES[name], folder, _plan(STUDIES[name], config, seeds, folder)
 
@@ -161,14 +172,15 @@ def _plan(study: Study, base: RunConfig, seeds: int, folder: Path) -> _Plan:
         if row.role == TEACHER:
             rows[row.name] = task
             continue
-        config = config.model_copy(update={"teachers": given})
+        asked = {} if row.role == ADVISED else {"cache": None}
+        config = config.model_copy(update={"teachers": given, **asked})
         arms = [Arm(f"students/{row.role}-{seed}", row.role, seed) for seed in range(base.seed, base.seed + seeds)]
         if row.role == ADVISED:
             arms = [Arm(f"teachers/{name}", TEACHER, base.seed, name) for name in given] + arms
         place = folder / "students" / _hash(config, folder)
         known = tasks.get(place)
         arms += [arm for arm in (known.arms if known else ()) if arm not in arms]
-        tasks[place] = _Task(place, config, tuple(arms))
+        tasks[place] = _Task(place, config, tuple(arms), _cache(config, folder))
         rows[row.name] = tasks[place]
     return _Plan(tasks, {name: tasks[task.folder] for name, task in rows.items()})
 
@@ -197,10 +209,20 @@ def _teacher_task(name: str, config: RunConfig, folder: Path) -> _Task:
         augment=teacher.augment or config.augment,
     )
     alone = config.model_copy(
-        update={"teachers": {name: own}, "student": _NO_STUDENT, "augment": own.augment},
+        update={"teachers": {name: own}, "student": _NO_STUDENT, "augment": own.augment, "cache": None},
     )
     place = folder / "teachers" / f"{name}-{_hash(alone, folder)}"
     return _Task(place, alone, (Arm(f"teachers/{name}", TEACHER, config.seed, name),))
+
+
+def _cache(config: RunConfig, folder: Path) -> Path | None:
+    """Where the logits lie that advise a configuration's students: one place for equal teachers and views."""
+    if config.cache is None:
+        return None
+    how = {"token": None, "weight": 1.0, "temperature": 1.0, "hard": False}  # they advise changes nothing they say
+    teachers = {name: teacher.model_copy(update=how) for name, teacher in config.teachers.items()}
+    same = config.model_copy(update={"teachers": teachers, "student": _NO_STUDENT})
+    return folder / "logits" / _hash(same, folder)
 
 
 def _hash(config: RunConfig, folder: Path) -> str:

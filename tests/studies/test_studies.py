@@ -10,6 +10,7 @@ from coadvise.errors import UserError
 from coadvise.run import TEACHER
 from coadvise.studies import STUDIES, Order, Row, Study
 from coadvise.study import _plan, foresee_study, run_study
+from coadvise.teachers import Teachers
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,23 @@ def test_what_rows_and_studies_share_is_trained_once(images: Path, tmp_path: Pat
     shared = {row["name"]: row["top1"] for row in first["rows"]}["class token alone"]
     assert {row["name"]: row["top1"] for row in second["rows"]}["random tokens, no advice"] == shared
     assert all(row["spread"] is not None for row in second["rows"])
+
+
+def test_students_of_the_same_views_share_one_pass_of_the_teachers(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    forward = Teachers.__call__
+    monkeypatch.setattr(
+        Teachers, "__call__", lambda self, batch: asked.append(len(self.by_token)) or forward(self, batch)
+    )
+    run_study("injection", images, write_preset(tmp_path), 1, tmp_path / "out", cache=True)
+    caches = [path.parent for path in (tmp_path / "out" / "logits").rglob("cache.json")]
+    assert len(caches) == 1
+    once = sum(1 for teachers in asked if teachers)
+    asked.clear()
+    run_study("injection", images, write_preset(tmp_path), 1, tmp_path / "other")
+    assert once < sum(1 for teachers in asked if teachers) / 2  # four rows are advised
 
 
 def test_a_dry_run_names_what_is_left_and_writes_nothing(images: Path, tmp_path: Path) -> None:
