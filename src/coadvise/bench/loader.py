@@ -165,7 +165,7 @@ def small(setting: Setting, batch_size: int) -> Row:
             RandomCrop(32, padding=round(augment.shift * 32), padding_mode="symmetric"),
             RandomHorizontalFlip(),
             ColorJitter(augment.colour, augment.colour, augment.colour),
-            lambda image: np.asarray(image).transpose(2, 0, 1),
+            lambda image: np.array(image).transpose(2, 0, 1),
         ]
     )
     peer.random_erasing = None

@@ -213,7 +213,7 @@ def erase_(images: Tensor, probability: float, u: draws.Array, index: Indices, e
         generator = torch.Generator().manual_seed(draws.scalar_seed(seed, draws.ERASE, epoch, int(index[row])))
         noise = torch.randn(3, height, width, generator=generator)
         noise = noise * torch.tensor(IMAGENET_STD)[:, None, None] + torch.tensor(IMAGENET_MEAN)[:, None, None]
-        images[row, :, top : top + height, left : left + width] = noise.to(images.device)
+        images[row, :, top : top + height, left : left + width] = noise
 
 
 def _boxes(corners: Tensor, size: int) -> Tensor:
