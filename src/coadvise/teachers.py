@@ -16,6 +16,8 @@ from coadvise.networks import Network, load_network
 class Teacher(nn.Module):
     """A network in evaluation mode, without gradients, from its construction on, whatever anyone calls.
 
+    It is a copy made for answering (`Network.for_inference`); `network.about` says of which weights.
+
     Args:
         network: answers with its own normalisation.
         classes: the student's classes, in its order. The teacher's own are put into that order by name.
@@ -28,12 +30,8 @@ class Teacher(nn.Module):
 
     def __init__(self, name: str, network: Network, classes: tuple[str, ...]) -> None:
         super().__init__()
-        if sorted(network.classes) != sorted(classes):
-            raise UserError(
-                f"teacher '{name}' answers for {len(network.classes)} classes ({_few(network.classes)}), the data has "
-                f"{len(classes)} ({_few(classes)}); give a teacher of these classes, or none to have one trained here"
-            )
-        self.network = network.requires_grad_(False)
+        check_classes(name, network, classes)
+        self.network = network.for_inference()
         self.register_buffer("class_map", torch.tensor([network.classes.index(c) for c in classes]))
         self.in_order = tuple(network.classes) == classes
         self.train(False)
@@ -42,11 +40,13 @@ class Teacher(nn.Module):
         """Stays in evaluation mode: a teacher whose batch norm follows the views is another teacher."""
         return super().train(False)
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in 0..1 to logits [B, K] in float32, in the student's order of classes."""
-        logits = self.network(images)[CLASS].float()
-        return logits if self.in_order else logits[:, self.class_map]
+        with torch.inference_mode():
+            logits = self.network(images)[CLASS].float()
+            if not self.in_order:
+                logits = logits[:, self.class_map]
+        return logits.clone()  # an ordinary tensor again: the loss keeps it for the student's gradient
 
 
 class Teachers:
@@ -57,6 +57,15 @@ class Teachers:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         return {token: teacher(batch.images) for token, teacher in self.by_token.items()}
+
+
+def check_classes(name: str, network: Network, classes: tuple[str, ...]) -> None:
+    """Raises UserError where a teacher does not know exactly these classes, in any order."""
+    if sorted(network.classes) != sorted(classes):
+        raise UserError(
+            f"teacher '{name}' answers for {len(network.classes)} classes ({_few(network.classes)}), the data has "
+            f"{len(classes)} ({_few(classes)}); give a teacher of these classes, or none to have one trained here"
+        )
 
 
 def load_teachers(folders: Mapping[str, Path], classes: tuple[str, ...]) -> Teachers:
