@@ -65,6 +65,7 @@ class ClassAnswer(nn.Module):
         self.register_buffer("prefix", prefix)  # [1, 1 + T, D]; aligned tokens are yet to be added
         self.register_buffer("place", place)  # [1 + T, stems]: which row is which stem's
         self.register_buffer("positions", plain.pos_embed[:, count:].clone())
+        self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         prefix = self.prefix
