@@ -96,6 +96,24 @@ def test_saved_and_loaded_it_answers_the_same(config: ModelConfig, tokens: tuple
     assert loaded.about["sha256"] == manifest["files"]["model.safetensors"]["sha256"]
 
 
+@pytest.mark.parametrize(
+    ("config", "tokens"), [(CONV, None), (VIT, None), (ALIGNED, TOKENS), (STUDENT, ("one", "two"))]
+)
+def test_for_inference_it_is_a_frozen_copy_with_the_class_answer(config: ModelConfig, tokens: tuple[str, ...]) -> None:
+    network = build_network(config, CLASSES, 16, seed=0, tokens=tokens)
+    for _ in range(2):
+        network(torch.rand(8, 3, 16, 16))
+    made = network.for_inference()
+    assert network.training
+    assert not made.training
+    assert not any(p.requires_grad for p in made.parameters())
+    assert made.about == network.about
+    images = torch.rand(2, 3, 16, 16)
+    answers = made(images)
+    assert answers.keys() == {"class"}
+    torch.testing.assert_close(answers["class"], network.eval()(images)["class"], rtol=1e-5, atol=1e-5)
+
+
 def test_normalisation_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     network = build_network(CONV, CLASSES, 16, seed=0).eval()
     network.about["mean"] = [0.1, 0.2, 0.3]

@@ -76,6 +76,19 @@ def test_the_student_carries_what_it_needs(student: TrainedStudent, finished: Pa
     assert coadvise.load is load
 
 
+def test_the_class_answer_needs_no_other_token_computed(student: TrainedStudent, paths: list[Path]) -> None:
+    asked: list[str] = []
+    handles = [
+        network.register_forward_hook(lambda module, args, out, name=name: asked.append(name))
+        for name, network in (("all", student.network), ("class", student.class_network))
+    ]
+    for answer in ("class", "conv", "average"):
+        student.predict(paths, answer)
+    for handle in handles:
+        handle.remove()
+    assert asked == ["class", "all", "all"]
+
+
 def test_a_run_can_be_moved_and_its_data_deleted(finished: Path, paths: list[Path], tmp_path: Path) -> None:
     wanted = load(finished).predict(paths)
     moved = shutil.copytree(finished, tmp_path / "elsewhere" / "run")

@@ -1,5 +1,6 @@
 import shutil
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import Stopper, assert_same_weights, make_images, never, records
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from coadvise.checkpoint import Checkpoints
 from coadvise.config import AugmentConfig, EngineConfig, ModelConfig, RecipeConfig
@@ -322,6 +324,61 @@ def test_compiled_training_is_the_same_training(
     assert network.state_dict().keys() == plain.state_dict().keys()
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of the operations so far that hand a value of the device to Python, for which a GPU is waited for."""
+    found: list[str] = []
+    aten = torch.ops.aten
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default):
+                found.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    def noted(name: str) -> Any:
+        method = getattr(Tensor, name)
+        return lambda self, *args, **kwargs: found.append(name) or method(self, *args, **kwargs)
+
+    for name in ("tolist", "cpu"):  # which are no operators on a CPU
+        monkeypatch.setattr(Tensor, name, noted(name))
+    with Operators():
+        yield found
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_device_is_waited_for_at_the_end_of_an_epoch_only(
+    precision: str, waits: list[str], dataset: Dataset, tmp_path: Path
+) -> None:
+    seen = []
+
+    def look(part: str, step: int, *_: object) -> None:
+        seen.append(bool(waits))
+        waits.clear()
+
+    assert torch.ones(1).item() == torch.ones(1).tolist()[0] == 1
+    assert len(waits) == 2, "they are not seen"
+    case = Case(ALIGNED, {"epochs": 2, "ema": 0.9, "clip": 1.0, "accumulate": 2}, engine={"precision": precision})
+    case.start(dataset, tmp_path / "run", look)
+    assert seen[1:] == [False, True, False, False, True], "the first step has making everything in it"
+
+
+@pytest.mark.parametrize("student", [STUDENT, ALIGNED, DROPPING], ids=["plain", "aligned", "dropping"])
+def test_a_student_trains_as_one_graph(student: ModelConfig) -> None:
+    network = build_network(student, CLASSES, 16, seed=0, tokens=("conv", "inv")).train()
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")  # it fails where a graph would break
+    images = torch.rand(4, 3, 16, 16)
+    got = []
+    for forward in (compiled, network):
+        torch.manual_seed(0)
+        network.zero_grad()
+        sum(logits.square().mean() for logits in forward(images).values()).backward()
+        got.append({name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None})
+    assert got[0].keys() == dict(network.named_parameters()).keys()
+    if student is not DROPPING:  # dropout draws in another order there
+        torch.testing.assert_close(got[0], got[1], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="needs a C++ compiler")

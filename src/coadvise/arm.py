@@ -20,7 +20,7 @@ from coadvise.loss import CLASS, LossWeights
 from coadvise.networks import Network, build_network, load_network, pretrained_classes
 from coadvise.record import last_of, read_records
 from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Run
-from coadvise.teachers import Teacher, Teachers
+from coadvise.teachers import Teachers, check_classes
 from coadvise.train import Advisers, Training, train
 
 
@@ -146,7 +146,7 @@ def _given_teacher(teacher: TeacherConfig, arm: Arm, config: RunConfig) -> Netwo
 
 def _check_given(arm: Arm, network: Network, config: RunConfig, classes: tuple[str, ...]) -> None:
     """A given teacher must answer for the data's classes and take its images."""
-    Teacher(arm.teacher, network, classes)
+    check_classes(arm.teacher, network, classes)
     if network.fixed_image_size and network.about["image_size"] != config.data.image_size:
         raise UserError(
             f"teacher '{arm.teacher}' takes images of {network.about['image_size']} pixels only, data.image_size is "

@@ -18,11 +18,11 @@ from coadvise.verdict import Hits, comparison, sentence, spread
 
 
 def conclude(run: Run, arms: Sequence[Arm]) -> None:
-    """Measures speed, compares, writes verdict and report."""
+    """Measures speed (of the class answer, as in use), compares, writes verdict and report."""
     if not run.engine.is_main:
         return
     results = {arm.part: last_of(read_records(run.folder), "result", arm.part) for arm in arms}
-    networks = {arm.part: load_network(run.folder / arm.part) for arm in arms}
+    networks = {arm.part: load_network(run.folder / arm.part).for_inference() for arm in arms}
     for network in networks.values():
         run.engine.prepare(network)
     speeds = images_per_second(networks, run.config.data.image_size, run.engine)

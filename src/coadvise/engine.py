@@ -76,11 +76,17 @@ class Engine:
         return f"cpu, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
 
     def prepare(self, network: nn.Module) -> None:
-        """Puts a network, in place, where and as it runs fastest."""
+        """Puts a network, in place, where and as it runs fastest.
+
+        One without gradients, such as a teacher, only answers: it is compiled here where asked, and never goes through
+        `setup`, so no process waits for another on its account.
+        """
         network.to(self.device)
         network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # torch's stub leaves it out
         if self.device.type == "cpu" and self.half_precision:
             plain_attention(network)
+        if self.compile and not any(p.requires_grad for p in network.parameters()):
+            network.compile()
 
     def setup(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Compiles a prepared network where asked, wraps it for several processes."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,11 @@ class TrainedStudent:
         """The timm model itself; it expects normalised images."""
         return self.network.model
 
+    @cached_property
+    def class_network(self) -> Network:
+        """The network made for answering by its class token alone."""
+        return self.network.for_inference()
+
     @torch.inference_mode()
     def predict(
         self, images: ImageLike | Sequence[ImageLike], answer: str = CLASS, batch_size: int = 64
@@ -57,9 +63,10 @@ class TrainedStudent:
         one = isinstance(images, (str, Path, Image.Image, np.ndarray, Tensor))
         batch: Iterable[ImageLike] = [images] if one else images  # type: ignore[assignment, list-item]
         pixels = [self._pixels(image) for image in batch]
+        network = self.class_network if answer == CLASS else self.network
         found: list[Prediction] = []
         for start in range(0, len(pixels), batch_size):
-            tokens = self.network(torch.from_numpy(np.stack(pixels[start : start + batch_size])).float().div_(255))
+            tokens = network(torch.from_numpy(np.stack(pixels[start : start + batch_size])).float().div_(255))
             if answer != "average" and answer not in tokens:
                 raise UserError(f"no answer '{answer}'; this student has {', '.join(tokens)} and average")
             rows = average_probabilities(tokens) if answer == "average" else tokens[answer].float().softmax(-1)

@@ -16,6 +16,8 @@ from coadvise.networks import Network, class_map, load_network
 class Teacher(nn.Module):
     """A network in evaluation mode, without gradients, from its construction on, whatever anyone calls.
 
+    It is a copy made for answering (`Network.for_inference`); `network.about` says of which weights.
+
     Args:
         network: answers with its own normalisation.
         classes: the student's classes, in its order. The teacher's own are put into that order by name; those that the
@@ -29,15 +31,8 @@ class Teacher(nn.Module):
 
     def __init__(self, name: str, network: Network, classes: tuple[str, ...]) -> None:
         super().__init__()
-        places = class_map(network.classes, classes)
-        if places is None or len(set(classes)) < len(classes):
-            raise UserError(
-                f"teacher '{name}' answers for {len(network.classes)} classes ({_few(network.classes)}), the data has "
-                f"{len(classes)} ({_few(classes)}); give a teacher that knows all of these, or none to have one "
-                "trained here"
-            )
-        self.network = network.requires_grad_(False)
-        self.register_buffer("class_map", torch.tensor(places))
+        self.network = network.for_inference()
+        self.register_buffer("class_map", torch.tensor(check_classes(name, network, classes)))
         self.in_order = tuple(network.classes) == classes
         self.train(False)
 
@@ -45,11 +40,13 @@ class Teacher(nn.Module):
         """Stays in evaluation mode: a teacher whose batch norm follows the views is another teacher."""
         return super().train(False)
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in 0..1 to logits [B, K] in float32, in the student's order of classes."""
-        logits = self.network(images)[CLASS].float()
-        return logits if self.in_order else logits[:, self.class_map]
+        with torch.inference_mode():
+            logits = self.network(images)[CLASS].float()
+            if not self.in_order:
+                logits = logits[:, self.class_map]
+        return logits.clone()  # an ordinary tensor again: the loss keeps it for the student's gradient
 
 
 class Teachers:
@@ -60,6 +57,18 @@ class Teachers:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         return {token: teacher(batch.images) for token, teacher in self.by_token.items()}
+
+
+def check_classes(name: str, network: Network, classes: tuple[str, ...]) -> list[int]:
+    """Where the student's classes stand among the teacher's. Raises UserError where it does not know all of them."""
+    places = class_map(network.classes, classes)
+    if places is None or len(set(classes)) < len(classes):
+        raise UserError(
+            f"teacher '{name}' answers for {len(network.classes)} classes ({_few(network.classes)}), the data has "
+            f"{len(classes)} ({_few(classes)}); give a teacher that knows all of these, or none to have one trained "
+            "here"
+        )
+    return places
 
 
 def load_teachers(folders: Mapping[str, Path], classes: tuple[str, ...]) -> Teachers:

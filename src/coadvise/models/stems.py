@@ -182,8 +182,8 @@ class AlignedPatchEmbed(nn.Module):
         pad = self.patch_size[0] - 1 if self.dynamic_img_pad else 0
         return (img_size[0] + pad) // self.patch_size[0], (img_size[1] + pad) // self.patch_size[1]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Embed images [B, C, H, W] as patches [B, N, D] (or [B, H', W', D]) and a token [B, 1, D] a stem.
+    def checked(self, x: Tensor) -> Tensor:
+        """Return images as the stems take them, padded to whole patches where the model was built so.
 
         Raises:
             ValueError: An image of another size than the model's, or not a whole number of patches.
@@ -195,9 +195,17 @@ class AlignedPatchEmbed(nn.Module):
             )
         if self.dynamic_img_pad:
             p = self.patch_size[0]
-            x = F.pad(x, (0, -width % p, 0, -height % p))
-        else:
-            self._check_whole((height, width))
+            return F.pad(x, (0, -width % p, 0, -height % p))
+        self._check_whole((height, width))
+        return x
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Embed images [B, C, H, W] as patches [B, N, D] (or [B, H', W', D]) and a token [B, 1, D] a stem.
+
+        Raises:
+            ValueError: An image of another size than the model's, or not a whole number of patches.
+        """
+        x = self.checked(x)
         maps = {name: stem(x) for name, stem in self.stems.items()}  # each [B, D, H', W']
         patches = reduce(torch.add, maps.values())
         tokens = {name: y.mean(dim=(2, 3)).unsqueeze(1) for name, y in maps.items()}
