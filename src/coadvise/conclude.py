@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from coadvise.checkpoint import storing
 from coadvise.evaluate import AVERAGE, correct, load_predictions
 from coadvise.loss import CLASS
 from coadvise.networks import load_network
@@ -36,7 +37,8 @@ def conclude(run: Run, arms: Sequence[Arm]) -> None:
             difference["seeds"] = {**asdict(over_seeds), "n": len(alone)}
     seeds = sorted(advised)
     run.record.add("verdict", images=len(run.dataset.val), seeds=seeds, rows=rows, difference=difference, sentence=text)
-    report = write_report(run.folder)
+    with storing(run.folder):
+        report = write_report(run.folder)
     for line in verdict_table(rows):
         run.listener.say(line)
     run.listener.say(text)

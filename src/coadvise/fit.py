@@ -11,7 +11,19 @@ from coadvise.data.sources import DIGITS, open_source, typical_size
 from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
 from coadvise.jobs import train_in_processes
-from coadvise.run import DATA, TEACHER, Listener, Run, Silent, check_folder, open_record, owned, plan, summary_writer
+from coadvise.run import (
+    DATA,
+    TEACHER,
+    Listener,
+    Run,
+    Silent,
+    check_folder,
+    check_space,
+    open_record,
+    owned,
+    plan,
+    summary_writer,
+)  # fmt: skip
 from coadvise.teachers import load_teachers
 
 
@@ -24,6 +36,7 @@ def fit(
     seeds: int = 1,
     jobs: int = 1,
     overrides: Sequence[str] = (),
+    allow_changes: bool = False,
     listener: Listener | None = None,
 ) -> Path:
     """Trains teachers and a co-advised student on a folder of labelled images, and says what came of it.
@@ -40,6 +53,7 @@ def fit(
         seeds: students to train, at seed, seed + 1, ...; they share the teachers.
         jobs: networks to train at the same time, each in a process of its own with its share of the cores.
         overrides: configuration changes, "a.b=c".
+        allow_changes: go on with a run of another configuration; what it has finished already stays as it is.
         listener: is told what happens.
 
     Returns:
@@ -48,6 +62,8 @@ def fit(
     Raises:
         UserError: anything the user can mend. Nothing is written before data and configuration have been checked.
         Interrupted: stopped by a signal; the same call goes on.
+        StorageError: the run directory cannot be written any longer; what was saved is whole.
+        LostProcessError: of several processes another one died or hangs.
     """
     if seeds < 1:
         raise UserError(f"seeds={seeds}; at least one student is needed")
@@ -58,7 +74,7 @@ def fit(
     config = load_config(preset, overrides, seed, str(data))
     config = config.model_copy(update={"engine": settled(config.engine)})  # a run keeps the precision it began with
     folder = Path(out or f"runs/{Path(data).resolve().name}-{Path(preset).stem}-seed{config.seed}")
-    check_folder(folder, config)
+    changed = check_folder(folder, config, allow_changes)
     source = open_source(data, config.data.val_fraction, config.seed)
     engine = Engine(config.engine)
     dataset = audit(source, config.data.image_size, in_memory=config.in_memory)
@@ -67,15 +83,16 @@ def fit(
     for line in describe(dataset):
         listener.say(line)
     arms = plan(config, seeds, baseline)
-    for arm in arms:  # a network that cannot be made, had or trained is an error before anything is written
-        check_arm(arm, folder, config, dataset, engine.processes)
+    # a network that cannot be made, had, trained or saved is an error before anything is written
+    check_space(folder, [check_arm(arm, folder, config, dataset, engine.processes) for arm in arms], jobs)
     summary_writer(config)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with owned(folder, engine):
+    with owned(folder, engine), engine.stops_gently(), engine.in_company():
         run = Run(folder, config, dataset, engine, open_record(folder, config, engine, listener.say), listener)
-        run.describe([config.seed + n for n in range(seeds)])
+        run.describe([config.seed + n for n in range(seeds)], changed)
         listener.say(f"run directory: {folder}")
+        for line in changed:
+            listener.say(f"changed: {line}")
         for stage in ([a for a in arms if a.role == TEACHER], [a for a in arms if a.role != TEACHER]):
             if jobs > 1:
                 train_in_processes(run, stage, jobs)

@@ -22,7 +22,7 @@ from coadvise.config import RunConfig
 from coadvise.data.audit import audit
 from coadvise.data.sources import open_source
 from coadvise.engine import Engine, Interrupted
-from coadvise.errors import UserError
+from coadvise.errors import StorageError, UserError
 from coadvise.run import TEACHER, Arm, Run, open_record
 from coadvise.teachers import load_teachers
 
@@ -31,7 +31,8 @@ def train_in_processes(run: Run, arms: Sequence[Arm], jobs: int) -> None:
     """Trains networks that do not depend on each other, at most `jobs` at a time.
 
     Raises:
-        UserError: what the first network that failed raised; the others are stopped as by a signal, and can go on.
+        UserError, StorageError: what the first network that failed raised; the others are stopped as by a signal, and
+            can go on.
         Interrupted: a signal asked for a stop; every network has saved its step.
     """
     if run.engine.processes > 1:
@@ -44,29 +45,28 @@ def train_in_processes(run: Run, arms: Sequence[Arm], jobs: int) -> None:
     waiting, working = list(arms), dict[str, BaseProcess]()
     fault: Exception | None = None
     told_to_stop: set[str] = set()
-    with run.engine.stops_gently():
-        while working or (waiting and fault is None):
-            while waiting and len(working) < jobs and fault is None:
-                arm = waiting.pop(0)
-                working[arm.part] = context.Process(target=_work, args=(run.folder, run.config, arm, threads, messages))
-                working[arm.part].start()
-            try:
-                kind, part, content = messages.get(timeout=0.5)
-            except Empty:
-                kind, part, content = _look_after(working)
-            if kind == "say":
-                run.listener.say(content)
-            elif kind == "progress":
-                run.listener.progress(part, *content)
-            elif kind in ("done", "fault"):
-                working.pop(part).join()
-                if kind == "fault":  # Ctrl-C reaches the children too, and one may end before it can save
-                    fault = fault or (Interrupted("stopped") if run.engine.stop_requested else content)
-            if fault is not None or run.engine.stop_requested:
-                fault = fault or Interrupted("stopped")
-                for part in working.keys() - told_to_stop:
-                    working[part].terminate()  # SIGTERM: it saves its step
-                    told_to_stop.add(part)
+    while working or (waiting and fault is None):
+        while waiting and len(working) < jobs and fault is None:
+            arm = waiting.pop(0)
+            working[arm.part] = context.Process(target=_work, args=(run.folder, run.config, arm, threads, messages))
+            working[arm.part].start()
+        try:
+            kind, part, content = messages.get(timeout=0.5)
+        except Empty:
+            kind, part, content = _look_after(working)
+        if kind == "say":
+            run.listener.say(content)
+        elif kind == "progress":
+            run.listener.progress(part, *content)
+        elif kind in ("done", "fault"):
+            working.pop(part).join()
+            if kind == "fault":  # Ctrl-C reaches the children too, and one may end before it can save
+                fault = fault or (Interrupted("stopped") if run.engine.stop_requested else content)
+        if fault is not None or run.engine.stop_requested:
+            fault = fault or Interrupted("stopped")
+            for part in working.keys() - told_to_stop:
+                working[part].terminate()  # SIGTERM: it saves its step
+                told_to_stop.add(part)
     if fault is not None:
         raise fault
 
@@ -118,8 +118,9 @@ def _work(folder: Path, config: RunConfig, arm: Arm, threads: int, messages: Any
             run.teachers = load_teachers(
                 {name: folder / "teachers" / name for name in config.teachers}, dataset.classes
             )
-        train_arm(run, arm)
-    except (UserError, Interrupted) as error:
+        with engine.stops_gently():
+            train_arm(run, arm)
+    except (UserError, StorageError, Interrupted) as error:
         messages.put(("fault", arm.part, error))
     else:
         messages.put(("done", arm.part, None))
