@@ -5,7 +5,6 @@ store. A cache has a folder a seed and in it a file, a shard, an epoch, with a r
 is written beside them, and a cache of anything else is refused.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -25,7 +24,7 @@ import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from coadvise.checkpoint import read_model, write_text
+from coadvise.checkpoint import read_model, storing, write_text
 from coadvise.config import RunConfig, changes
 from coadvise.data.audit import Dataset
 from coadvise.data.views import VIEWS, Batch
@@ -178,12 +177,14 @@ class LogitCache:
 
     def create(self) -> None:
         """Makes the folder where there is none. Raises UserError as `check`, and where it cannot be written."""
-        with said(self.folder):
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._alone():
                 self.check()
                 if not (self.folder / CACHE).is_file():
                     self._write({})
+        except OSError as error:
+            raise UserError(f"'{self.folder}' cannot be written: {error.strerror}; choose another folder") from None
 
     def missing(self, epochs: int) -> list[int]:
         """Which of epochs 0..epochs-1 are not stored. Raises UserError for a shard of the wrong size."""
@@ -220,7 +221,7 @@ class LogitCache:
         The file is locked, so a claim ends with its process; unless `write` gave it its name, it is gone afterwards.
         """
         path = self._part(epoch)
-        with said(path):
+        with storing(path):
             file = path.open("ab", buffering=0)
         with file:
             if not _locked(file, path):
@@ -233,9 +234,9 @@ class LogitCache:
                 path.unlink(missing_ok=True)
 
     def write(self, epoch: int, file: FileIO, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Stores an epoch in its claimed file. Raises UserError where it cannot be written."""
+        """Stores an epoch in its claimed file. Raises StorageError where it cannot be written."""
         data = save(dict(arrays))
-        with said(self.shard(epoch)):
+        with storing(self.shard(epoch)):
             rest = memoryview(data)
             while rest:  # the system may take less than all
                 rest = rest[file.write(rest) :]
@@ -321,17 +322,6 @@ def cache_of(run: Run, seed: int) -> LogitCache:
 
 def seed_folder(cache: Path, seed: int) -> Path:
     return cache / f"seed-{seed}"
-
-
-@contextmanager
-def said(path: Path) -> Iterator[None]:
-    """Turns what the system says of a file that cannot be written into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "make room and run the same command again: what is stored stays" if full else "choose another folder"
-        raise UserError(f"'{path}' cannot be written: {error.strerror}; {remedy}") from None
 
 
 def _locked(file: FileIO, path: Path) -> bool:
