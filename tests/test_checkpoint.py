@@ -113,7 +113,7 @@ def test_a_damaged_file_is_named_and_the_one_before_is_used(tmp_path: Path, name
     assert str(path) in faults[0]
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"files": 3}', '{"files": {}, "format": 99}', "not json", "\x00"])
+@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"files": 3}', "not json", "\x00"])
 def test_a_manifest_that_makes_no_sense_is_damage(tmp_path: Path, text: str) -> None:
     saved(tmp_path / "c", 1)
     folder = tmp_path / "c" / "step-00000001"
@@ -122,12 +122,18 @@ def test_a_manifest_that_makes_no_sense_is_damage(tmp_path: Path, text: str) -> 
         read_manifest(folder)
 
 
+def sign(folder: Path, manifest: dict[str, Any]) -> None:
+    """Writes a manifest with the checksum of its own contents."""
+    rest = {key: value for key, value in manifest.items() if key != checkpoint.OWN}
+    (folder / MANIFEST).write_text(json.dumps({**rest, checkpoint.OWN: checkpoint._digest(rest)}))
+
+
 def test_a_manifest_names_no_files_elsewhere(tmp_path: Path) -> None:
     saved(tmp_path / "c", 1)
     folder = tmp_path / "c" / "step-00000001"
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"]["../other"] = {"bytes": 1, "sha256": ""}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    sign(folder, manifest)
     with pytest.raises(DamagedError, match="other"):
         read_manifest(folder)
 
@@ -247,8 +253,8 @@ def test_text_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
 
 def test_everything_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    fsync, rename = checkpoint._fsync, Path.rename
-    monkeypatch.setattr(checkpoint, "_fsync", lambda path: (order.append(path.name), fsync(path)))
+    fsync, rename = checkpoint.fsync, Path.rename
+    monkeypatch.setattr(checkpoint, "fsync", lambda path: (order.append(path.name), fsync(path)))
     monkeypatch.setattr(Path, "rename", lambda self, to: (order.append("rename"), rename(self, to))[1])
     write_folder(tmp_path / "c", *content(1), {})
     assert order == [WEIGHTS, STATE, MANIFEST, ".c.part", "rename", tmp_path.name]

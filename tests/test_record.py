@@ -1,6 +1,5 @@
 """metrics.jsonl: appended to, rewound, and whole again after a crash."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coadvise.errors import UserError
 from coadvise.record import FILE, Recorder, last_of, read_records
 
 records = st.lists(
@@ -70,9 +70,10 @@ def test_a_line_that_lacks_only_its_end_is_kept(tmp_path: Path) -> None:
     assert [record["kind"] for record in read_records(tmp_path)] == ["a", "b", "c"]
 
 
-def test_damage_elsewhere_is_not_passed_over(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text('{"kind": "a"}\n{"kind": \n{"kind": "b"}\n')
-    with pytest.raises(json.JSONDecodeError):
+@pytest.mark.parametrize("line", [b'{"kind": ', b"\xff", b"[3]", b'{"kinc": "a"}', b""])
+def test_damage_elsewhere_is_not_passed_over(line: bytes, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b'{"kind": "a"}\n' + line + b'\n{"kind": "b"}\n')
+    with pytest.raises(UserError, match=r"damaged record: .*metrics\.jsonl, line 2 is no record; restore or remove"):
         read_records(tmp_path)
 
 

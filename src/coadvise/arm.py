@@ -21,17 +21,18 @@ from coadvise.networks import Network, build_network, load_network, pretrained_c
 from coadvise.record import last_of, read_records
 from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Run
 from coadvise.teachers import Teachers, check_classes
-from coadvise.train import Advisers, Training, train
+from coadvise.train import Advisers, Training, checkpoint_bytes, train
 
 
-def check_arm(arm: Arm, folder: Path, config: RunConfig, dataset: Dataset, processes: int) -> None:
-    """Raises UserError for a network that cannot be made, had or trained."""
+def check_arm(arm: Arm, folder: Path, config: RunConfig, dataset: Dataset, processes: int) -> int:
+    """Raises UserError for a network that cannot be made, had or trained. Returns the bytes of its checkpoint, or 0."""
     if trained_here(arm, config):
-        initial_network(arm, config, dataset.classes)
         recipe = recipe_of(arm, config)
         whole_batch(recipe.batch_size, len(dataset.train), recipe.accumulate, processes)
-    elif not (folder / arm.part / MANIFEST).is_file():
+        return checkpoint_bytes(initial_network(arm, config, dataset.classes), recipe)
+    if not (folder / arm.part / MANIFEST).is_file():
         _check_given(arm, _given_teacher(config.teachers[arm.teacher], arm, config), config, dataset.classes)
+    return 0
 
 
 def is_done(folder: Path, arm: Arm) -> bool:
@@ -57,10 +58,7 @@ def train_arm(run: Run, arm: Arm) -> None:
             network.save(folder)
     else:
         network = initial_network(arm, config, run.dataset.classes)
-        with run.engine.stops_gently():
-            network = train(
-                _job(run, arm, network), run.checkpoints(arm), run.engine, run.record, run.listener.progress
-            )
+        network = train(_job(run, arm, network), run.checkpoints(arm), run.engine, run.record, run.listener.progress)
         if run.engine.is_main:
             network.save(folder)
     run.engine.prepare(network)

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from coadvise.errors import UserError
+from coadvise.errors import StorageError, UserError
 
-FORMAT = 1
+FORMAT = 2  # 1 had no checksum of the manifest itself, and is still read
+KEEP = 2  # checkpoints of a network; a third is there while it is written
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
+OWN = "manifest_sha256"  # the manifest's key for the checksum of all its other keys
 
 
 class DamagedError(Exception):
@@ -32,46 +35,68 @@ def write_folder(
         weights: tensors for `model.safetensors`.
         state: tensors and primitives only, for `state.pt`; None leaves it out.
         about: what else the manifest says (JSON).
+
+    Raises:
+        StorageError: the disk is full, or the folder's own folder is gone or read-only. Nothing half-written is left.
     """
     beside = folder.with_name(f".{folder.name}.part")
+    with storing(folder, beside):
+        _write(beside, weights, state, about)
+        if folder.exists():  # a damaged or older one of the same name
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+            beside.rename(folder)
+            shutil.rmtree(old)
+        else:
+            beside.rename(folder)
+        fsync(folder.parent)
+
+
+def _write(
+    beside: Path, weights: Mapping[str, Tensor], state: Mapping[str, Any] | None, about: Mapping[str, Any]
+) -> None:
+    """Writes and fsyncs a folder's files under the name that says it is not finished."""
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    beside.mkdir()  # not its parents: a run directory that has gone is not to be made again without its record
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, beside / WEIGHTS)
     names = [WEIGHTS]
     if state is not None:
-        torch.save(dict(state), beside / STATE)
+        with (beside / STATE).open("wb") as file:
+            try:
+                torch.save(dict(state), file)
+            except RuntimeError as error:  # PyTorch's own words cover those of the file, which say why
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         names.append(STATE)
     files = {name: {"bytes": (beside / name).stat().st_size, "sha256": _sha256(beside / name)} for name in names}
-    text = json.dumps({"format": FORMAT, **about, "files": files}, indent=1)
-    (beside / MANIFEST).write_text(text)
+    manifest = json.loads(json.dumps({**about, "format": FORMAT, "files": files}))
+    (beside / MANIFEST).write_text(json.dumps({**manifest, OWN: _digest(manifest)}, indent=1))
     for name in (*names, MANIFEST):
         (beside / name).chmod(0o644)  # safetensors leaves 0600
-        _fsync(beside / name)
-    _fsync(beside)
-    if folder.exists():  # a damaged or older one of the same name
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        beside.rename(folder)
-        shutil.rmtree(old)
-    else:
-        beside.rename(folder)
-    _fsync(folder.parent)
+        fsync(beside / name)
+    fsync(beside)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Reads a folder's manifest and holds every file against it.
 
     Raises:
-        DamagedError: a missing, truncated or changed file, or a format this version does not know.
+        DamagedError: a missing, truncated or changed file.
+        UserError: a format this version does not know.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{folder / MANIFEST}: {error or type(error).__name__}") from None
-    if manifest.get("format") != FORMAT:
-        raise DamagedError(f"{folder / MANIFEST}: format {manifest.get('format')!r}, this version reads {FORMAT}")
+    digest, version = manifest.pop(OWN, None), manifest.get("format")
+    if digest != (None if version == 1 else _digest(manifest)):  # whatever the format: a changed number too
+        raise DamagedError(f"{folder / MANIFEST}: its contents changed (sha256 differs)")
+    if version not in (1, FORMAT):
+        raise UserError(
+            f"'{folder}' is of format {version!r}, this version of coadvise reads 1 and {FORMAT}; go on with the "
+            "version that wrote it, or choose another --out"
+        )
     for name, (size, digest) in files.items():
         path = folder / name
         if name not in (WEIGHTS, STATE) or not path.is_file():
@@ -99,25 +124,33 @@ def read_state(folder: Path) -> dict[str, Any]:
 class Checkpoints:
     """The checkpoints of one network's training, newest last; the newest two are kept."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int = KEEP) -> None:
         self.folder, self.keep = folder, keep
+        self.damaged: list[Path] = []
 
     def save(self, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Writes the checkpoint of `step` optimiser steps, then drops what is too old."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_folder(self.folder / f"step-{step:08d}", weights, state, {"step": step, "torch": torch.__version__})
-        for old in self._all()[: -self.keep]:
-            shutil.rmtree(old)
+        new = self.folder / f"step-{step:08d}"
+        with storing(new):
+            self.folder.parent.mkdir(exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
+            write_folder(new, weights, state, {"step": step, "torch": torch.__version__})
+            while self.damaged:  # they count for nothing: a whole one must not be dropped in their place
+                shutil.rmtree(self.damaged.pop(), ignore_errors=True)
+            for old in self._all()[: -self.keep]:
+                shutil.rmtree(old)
 
     def latest(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that is whole, and the faults of newer ones that are not."""
         faults: list[str] = []
+        self.damaged.clear()
         for folder in reversed(self._all()):
             try:
                 read_manifest(folder)
                 return folder, faults
             except DamagedError as error:
                 faults.append(str(error))
+                self.damaged.append(folder)
         return None, faults
 
     def remove(self) -> None:
@@ -127,6 +160,10 @@ class Checkpoints:
     def _all(self) -> list[Path]:
         if not self.folder.is_dir():
             return []
+        for old in self.folder.glob(".*.old"):  # killed between the two renames that replace a folder
+            whole = old.with_name(old.name[1 : -len(".old")])
+            if not whole.exists():
+                old.rename(whole)
         for stale in (*self.folder.glob(".*.part"), *self.folder.glob(".*.old")):
             shutil.rmtree(stale, ignore_errors=True)
         return sorted(self.folder.glob("step-*"))
@@ -134,8 +171,9 @@ class Checkpoints:
 
 def write_model(folder: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Writes a finished network: its weights, and in the manifest all that is needed to build it again."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    write_folder(folder, weights, None, about)
+    with storing(folder):
+        folder.parent.mkdir(exist_ok=True)
+        write_folder(folder, weights, None, about)
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -155,13 +193,36 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def write_text(path: Path, text: str) -> None:
     """Replaces a text file whole or not at all."""
     beside = path.with_name(f".{path.name}.part")
-    try:
+    with storing(path, beside):
         beside.write_text(text)
-        _fsync(beside)
+        fsync(beside)
         beside.rename(path)
-    finally:
-        beside.unlink(missing_ok=True)  # where the disk is full
-    _fsync(path.parent)
+        fsync(path.parent)
+
+
+@contextmanager
+def storing(path: Path, beside: Path | None = None) -> Iterator[None]:
+    """Says in a sentence why something cannot be written, and removes the part of it that was.
+
+    Raises:
+        StorageError: instead of what the operating system and safetensors raise.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)
+            with suppress(OSError):
+                beside.unlink()
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise StorageError(
+            f"cannot write '{path}': {reason}; what was saved before is whole: make room for it or make it writable, "
+            "and run the same command again"
+        ) from error
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
@@ -169,7 +230,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

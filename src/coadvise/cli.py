@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from coadvise.errors import UserError
+from coadvise.errors import LostProcessError, StorageError, UserError
+
+LOST, STORAGE = 69, 74  # exit codes (EX_UNAVAILABLE, EX_IOERR)
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
@@ -75,6 +77,10 @@ def fit(
         str | None,
         typer.Option(help="Folder of teachers' logits for the students' views; made or completed, then used."),
     ] = None,
+    allow_changes: Annotated[
+        bool,
+        typer.Option("--allow-changes", help="Go on with a run of another configuration; its finished networks stay."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train teachers and a co-advised student on a folder of labelled images."""
@@ -83,7 +89,9 @@ def fit(
 
     terminal = Terminal(Console(stderr=as_json))
     try:
-        folder = run_fit(data, preset, out, seed, baseline, seeds, jobs, overrides or [], terminal, cache)
+        folder = run_fit(
+            data, preset, out, seed, baseline, seeds, jobs, overrides or [], terminal, cache, allow_changes
+        )
     finally:
         terminal.bars.stop()  # gives the cursor back
     if as_json and os.environ.get("RANK", "0") == "0":  # of several processes one speaks
@@ -278,7 +286,10 @@ def presets(
 
 
 def main() -> None:
-    """The program. Exit code 2: the user's to mend; 75: stopped by a signal, goes on with the same command."""
+    """The program. Exit code 2: the user's to mend; the others go on with the same command.
+
+    75: stopped by a signal; 74: the run directory can no longer be written; 69: another process died or hangs.
+    """
     from coadvise.engine import RESUMABLE, Interrupted
 
     try:
@@ -286,6 +297,12 @@ def main() -> None:
     except UserError as error:
         print(f"coadvise: {error}", file=sys.stderr)
         sys.exit(2)
+    except StorageError as error:
+        print(f"coadvise: {error}", file=sys.stderr)
+        sys.exit(STORAGE)
+    except LostProcessError as error:
+        print(f"coadvise: {error}", file=sys.stderr)
+        sys.exit(LOST)
     except Interrupted as stop:
         print(f"coadvise: {stop}; run the same command again to go on", file=sys.stderr)
         sys.exit(RESUMABLE)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coadvise.agreement import divergences
+from coadvise.checkpoint import storing
 from coadvise.evaluate import AVERAGE, correct, load_predictions
 from coadvise.loss import CLASS
 from coadvise.networks import load_network
@@ -41,7 +42,8 @@ def conclude(run: Run, arms: Sequence[Arm]) -> None:
         "verdict", images=len(run.dataset.val), seeds=seeds, rows=rows, difference=difference, sentence=text,
         divergences=[asdict(divergence) for divergence in divergences(logits)],
     )  # fmt: skip
-    report = write_report(run.folder)
+    with storing(run.folder):
+        report = write_report(run.folder)
     for line in verdict_table(rows):
         run.listener.say(line)
     run.listener.say(text)

@@ -149,6 +149,9 @@ class EngineConfig(_Part):
     checkpoint_seconds: float = Field(
         60.0, ge=0, description="at least this long between checkpoints; 0 saves each epoch"
     )
+    timeout_seconds: float = Field(
+        600.0, gt=0, description="on several processes: how long one waits for another before the run ends"
+    )
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the extra 'tensorboard')")
 
 

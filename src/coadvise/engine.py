@@ -4,21 +4,27 @@ import logging
 import os
 import platform
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 from timm.layers import Attention
 from torch import Tensor, nn
+from torch.distributed import DistError
+from torch.distributed.distributed_c10d import _get_default_store
 
 from coadvise.config import EngineConfig
 from coadvise.data.views import Batch
-from coadvise.errors import UserError
+from coadvise.errors import LostProcessError, UserError
 
 RESUMABLE = 75  # exit code of a run that was stopped and goes on with the same command (EX_TEMPFAIL)
+ANSWER_SECONDS = 3.0  # for a process to say that it, too, waits for others
 
 
 class Interrupted(Exception):  # noqa: N818  (not an error: the run is whole and goes on later)
@@ -43,7 +49,7 @@ class Engine:
             accelerator="cuda" if on_gpu else "cpu",
             devices=local,
             num_nodes=world // local,
-            strategy="ddp" if world > 1 else "auto",
+            strategy=DDPStrategy(timeout=timedelta(seconds=config.timeout_seconds)) if world > 1 else "auto",
             precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
         )
         self.fabric.launch()
@@ -51,6 +57,7 @@ class Engine:
         self.half_precision = config.precision == "bfloat16"
         # Convolutions and involutions are faster channels-last in bfloat16 and on GPUs; plain ViTs do not mind.
         self.memory_format = torch.channels_last
+        self.at = "the start"  # where this process is, for an error that names it
         self._stop = False
 
     @property
@@ -120,12 +127,47 @@ class Engine:
         """The mean over processes."""
         return self.fabric.all_reduce(values, reduce_op="mean") if self.processes > 1 else values
 
+    def anywhere(self, flags: Tensor) -> Tensor:
+        """What is true on any process; the same answer on all, and the device is not waited for."""
+        return self.mean(flags.float()) > 0 if self.processes > 1 else flags
+
+    def agreed(self, answer: bool) -> bool:
+        """Whether any process says yes; the same answer on all."""
+        return answer if self.processes == 1 else bool(self.anywhere(torch.tensor(answer, device=self.device)))
+
     @property
     def stop_requested(self) -> bool:
         """Whether any process got a signal to stop; the same answer on all."""
-        if self.processes == 1:
-            return self._stop
-        return bool(self.mean(torch.tensor(float(self._stop), device=self.device)) > 0)
+        return self.agreed(self._stop)
+
+    @contextmanager
+    def in_company(self) -> Iterator[None]:
+        """Names the processes that no longer answer, where one waits for another in vain.
+
+        Raises:
+            LostProcessError: in place of gloo's error or time-out, which does not know whom it waited for.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.processes == 1 or not (isinstance(error, DistError) or "gloo" in str(error)):
+                raise
+            lost = " and ".join(f"rank {rank}" for rank in self._silent()) or "others, which answer again"
+            reason = str(error).partition("\n")[0]
+            raise LostProcessError(
+                f"rank {self.rank} got no answer from {lost} at {self.at} ({reason}); run the same command again to "
+                "go on from the last checkpoint"
+            ) from error
+
+    def _silent(self) -> list[int]:
+        """The processes that do not say within a moment that they, too, got no answer."""
+        store = _get_default_store()
+        store.set(f"coadvise/waiting/{self.rank}", "")
+        deadline, silent = time.monotonic() + ANSWER_SECONDS, list(range(self.processes))
+        while silent and time.monotonic() < deadline:
+            silent = [rank for rank in silent if not store.check([f"coadvise/waiting/{rank}"])]
+            time.sleep(0.1)
+        return silent
 
     @property
     def stop_requested_here(self) -> bool:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from coadvise.checkpoint import fsync, storing
 from coadvise.data.audit import AuditedSplit
 from coadvise.data.loader import still_batches
 from coadvise.engine import Engine
@@ -131,11 +132,14 @@ def predictions_path(run: Path, part: str) -> Path:
 def save_predictions(run: Path, part: str, logits: Mapping[str, Tensor], labels: Tensor) -> None:
     """Keeps what verdict and report are computed from."""
     path = predictions_path(run, part)
-    path.parent.mkdir(exist_ok=True)
     beside = path.with_suffix(".part")
-    save_file({"labels": labels, **{f"logits.{name}": values.contiguous() for name, values in logits.items()}}, beside)
-    beside.chmod(0o644)
-    beside.rename(path)
+    tensors = {"labels": labels, **{f"logits.{name}": values.contiguous() for name, values in logits.items()}}
+    with storing(path, beside):
+        path.parent.mkdir(exist_ok=True)
+        save_file(tensors, beside)
+        beside.chmod(0o644)
+        fsync(beside)
+        beside.rename(path)
 
 
 def load_predictions(run: Path, part: str) -> tuple[dict[str, Tensor], Tensor]:

@@ -23,6 +23,7 @@ from coadvise.run import (
     Run,
     Silent,
     check_folder,
+    check_space,
     open_record,
     owned,
     plan,
@@ -41,6 +42,7 @@ def fit(
     overrides: Sequence[str] = (),
     listener: Listener | None = None,
     cache: str | Path | None = None,
+    allow_changes: bool = False,
 ) -> Path:
     """Trains teachers and a co-advised student on a folder of labelled images, and says what came of it.
 
@@ -59,6 +61,7 @@ def fit(
         listener: is told what happens.
         cache: a folder of teachers' logits for the students' views: what is missing is stored first, then students are
             advised by what is stored there, rounded to float16, and no teacher is asked in their steps.
+        allow_changes: go on with a run of another configuration; what it has finished already stays as it is.
 
     Returns:
         The run directory: config.yaml, data.json, metrics.jsonl, teachers/, students/, predictions/, report.html.
@@ -66,6 +69,8 @@ def fit(
     Raises:
         UserError: anything the user can mend. Nothing is written before data and configuration have been checked.
         Interrupted: stopped by a signal; the same call goes on.
+        StorageError: the run directory cannot be written any longer; what was saved is whole.
+        LostProcessError: of several processes another one died or hangs.
     """
     if seeds < 1:
         raise UserError(f"seeds={seeds}; at least one student is needed")
@@ -77,7 +82,7 @@ def fit(
     config = config.model_copy(update={"engine": settled(config.engine)})  # a run keeps the precision it began with
     folder = Path(out or f"runs/{Path(data).resolve().name}-{Path(preset).stem}-seed{config.seed}")
     arms = plan(config, seeds, baseline)
-    with training(config, folder, arms, jobs, listener, cache) as run:
+    with training(config, folder, arms, jobs, listener, cache, allow_changes) as run:
         conclude(run, arms)
     return folder
 
@@ -90,13 +95,14 @@ def training(
     jobs: int,
     listener: Listener,
     cache: str | Path | None = None,
+    allow_changes: bool = False,
 ) -> Iterator[Run]:
     """Trains the networks of a run that are not trained yet, teachers first, and holds the run directory meanwhile.
 
     Raises:
-        UserError, Interrupted: as `fit`.
+        UserError, Interrupted, StorageError, LostProcessError: as `fit`.
     """
-    check_folder(folder, config)
+    changed = check_folder(folder, config, allow_changes)
     source = open_source(config.data.source, config.data.val_fraction, config.seed)
     engine = Engine(config.engine)
     if not engine.is_main:  # one process speaks
@@ -104,19 +110,20 @@ def training(
     dataset = audit(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
     for line in describe(dataset):
         listener.say(line)
-    for arm in arms:  # a network that cannot be made, had or trained is an error before anything is written
-        check_arm(arm, folder, config, dataset, engine.processes)
+    # a network that cannot be made, had, trained or saved is an error before anything is written
+    check_space(folder, [check_arm(arm, folder, config, dataset, engine.processes) for arm in arms], jobs)
     summary_writer(config)
     advised = [arm.seed for arm in arms if arm.role == ADVISED and not is_done(folder, arm)]
     if cache is not None:  # before hours of training teachers
         check_caches(Path(cache), config, dataset, advised)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with owned(folder, engine):
+    with owned(folder, engine), engine.stops_gently(), engine.in_company():
         record = open_record(folder, config, engine, listener.say)
         run = Run(folder, config, dataset, engine, record, listener, Path(cache) if cache is not None else None)
-        run.describe(sorted({arm.seed for arm in arms}))
+        run.describe(sorted({arm.seed for arm in arms}), changed)
         listener.say(f"run directory: {folder}")
+        for line in changed:
+            listener.say(f"changed: {line}")
         _train(run, [arm for arm in arms if arm.role == TEACHER], jobs)
         if cache is not None and advised:
             complete(run, advised, jobs)

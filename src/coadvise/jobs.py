@@ -21,7 +21,7 @@ from coadvise.config import RunConfig
 from coadvise.data.audit import audit
 from coadvise.data.sources import open_source
 from coadvise.engine import Engine, Interrupted
-from coadvise.errors import UserError
+from coadvise.errors import StorageError, UserError
 from coadvise.record import Recorder
 from coadvise.run import Run, open_record
 
@@ -32,7 +32,8 @@ def in_processes(run: Run, tasks: Mapping[str, Task], jobs: int) -> None:
     """Does tasks that do not depend on each other, at most `jobs` at a time; each gets the run as its process has it.
 
     Raises:
-        UserError: what the first task that failed raised; the others are stopped as by a signal, and can go on.
+        UserError, StorageError: what the first task that failed raised; the others are stopped as by a signal, and can
+            go on.
         Interrupted: a signal asked for a stop; every task has saved what it has to save.
     """
     if run.engine.processes > 1:
@@ -119,8 +120,9 @@ def _work(
         engine = Engine(config.engine)
         say = listener.say
         record = open_record(folder, config, engine, say) if write else Recorder(folder, False, say)
-        task(Run(folder, config, dataset, engine, record, listener, cache))
-    except (UserError, Interrupted) as error:
+        with engine.stops_gently():
+            task(Run(folder, config, dataset, engine, record, listener, cache))
+    except (UserError, StorageError, Interrupted) as error:
         messages.put(("fault", name, error))
     else:
         messages.put(("done", name, None))

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from coadvise.checkpoint import write_text
+from coadvise.checkpoint import storing, write_text
+from coadvise.errors import UserError
 
 FILE = "metrics.jsonl"
 
@@ -39,7 +40,7 @@ class Recorder:
         """Appends one record."""
         record = {"kind": kind, **values}
         if self.write:
-            with self._alone(), self.path.open("a") as file:
+            with self._alone(), storing(self.path), self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
         if self.also is not None:
             self.also(record)
@@ -54,7 +55,9 @@ class Recorder:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Keeps networks that are trained at the same time from writing at the same time."""
-        with self.path.with_name(f".{FILE}.lock").open("w") as lock:
+        with storing(self.path):
+            lock = self.path.with_name(f".{FILE}.lock").open("w")
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -65,7 +68,7 @@ class Recorder:
 def read_records(folder: Path) -> list[dict[str, Any]]:
     """All records of a run, in order; a last line cut short by a crash is left out."""
     path = folder / FILE
-    return list(_parse(path.read_text().splitlines())) if path.exists() else []
+    return list(_parse(path, path.read_bytes().splitlines())) if path.exists() else []
 
 
 def last_of(records: Iterable[dict[str, Any]], kind: str, part: str | None = None) -> dict[str, Any] | None:
@@ -74,10 +77,13 @@ def last_of(records: Iterable[dict[str, Any]], kind: str, part: str | None = Non
     return found[-1] if found else None
 
 
-def _parse(lines: list[str]) -> Iterable[dict[str, Any]]:
+def _parse(path: Path, lines: list[bytes]) -> Iterable[dict[str, Any]]:
     for number, line in enumerate(lines):
         try:
-            yield json.loads(line)
+            record = json.loads(line)
         except ValueError:
-            if number + 1 < len(lines):
-                raise
+            record = None
+        if isinstance(record, dict) and "kind" in record:
+            yield record
+        elif number + 1 < len(lines):
+            raise UserError(f"damaged record: {path}, line {number + 1} is no record; restore or remove the line")

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from coadvise.checkpoint import Checkpoints, write_text
+from coadvise.checkpoint import KEEP, Checkpoints, write_text
 from coadvise.config import RunConfig, differences, parse_config
 from coadvise.data.audit import Dataset
 from coadvise.data.views import Views
@@ -27,6 +28,8 @@ from coadvise.teachers import Teachers, load_teachers
 
 TEACHER, ADVISED, ALONE = "teacher", "advised", "alone"
 CONFIG, DATA, LOCK = "config.yaml", "data.json", ".lock"
+# Keys that change no number: a run may be taken up with other ones.
+FREE = ("data.workers", "engine.checkpoint_seconds", "engine.timeout_seconds", "engine.tensorboard")
 _KIND_NAMES = {"conv": "conv teacher", "inv": "involution teacher"}
 
 
@@ -99,14 +102,15 @@ class Run:
     def checkpoints(self, arm: Arm) -> Checkpoints:
         return Checkpoints(self.folder / "checkpoints" / arm.part.replace("/", "."))
 
-    def describe(self, seeds: list[int]) -> None:
-        """Writes what the run is: its configuration, its data, and where and by what it is computed."""
+    def describe(self, seeds: list[int], changed: list[str]) -> None:
+        """Writes what the run is: its configuration (and what was changed in it), its data, where it is computed."""
         if self.engine.is_main:
             write_text(self.folder / CONFIG, self.config.to_yaml())
             write_text(
                 self.folder / DATA, json.dumps(_data_record(self.dataset, self.config.data.image_size), indent=1)
             )
-        self.record.add("run", **_run_record(self.engine, seeds), cache=str(self.cache) if self.cache else None)
+        cache = str(self.cache) if self.cache else None
+        self.record.add("run", **_run_record(self.engine, seeds), cache=cache, changed=changed)
 
 
 def plan(config: RunConfig, seeds: int, baseline: bool) -> list[Arm]:
@@ -119,33 +123,81 @@ def plan(config: RunConfig, seeds: int, baseline: bool) -> list[Arm]:
     return arms
 
 
-def check_folder(folder: Path, config: RunConfig) -> None:
-    """A run directory is new, or holds this very run."""
+def check_folder(folder: Path, config: RunConfig, allow_changes: bool) -> list[str]:
+    """A run directory is new, or holds this very run, or one whose changes are allowed. Returns the changes."""
     if (folder / CONFIG).is_file():
-        old = parse_config(yaml.safe_load((folder / CONFIG).read_text()))
+        old = _written_config(folder / CONFIG)
         if old.cache is not None and config.cache is None:
             raise UserError(
                 f"'{folder}' holds a run whose students are advised by stored logits; go on with it with --cache DIR "
                 "(a folder without them has them made again), or choose another --out"
             )
         changed = differences(old, config)
-        if changed:
+        deciding = [line for line in changed if line.partition(":")[0] not in FREE]
+        if deciding and not allow_changes:
             raise UserError(
-                f"'{folder}' holds another run; it differs in {'; '.join(changed[:6])}"
-                + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
-                + "; choose another --out, or give the same data, preset and overrides to go on with it"
+                f"'{folder}' holds another run; it differs in {'; '.join(deciding[:6])}"
+                + (f" and {len(deciding) - 6} more" if len(deciding) > 6 else "")
+                + "; choose another --out, or give the same data, preset and overrides to go on with it, or "
+                "--allow-changes to go on with these"
             )
-    elif folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
+        return changed
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise UserError(f"'{folder}' exists and is no run directory; choose another --out")
+    return []
+
+
+def _written_config(path: Path) -> RunConfig:
+    try:
+        return parse_config(yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, ValueError) as error:  # a UserError is one
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"'{path}' is damaged or another version's: {reason}; restore it, or choose another --out"
+        ) from None
+
+
+def check_space(folder: Path, checkpoints: list[int], at_a_time: int) -> None:
+    """A disk that cannot hold what training writes is an error before anything is trained.
+
+    Args:
+        checkpoints: bytes of one of each network.
+        at_a_time: networks that are trained at the same time.
+    """
+    together = sum(sorted(checkpoints)[-at_a_time:])
+    # one more than is kept while it is written; and of each network its weights, at most half of its checkpoint
+    needed = (KEEP + 1) * together + sum(checkpoints) // 2
+    there = sum(path.stat().st_size for path in folder.rglob("*.*") if path.is_file())
+    free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
+    if free + there < needed:
+        raise UserError(
+            f"'{folder}' needs {_megabytes(max(checkpoints))} a checkpoint, {_megabytes(needed)} in all; "
+            f"{_megabytes(free)} are free on its disk; make room, or choose another --out"
+        )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.3g} MB"
 
 
 @contextmanager
 def owned(folder: Path, engine: Engine) -> Iterator[None]:
-    """Keeps a second program off the run directory; the lock of a program that died is free at once."""
+    """Keeps a second program off the run directory; the lock of a program that died is free at once.
+
+    Raises:
+        UserError: the folder cannot be made or written, or another program has it.
+    """
     if not engine.is_main:
         yield
         return
-    with (folder / LOCK).open("a+") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / LOCK).open("a+")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to '{folder}': {error.strerror}; make it writable, or choose another --out"
+        ) from None
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

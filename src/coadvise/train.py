@@ -22,6 +22,7 @@ from coadvise.loss import CLASS, LossWeights, co_advise_loss
 from coadvise.networks import Network
 from coadvise.optim import learning_rate, make_optimiser
 from coadvise.record import Recorder
+from coadvise.watch import Watch
 
 Advisers = Callable[[Batch], Mapping[str, Tensor]]  # logits by token: `Teachers`, or `StoredLogits` of a cache
 Progress = Callable[[str, int, int, Mapping[str, float]], None]  # part, steps done, steps in all, latest figures
@@ -59,7 +60,8 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
 
     Raises:
         Interrupted: a signal asked for a stop; the step at hand is saved.
-        UserError: the loss is no longer finite.
+        UserError: what is no longer finite stays so; or the checkpoint does not fit a configuration that was changed.
+        StorageError: a checkpoint or the record cannot be written.
     """
     recipe, network = job.recipe, job.network
     engine.prepare(network)  # first: optimiser and average follow the weights
@@ -68,14 +70,17 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
     optimiser = make_optimiser(network.model, recipe)
     averaged = ModelEmaV3(network, decay=recipe.ema, use_warmup=True, foreach=True) if recipe.ema else None
     answering = averaged.module if averaged else network
-    sums: dict[str, Tensor] = {}  # of the losses since the epoch began
-    first_step = _resume(job.part, network, optimiser, averaged, sums, checkpoints, record)
+    watch = Watch(job.part, network, optimiser, engine, record)
+    first_step = _resume(job.part, network, optimiser, averaged, watch, checkpoints, record)
+    if first_step >= last_step:
+        raise UserError(f"{job.part} is at step {first_step}, and would end at {last_step}; give it more epochs")
     model, optimiser = engine.setup(network, optimiser)
     evaluate_after = {math.ceil(recipe.epochs * (n + 1) / recipe.evaluations) for n in range(recipe.evaluations)}
     began = saved = time.monotonic()
     network.train()
 
     for step, micro_batches in enumerate(loader.steps(first_step, last_step), first_step):
+        engine.at = f"step {step + 1} of {job.part}"
         rate = learning_rate(step, per_epoch, recipe)
         for group in optimiser.param_groups:
             group["lr"] = rate
@@ -88,12 +93,10 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
                     advice = job.teachers(batch)
                 losses = co_advise_loss(model(batch.images), advice, batch.labels, job.weights)
                 engine.backward(losses["total"] / len(micro_batches))
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0) + value.detach() / len(micro_batches)
+            watch.see(advice, losses, len(micro_batches))
 
-        if recipe.clip:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
-        optimiser.step()
+        watch.judge(step + 1, _clip(network, recipe.clip))
+        optimiser.step()  # unless the watch forbids it
         optimiser.zero_grad(set_to_none=True)
         if averaged is not None:
             averaged.update(network, step)
@@ -102,20 +105,21 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
         epoch, within = divmod(step + 1, per_epoch)
         if within == 0:
             speed = round((step + 1 - first_step) * loader.batch_size / (time.monotonic() - began), 1)
-            figures = _mean_losses(sums, per_epoch, job.part, step + 1, engine)
+            figures = watch.mean_losses(per_epoch, step + 1)
             where = {"part": job.part, "seed": job.seed, "step": step + 1, "epoch": epoch}
             record.add("train", **where, learning_rate=rate, losses=dict(figures), images_per_second=speed)
             if epoch in evaluate_after:
                 logits = predict_logits(answering, job.val, job.views.image_size, engine, job.workers)
+                _check_answers(logits, job.part, step + 1)
                 scores = top1(logits, torch.from_numpy(job.val.labels), job.weights.trained_tokens)
                 record.add("eval", **where, top1=scores)
                 figures["top1"] = scores[CLASS]
-            sums.clear()
         progress(job.part, step + 1, last_step, figures)
 
         stop = engine.stop_requested and step + 1 < last_step
-        if stop or (within == 0 and time.monotonic() - saved >= job.checkpoint_seconds and step + 1 < last_step):
-            _save(step + 1, network, optimiser, averaged, sums, checkpoints, engine)
+        due = within == 0 and step + 1 < last_step and not watch.in_a_row  # while steps are skipped, keep what there is
+        if stop or (due and engine.agreed(time.monotonic() - saved >= job.checkpoint_seconds)):
+            _save(step + 1, network, optimiser, averaged, watch, checkpoints, engine)
             saved = time.monotonic()
         if stop:
             raise Interrupted(f"stopped at step {step + 1} of {last_step} of {job.part}")
@@ -124,18 +128,19 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
 
 
 def _save(
-    step: int, network: Network, optimiser: torch.optim.Optimizer, averaged: ModelEmaV3 | None, sums: dict[str, Tensor],
+    step: int, network: Network, optimiser: torch.optim.Optimizer, averaged: ModelEmaV3 | None, watch: Watch,
     checkpoints: Checkpoints, engine: Engine,
 ) -> None:  # fmt: skip
+    watch.read()
     if engine.is_main:
         ema = averaged.module.model.state_dict() if averaged else None
-        state = {"step": step, "optimiser": optimiser.state_dict(), "ema": ema, "sums": dict(sums)}
+        state = {"step": step, "optimiser": optimiser.state_dict(), "ema": ema, **watch.state()}
         checkpoints.save(step, network.model.state_dict(), state)
     engine.barrier()
 
 
 def _resume(
-    part: str, network: Network, optimiser: torch.optim.Optimizer, averaged: ModelEmaV3 | None, sums: dict[str, Tensor],
+    part: str, network: Network, optimiser: torch.optim.Optimizer, averaged: ModelEmaV3 | None, watch: Watch,
     checkpoints: Checkpoints, record: Recorder,
 ) -> int:  # fmt: skip
     """Puts everything back as the newest whole checkpoint has it. Returns the steps done."""
@@ -144,24 +149,41 @@ def _resume(
         record.say(f"{part}: damaged checkpoint passed over: {fault}")
     step = 0
     if folder is not None:
-        network.model.load_state_dict(read_weights(folder))
-        state = read_state(folder)
+        weights, state = read_weights(folder), read_state(folder)
         step = state["step"]
-        optimiser.load_state_dict(state["optimiser"])
-        if averaged is not None:
-            averaged.module.model.load_state_dict(state["ema"])
-        sums.update(state["sums"])
+        try:
+            network.model.load_state_dict(weights)
+            optimiser.load_state_dict(state["optimiser"])
+            if averaged is not None:
+                averaged.module.model.load_state_dict(state["ema"] or weights)
+        except (RuntimeError, ValueError):  # only a changed configuration can have brought us here
+            raise UserError(
+                f"{part}: '{folder}' is of another network; undo that change, or choose another --out"
+            ) from None
+        watch.load_state(state)
         record.say(f"{part}: going on from step {step}")
     record.rewind(part, step)
     return step
 
 
-def _mean_losses(sums: dict[str, Tensor], steps: int, part: str, step: int, engine: Engine) -> dict[str, float]:
-    """The epoch's mean losses over all processes: the one place where training waits for the device."""
-    means = engine.mean(torch.stack(list(sums.values())) / steps).tolist()
-    losses = dict(zip(sums, means, strict=True))
-    if not all(map(math.isfinite, means)):
+def checkpoint_bytes(network: Network, recipe: RecipeConfig) -> int:
+    """How large a checkpoint of a network is: its weights, AdamW's two averages of each gradient, averaged weights."""
+    weights = sum(value.numel() * value.element_size() for value in network.model.state_dict().values())
+    averages = sum(2 * p.numel() * p.element_size() for p in network.model.parameters() if p.requires_grad)
+    return weights * (2 if recipe.ema else 1) + averages
+
+
+def _clip(network: Network, largest: float) -> Tensor:
+    """The norm of the gradient, which is scaled down to `largest` where that is not 0."""
+    if largest:
+        return torch.nn.utils.clip_grad_norm_(network.parameters(), largest)
+    return torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+
+
+def _check_answers(logits: Mapping[str, Tensor], part: str, step: int) -> None:
+    """A network whose answers are no numbers has no score."""
+    if broken := [name for name, values in logits.items() if not values.isfinite().all()]:
         raise UserError(
-            f"{part}: the loss is no longer finite at step {step}: {losses}; lower learning_rate or set clip"
+            f"{part}: after step {step} its answers for validation images are not finite ({', '.join(broken)}); lower "
+            "learning_rate or set clip, and go on from the last checkpoint with --allow-changes, or start anew"
         )
-    return losses
