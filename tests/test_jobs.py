@@ -38,7 +38,7 @@ def test_two_networks_at_a_time_are_trained_as_one_after_the_other(
 def test_a_network_that_fails_is_said_and_the_run_goes_on_later(tiny_preset: str, tmp_path: Path) -> None:
     images = make_images(tmp_path / "images")
     poison = ["teachers.inv.recipe.learning_rate=1e30"]
-    with pytest.raises(UserError, match="teachers/inv: .* not finite .*lower learning_rate"):
+    with pytest.raises(UserError, match=r"teachers/inv: .* not finite .*lower learning_rate"):
         fit(images, tiny_preset, tmp_path / "run", jobs=2, overrides=poison)
     assert not (tmp_path / "run" / "teachers" / "inv").exists()
 
