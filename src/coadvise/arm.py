@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from coadvise.checkpoint import MANIFEST
+from coadvise.checkpoint import MANIFEST, DamagedError
 from coadvise.config import RecipeConfig, RunConfig, TeacherConfig
 from coadvise.data import draws
 from coadvise.data.audit import Dataset
 from coadvise.data.loader import whole_batch
 from coadvise.data.views import Views
 from coadvise.errors import UserError
-from coadvise.evaluate import in_order, predict_logits, save_predictions, scores
+from coadvise.evaluate import in_order, load_predictions, predict_logits, save_predictions, scores
 from coadvise.logit_cache import StoredLogits, cache_of, form_of
 from coadvise.loss import CLASS, LossWeights
 from coadvise.networks import Network, build_network, load_network, pretrained_classes
@@ -45,8 +45,12 @@ def train_arm(run: Run, arm: Arm) -> None:
     """Trains one network to its end, scores it, records the result; what is done already is not done again."""
     folder, config = run.folder / arm.part, run.config
     if is_done(run.folder, arm):
-        run.listener.say(f"{arm.name}: done already")
-        return
+        try:
+            load_predictions(run.folder, arm.part)
+            run.listener.say(f"{arm.name}: done already")
+            return
+        except DamagedError as error:
+            run.listener.say(f"{arm.name}: damaged predictions, made again: {error}")
     if (folder / MANIFEST).is_file():
         network = load_network(folder)
     elif not trained_here(arm, config):

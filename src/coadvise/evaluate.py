@@ -1,15 +1,17 @@
 """Scores: every token's logits for every validation image, and what follows from them."""
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from coadvise.checkpoint import fsync, storing
+from coadvise.checkpoint import DamagedError, fsync, storing
 from coadvise.data.audit import AuditedSplit
 from coadvise.data.loader import still_batches
 from coadvise.engine import Engine
@@ -136,14 +138,33 @@ def save_predictions(run: Path, part: str, logits: Mapping[str, Tensor], labels:
     tensors = {"labels": labels, **{f"logits.{name}": values.contiguous() for name, values in logits.items()}}
     with storing(path, beside):
         path.parent.mkdir(exist_ok=True)
-        save_file(tensors, beside)
+        save_file(tensors, beside, {"sha256": _digest(tensors)})
         beside.chmod(0o644)
         fsync(beside)
         beside.rename(path)
 
 
 def load_predictions(run: Path, part: str) -> tuple[dict[str, Tensor], Tensor]:
-    """(logits by token, labels) as `save_predictions` kept them."""
-    tensors = load_file(predictions_path(run, part))
+    """(logits by token, labels) as `save_predictions` kept them.
+
+    Raises:
+        DamagedError: the file is missing, truncated or changed.
+    """
+    path = predictions_path(run, part)
+    try:
+        with safe_open(path, framework="pt") as file:
+            wanted = (file.metadata() or {}).get("sha256")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(f"{path}: {error}") from None
+    if wanted not in (None, _digest(tensors)):  # earlier versions wrote none
+        raise DamagedError(f"{path}: its contents changed (sha256 differs)")
     labels = tensors.pop("labels")
     return {name.removeprefix("logits."): values for name, values in tensors.items()}, labels
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()
