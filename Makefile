@@ -7,7 +7,7 @@ BENCHMARKS ?= step student loader cache growth
 # A machine with a CUDA device gets the ordinary builds; any other the CPU builds (1.1 GB instead of 5.5 GB).
 CONSTRAINTS := $(if $(shell nvidia-smi -L 2>/dev/null),,-c constraints/cpu.txt)
 
-.PHONY: setup demo test check format bench clean
+.PHONY: setup demo test check format bench chaos clean
 
 setup: $(VENV)/.ready
 
@@ -33,6 +33,9 @@ format: setup
 
 bench: setup
 	for name in $(BENCHMARKS); do $(BIN)/coadvise bench $$name || exit 1; done
+
+chaos: setup  # faults at random, exits with 1 if anything was lost
+	PYTHONPATH=tests $(BIN)/python -m chaos
 
 clean:
 	rm -rf $(VENV) runs

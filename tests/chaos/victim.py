@@ -49,11 +49,7 @@ class _Calls:
         if event in ("call", "c_call"):
             self.count[False] += 1
             self.count[True] += self.depth > 0
-            if (
-                self.place
-                and self.count[self.place.saving] == self.place.number
-                and (self.depth or not self.place.saving)
-            ):
+            if self.place and self.count[self.place.saving] == self.place.number:
                 os.kill(os.getpid(), signal.SIGKILL)
         if ours and event == "return":
             self.depth -= 1
