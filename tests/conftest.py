@@ -1,7 +1,7 @@
 import os
 import shutil
-import tempfile
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

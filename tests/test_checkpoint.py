@@ -3,6 +3,10 @@
 import json
 import os
 import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,7 @@ from coadvise.checkpoint import (
     write_model,
     write_text,
 )
-from coadvise.errors import UserError
+from coadvise.errors import StorageError, UserError
 
 
 def content(step: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -138,6 +142,62 @@ def test_a_manifest_names_no_files_elsewhere(tmp_path: Path) -> None:
         read_manifest(folder)
 
 
+@given(st.integers(0, 10**6), st.integers(1, 255))
+def test_a_changed_byte_of_a_manifest_is_found_or_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, place: int, change: int
+) -> None:
+    folder = tmp_path_factory.mktemp("c") / "model"
+    write_folder(folder, content(1)[0], None, {"classes": ["red", "größer"], "mean": [0.5, 1e-7], "image_size": 32})
+    wanted = read_manifest(folder)
+    text = bytearray((folder / MANIFEST).read_bytes())
+    text[place % len(text)] ^= change
+    (folder / MANIFEST).write_bytes(text)
+    try:
+        unnoticed, fault = read_manifest(folder) == wanted, ""  # a space became another space
+    except DamagedError as error:
+        unnoticed, fault = False, str(error)
+    assert unnoticed or MANIFEST in fault
+
+
+def test_format_1_is_read_and_others_are_refused_with_their_version(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path / "c", 1)
+    folder = checkpoints.folder / "step-00000001"
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest[checkpoint.OWN]
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "format": 1}))
+    assert step_of(checkpoints.latest()[0]) == 1
+    for version in (0, checkpoint.FORMAT + 1):
+        sign(folder, {**manifest, "format": version})
+        with pytest.raises(
+            UserError, match=f"step-00000001' is of format {version}, this version of coadvise reads 1 and"
+        ):
+            checkpoints.latest()
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "format": checkpoint.FORMAT}))
+    with pytest.raises(DamagedError, match="sha256 differs"):
+        read_manifest(folder)
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.booleans()), min_size=1, max_size=8))
+def test_saving_never_drops_the_newest_whole_one(
+    tmp_path_factory: pytest.TempPathFactory, course: list[tuple[int, bool]]
+) -> None:
+    """Steps go on from what was whole, and any newest one may be damaged between two starts."""
+    folder, whole = tmp_path_factory.mktemp("c") / "c", dict[int, None]()
+    for steps, damage in course:
+        checkpoints = Checkpoints(folder)
+        found, _ = checkpoints.latest()
+        assert (step_of(found) if found else 0) == max(whole, default=0)
+        step = max(whole, default=0) + steps
+        checkpoints.save(step, *content(step))
+        whole[step] = None
+        kept = sorted(int(path.name.removeprefix("step-")) for path in folder.iterdir())
+        assert kept == sorted(whole)[-2:], "damaged ones are not kept in place of whole ones"
+        whole = dict.fromkeys(kept)
+        if damage:
+            (folder / f"step-{step:08d}" / WEIGHTS).write_bytes(b"")
+            del whole[step]
+
+
 def test_all_damaged_is_none_left(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path / "c", 1, 2)
     for folder in checkpoints.folder.iterdir():
@@ -145,6 +205,78 @@ def test_all_damaged_is_none_left(tmp_path: Path) -> None:
     folder, faults = checkpoints.latest()
     assert folder is None
     assert len(faults) == 2
+
+
+def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path / "c", 1)
+    (checkpoints.folder / "step-00000001").rename(checkpoints.folder / ".step-00000001.old")
+    assert step_of(checkpoints.latest()[0]) == 1
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("large", ["weights", "state"])
+def test_a_full_disk_leaves_no_partial_and_the_one_before(large: str, small_disk: Callable[[int], Path]) -> None:
+    checkpoints = saved(small_disk(1_000_000) / "c", 1)
+    weights, state = content(2)
+    (weights if large == "weights" else state)["big"] = torch.zeros(1_000_000)
+    with pytest.raises(StorageError, match=r"cannot write '.*step-00000002': .*No space left on device"):
+        checkpoints.save(2, weights, state)
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000001"]
+    checkpoints.save(2, *content(2))
+    assert step_of(checkpoints.latest()[0]) == 2
+
+
+def test_a_folder_that_has_gone_or_is_read_only_is_said(small_disk: Callable[[int], Path]) -> None:
+    disk = small_disk(1_000_000)
+    (disk / "run").mkdir()
+    checkpoints = saved(disk / "run" / "c", 1)
+    (disk / "run").rename(disk / "moved")
+    with pytest.raises(StorageError, match="No such file or directory"):
+        Checkpoints(disk / "run" / "checkpoints" / "part").save(2, *content(2))
+    assert not (disk / "run").exists(), "a run directory without its record was made again"
+    (disk / "moved").rename(disk / "run")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    with pytest.raises(StorageError, match="Read-only file system"):
+        checkpoints.save(2, *content(2))
+    with pytest.raises(StorageError, match="Read-only file system"):
+        write_text(disk / "text", "x")
+    assert step_of(checkpoints.latest()[0]) == 1
+
+
+# A process that saves on and on, and is killed by a real signal at the number-th call of a function of `os`.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from coadvise.checkpoint import Checkpoints
+name, number = sys.argv[2], int(sys.argv[3])
+original, calls = getattr(os, name), 0
+def call(*arguments, **keywords):
+    global calls
+    calls += 1
+    if calls == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments, **keywords)
+setattr(os, name, call)
+for step in range(1, 9):
+    Checkpoints(Path(sys.argv[1])).save(step, {"w": torch.full((3, 2), float(step))}, {"step": step})
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "number", "whole"),
+    [("fsync", 5, 1), ("fsync", 8, 1), ("fsync", 13, 2), ("rename", 3, 2), ("rmdir", 2, 4)],
+)
+def test_sigkill_inside_a_save_leaves_a_whole_one(function: str, number: int, whole: int, tmp_path: Path) -> None:
+    """Five fsyncs and a rename a save; from the third on, the oldest is removed."""
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "c", function, str(number)])
+    assert done.returncode == -signal.SIGKILL
+    checkpoints = Checkpoints(tmp_path / "c")
+    found, faults = checkpoints.latest()
+    assert step_of(found) == whole
+    assert torch.equal(read_weights(found)["w"], torch.full((3, 2), float(whole)))  # type: ignore[arg-type]
+    assert not faults
+    assert not list(checkpoints.folder.glob(".*")), "what was half-written is swept"
 
 
 class CrashError(Exception):

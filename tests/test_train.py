@@ -1,7 +1,8 @@
+import os
 import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tiny import Stopper, assert_same_weights, make_images, never, records
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from coadvise import checkpoint
 from coadvise.checkpoint import Checkpoints
 from coadvise.config import AugmentConfig, EngineConfig, ModelConfig, RecipeConfig
 from coadvise.data.audit import Dataset, audit
@@ -136,6 +138,91 @@ def test_stopped_after_every_step_it_ends_bit_for_bit_the_same(dataset: Dataset,
             case.start(dataset, tmp_path / "stopped", Stopper(lambda part, step: True).progress)
     assert_same_weights(case.start(dataset, tmp_path / "stopped").state_dict(), wanted)
     assert records(tmp_path / "stopped") == records(tmp_path / "undisturbed")
+
+
+def test_signals_inside_an_accumulation_window_and_while_saving_wait_their_turn(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first comes after the third of four micro-batches of step 5, others at every fsync of the save."""
+    case = CASES["dropout, all at once"]
+    wanted = snapshot(case.start(dataset, tmp_path / "undisturbed"))
+    backward, fsync, calls, saves = Engine.backward, checkpoint.fsync, [], []
+
+    def signal_in_the_window(self: Engine, loss: Tensor) -> None:
+        backward(self, loss)
+        calls.append(loss)
+        if len(calls) == 4 * 4 + 3:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    def signal_in_the_save(path: Path) -> None:
+        saves.append(path)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        fsync(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "backward", signal_in_the_window)
+        patch.setattr(checkpoint, "fsync", signal_in_the_save)
+        with pytest.raises(Interrupted, match="stopped at step 5 of 9"):
+            case.start(dataset, tmp_path / "stopped")
+    assert len(calls) == 5 * 4
+    assert saves
+    found, faults = Checkpoints(tmp_path / "stopped" / "checkpoints").latest()
+    assert found is not None
+    assert (found.name, faults) == ("step-00000005", [])
+    assert_same_weights(case.start(dataset, tmp_path / "stopped").state_dict(), wanted)
+    assert records(tmp_path / "stopped") == records(tmp_path / "undisturbed")
+
+
+def test_another_number_of_workers_goes_on_bit_for_bit(dataset: Dataset, tmp_path: Path) -> None:
+    before, after = Case(augment=MIXED, workers=2), Case(augment=MIXED, workers=1)
+    wanted = snapshot(Case(augment=MIXED).start(dataset, tmp_path / "undisturbed"))
+    with pytest.raises(Interrupted):
+        before.start(dataset, tmp_path / "stopped", Stopper(lambda part, step: step == 4).progress)
+    assert_same_weights(after.start(dataset, tmp_path / "stopped").state_dict(), wanted)
+    assert records(tmp_path / "stopped") == records(tmp_path / "undisturbed")
+
+
+class Poisoned(Teacher):
+    """A teacher that answers NaN in some calls, counted from 1."""
+
+    def __init__(self, calls: set[int], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.calls, self.count = calls, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.count += 1
+        return super().forward(images) + (float("nan") if self.count in self.calls else 0.0)
+
+
+def poisoned(dataset: Dataset, folder: Path, steps: set[int], progress: Progress, **more: Any) -> Network:
+    job = Case(ALIGNED, augment=MIXED, **more).job(dataset)
+    teachers = dict(job.teachers.by_token)
+    teachers["conv"] = Poisoned(steps, "conv", teachers["conv"].network, CLASSES)
+    job = replace(job, teachers=Teachers(teachers))
+    quiet = Recorder(folder, True, lambda text: None)
+    return train(job, Checkpoints(folder / "checkpoints"), Engine(EngineConfig(device="cpu")), quiet, progress)
+
+
+def test_a_teacher_s_nan_costs_its_step_and_no_other(dataset: Dataset, tmp_path: Path) -> None:
+    network = poisoned(dataset, tmp_path, {2, 5}, Stopper(never).progress)
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+    skipped, terms = records(tmp_path, "skipped"), ["conv teacher's logits", "total loss", "conv loss", "gradient"]
+    assert [(r["part"], r["step"], r["terms"]) for r in skipped] == [("part", 2, terms), ("part", 5, terms)]
+    losses = [value for r in records(tmp_path, "train") for value in r["losses"].values()]
+    assert len(losses) == 3 * 4
+    assert np.isfinite(losses).all()
+
+
+def test_while_steps_are_skipped_the_last_finite_checkpoint_is_kept(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"part: the loss is no longer finite: up to step 9 a whole epoch skipped for .*conv"
+    ):
+        poisoned(dataset, tmp_path, set(range(6, 10)), Stopper(never).progress, checkpoint_seconds=0)
+    found, faults = Checkpoints(tmp_path / "checkpoints").latest()
+    assert found is not None
+    assert (found.name, faults) == ("step-00000003", [])
+    assert all(value.isfinite().all() for value in load_file(found / "model.safetensors").values())
 
 
 class CrashError(Exception):

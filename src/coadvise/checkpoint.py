@@ -135,8 +135,10 @@ class Checkpoints:
             self.folder.parent.mkdir(exist_ok=True)
             self.folder.mkdir(exist_ok=True)
             write_folder(new, weights, state, {"step": step, "torch": torch.__version__})
-            while self.damaged:  # they count for nothing: a whole one must not be dropped in their place
-                shutil.rmtree(self.damaged.pop(), ignore_errors=True)
+            for other in self.damaged:  # they count for nothing: a whole one must not be dropped in their place
+                if other != new:
+                    shutil.rmtree(other, ignore_errors=True)
+            self.damaged.clear()
             for old in self._all()[: -self.keep]:
                 shutil.rmtree(old)
 

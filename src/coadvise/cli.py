@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -304,6 +305,8 @@ def main() -> None:
         print(f"coadvise: {error}", file=sys.stderr)
         sys.exit(LOST)
     except Interrupted as stop:
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # all is saved; leave with the code that says so
+            signal.signal(name, signal.SIG_IGN)
         print(f"coadvise: {stop}; run the same command again to go on", file=sys.stderr)
         sys.exit(RESUMABLE)
     except BrokenPipeError:  # the reader of our output has gone
