@@ -177,7 +177,7 @@ def test_where_the_disk_is_full_nothing_half_written_is_left(cache: LogitCache) 
     store(cache, 0)
     before = {path: path.read_bytes() for path in cache.folder.iterdir()}
     for size in (100, cache.shard(0).stat().st_size):  # too little for the shard; enough for it, not for cache.json
-        with full_disk(size), pytest.raises(StorageError, match="cannot write .*: File too large; .*make room"):
+        with full_disk(size), pytest.raises(StorageError, match=r"cannot write .*: File too large; .*make room"):
             store(cache, 1)
         assert {path: path.read_bytes() for path in cache.folder.iterdir()} == before
     assert store(cache, 1)
