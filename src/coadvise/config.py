@@ -297,6 +297,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a word
         with suppress(ValueError):
             value = float(value)
+    if path.endswith(".model"):  # the preset's arguments are those of the preset's model
+        _set(values, f"{path}_kwargs", {})
     _set(values, path, value)
 
 
