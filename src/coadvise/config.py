@@ -241,6 +241,14 @@ def load_config(
     return parse_config(values)
 
 
+def parse_arguments(overrides: Sequence[str]) -> dict[str, Any]:
+    """`a=1`, `b.c=[2]` to a nested dict, values as YAML reads them. Raises UserError."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply(values, override)
+    return values
+
+
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
     """Checks a nested dict against `RunConfig`. Raises UserError with all faults at once."""
     try:
