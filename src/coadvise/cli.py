@@ -172,10 +172,21 @@ def predict(
 
 
 @app.command()
-def models(as_json: AsJson = False) -> None:
+def models(
+    table: Annotated[
+        bool, typer.Option("--table", help="Count and time every network of the paper, as Markdown (docs/MODELS.md).")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the networks that come with coadvise; any timm model can be a teacher too."""
     from coadvise.models import describe_models
+    from coadvise.zoo import default_setting, document, measure
 
+    if table:
+        setting = default_setting()
+        for line in document(measure(setting), setting):
+            print(line)
+        return
     rows = describe_models()
     if as_json:
         print(json.dumps(rows))
