@@ -91,7 +91,7 @@ def test_a_measured_row_becomes_a_line() -> None:
     assert images_per_second(row.entry, setting) > 0
     lines = list(document([Row(row.entry, 4_355_800, 809_430_528, 12.345)], setting))
     assert (
-        "| student of other bias | Mixer-Ti, one output | `mixer_tiny_coadvised, separate_heads=False` | 4.356 | – "
+        "| student of other bias | Mixer-Ti, one output | `mixer_tiny_coadvised, token_names=[]` | 4.356 | – "
         "| not given | 0.809 | 12.3 |"
     ) in lines
     assert default_setting().device.type in ("cpu", "cuda")

@@ -84,7 +84,7 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _create(about, pretrained)
-    if tokens and not isinstance(network.model, TokenModel):
+    if tokens is not None and not isinstance(network.model, TokenModel):
         raise UserError(f"model '{config.model}' has no tokens for teachers to advise{_STUDENTS}")
     return network
 

@@ -73,9 +73,9 @@ ENTRIES = (
     Entry(INVOLUTION, "RedNet-50", "rednet50", paper="15.5"),
     Entry(INVOLUTION, "RedNet-101", "rednet101", paper="25.6"),
     Entry(INVOLUTION, "RedNet-152", "rednet152", paper="34.0"),
-    Entry(OTHER, "ResNet-10, one output", "resnet10_coadvised", {"separate_heads": False}),
+    Entry(OTHER, "ResNet-10, one output", "resnet10_coadvised", {"token_names": []}),
     Entry(OTHER, "ResNet-10, separate heads", "resnet10_coadvised"),
-    Entry(OTHER, "Mixer-Ti, one output", "mixer_tiny_coadvised", {"separate_heads": False}),
+    Entry(OTHER, "Mixer-Ti, one output", "mixer_tiny_coadvised", {"token_names": []}),
     Entry(OTHER, "Mixer-Ti, separate heads", "mixer_tiny_coadvised"),
     Entry(TRANSFORMER, "ViT-B/16", "vit_base_patch16_224", paper="86"),
     Entry(

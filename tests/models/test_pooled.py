@@ -1,4 +1,4 @@
-"""Students without a sequence: every token reads the same features, through a head of its own or through one output."""
+"""Students without a sequence: every token reads the same features through a head of its own."""
 
 from typing import Any
 
@@ -34,9 +34,8 @@ def images() -> Tensor:
 
 
 @pytest.mark.parametrize("names", [(), ("conv",), ("conv", "inv"), ("a", "b", "c")])
-@pytest.mark.parametrize("separate", [True, False])
-def test_any_tokens_in_their_order_training_or_not(name: str, names: tuple[str, ...], separate: bool) -> None:
-    net = student(name, token_names=names, separate_heads=separate)
+def test_any_tokens_in_their_order_training_or_not(name: str, names: tuple[str, ...]) -> None:
+    net = student(name, token_names=names)
     for training in (False, True):
         net.train(training)
         tokens = net.forward_tokens(images())
@@ -57,30 +56,17 @@ def test_each_teacher_has_a_head_of_its_own(name: str) -> None:
     assert net.advised_heads() == [net.heads()["conv"], net.heads()["inv"]]
 
 
-def test_one_output_takes_the_gradient_of_every_teacher(name: str) -> None:
-    net = student(name, separate_heads=False)
-    assert net.advised_heads() == []
-    assert all(head is net.get_classifier() for head in net.heads().values())
-    gradients = []
-    for tokens in (("class",), ("conv",), ("class", "conv")):
-        net.zero_grad()
-        answers = net.forward_tokens(images())
-        sum(answers[token].square().sum() for token in tokens).backward()
-        gradients.append(net.get_classifier().weight.grad.clone())
-    torch.testing.assert_close(gradients[2], gradients[0] + gradients[1])
-
-
-def test_one_output_has_no_parameter_more_than_without_tokens(name: str) -> None:
-    one, none = student(name, separate_heads=False), student(name, token_names=())
-    assert one.state_dict().keys() == none.state_dict().keys()
-    separate = student(name)
-    extra = separate.state_dict().keys() - none.state_dict().keys()
+def test_without_tokens_it_is_the_plain_network(name: str) -> None:
+    one, separate = student(name, token_names=()), student(name)
+    assert one.advised_heads() == []
+    extra = separate.state_dict().keys() - one.state_dict().keys()
     assert extra == {f"head_{token}.{part}" for token in ("conv", "inv") for part in ("weight", "bias")}
+    one.load_state_dict({key: value for key, value in separate.state_dict().items() if key not in extra})
+    torch.testing.assert_close(one(images()), separate(images()))
 
 
-@pytest.mark.parametrize("separate", [True, False])
-def test_all_heads_are_reset(name: str, separate: bool) -> None:
-    net = student(name, separate_heads=separate)
+def test_all_heads_are_reset(name: str) -> None:
+    net = student(name)
     net.reset_classifier(3)
     assert {token: logits.shape for token, logits in net.forward_tokens(images()).items()} == dict.fromkeys(
         ("class", "conv", "inv"), (2, 3)
@@ -92,11 +78,10 @@ def test_all_heads_are_reset(name: str, separate: bool) -> None:
         torch.testing.assert_close(answer, pooled)
 
 
-@pytest.mark.parametrize("separate", [True, False])
-def test_a_checkpoint_with_other_classes_keeps_all_but_the_heads(name: str, separate: bool) -> None:
-    first = student(name, separate_heads=separate)
+def test_a_checkpoint_with_other_classes_keeps_all_but_the_heads(name: str) -> None:
+    first = student(name)
     overlay = {"state_dict": first.state_dict(), "num_classes": 5}
-    arguments = {**TINY[name], "num_classes": 7, "separate_heads": separate}
+    arguments = {**TINY[name], "num_classes": 7}
     second = timm.create_model(name, **arguments, pretrained=True, pretrained_cfg_overlay=overlay).eval()
     torch.testing.assert_close(second.forward_features(images()), first.forward_features(images()))
     assert second.forward_tokens(images())["inv"].shape == (2, 7)
@@ -122,7 +107,7 @@ def test_a_mixer_pools_by_the_mean_only() -> None:
 
 def test_the_paper_s_sizes() -> None:
     with torch.device("meta"):
-        resnet, mixer = (timm.create_model(name, separate_heads=False) for name in OTHER_BIAS)
+        resnet, mixer = (timm.create_model(name, token_names=()) for name in OTHER_BIAS)
     assert [len(stage) for stage in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)] == [1, 1, 1, 1]
     assert sum(p.numel() for p in resnet.parameters()) == 5_418_792  # He et al.'s blocks, (1, 1, 1, 1), 1000 classes
     assert (len(mixer.blocks), mixer.embed_dim) == (12, 192)

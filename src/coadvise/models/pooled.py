@@ -1,7 +1,7 @@
 """Students of another bias than the transformer's: ResNet-10 and Mixer-Ti (Co-advise, Table 4).
 
-They have no sequence to put a token into, so all their tokens read the same pooled features: through a head each, or
-through one output that labels and every teacher shape together.
+They have no sequence to put a token into, so a token of theirs is a head of its own on the same pooled features. With
+``token_names=()`` there is one output, which labels and all teachers can shape together.
 """
 
 from __future__ import annotations
@@ -21,39 +21,24 @@ from coadvise.models.tokens import CLASS_TOKEN, PAPER_TOKENS, TokenModel, check_
 
 
 class PooledTokens(TokenModel, nn.Module):
-    """Tokens for a timm model of pooled features; goes before the model among a class's bases.
+    """Tokens for a timm model of pooled features; goes before the model among a class's bases."""
 
-    Attributes:
-        separate_heads: Whether each token has a head of its own; without, the class token's answer is every token's.
-    """
-
-    separate_heads: bool
     get_classifier: Callable[[], nn.Module]
     forward_features: Callable[[Tensor], Tensor]
     forward_head: Callable[..., Tensor]
 
-    def _add_tokens(self, token_names: Sequence[str], separate_heads: bool) -> None:
-        self.token_names = check_token_names(token_names)
-        self.separate_heads = separate_heads
-        self._build_token_heads()
-
     def _build_token_heads(self) -> None:
         """Give each token a head that starts as the class token's does."""
-        if self.separate_heads:
-            for name in self.token_names:
-                self.add_module(f"head_{name}", copy.deepcopy(self.get_classifier()))
+        for name in self.token_names:
+            self.add_module(f"head_{name}", copy.deepcopy(self.get_classifier()))
 
     def heads(self) -> dict[str, nn.Module]:
-        """Return every token's head by name, the class token's first; all are that one where there is one output."""
-        own = self.get_classifier()
-        others = {name: self.get_submodule(f"head_{name}") if self.separate_heads else own for name in self.token_names}
-        return {CLASS_TOKEN: own, **others}
+        """Return every token's head by name, the class token's first."""
+        return {CLASS_TOKEN: self.get_classifier()} | {n: self.get_submodule(f"head_{n}") for n in self.token_names}
 
     def forward_tokens(self, x: Tensor) -> dict[str, Tensor]:
         """Map images [B, C, H, W] to logits [B, num_classes] by token: ``"class"``, then ``token_names`` in order."""
         pooled = self.forward_head(self.forward_features(x), pre_logits=True)
-        if not self.separate_heads:
-            return dict.fromkeys((CLASS_TOKEN, *self.token_names), self.get_classifier()(pooled))
         return {name: head(pooled) for name, head in self.heads().items()}
 
 
@@ -61,22 +46,17 @@ class CoadvisedResNet(PooledTokens, BasicResNet):
     """ResNet-10, a basic block a stage: the student with a convolution's bias.
 
     Args:
-        token_names: One name a teacher.
-        separate_heads: A head for each; False for one output.
+        token_names: One name a head beside the class token's.
         arguments: ``BasicResNet``'s.
 
     Raises:
         UserError: Token names that are not allowed, or what ``BasicResNet`` refuses.
     """
 
-    def __init__(
-        self,
-        token_names: Sequence[str] = PAPER_TOKENS,
-        separate_heads: bool = True,
-        **arguments: Any,
-    ) -> None:
+    def __init__(self, token_names: Sequence[str] = PAPER_TOKENS, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._add_tokens(token_names, separate_heads)
+        self.token_names = check_token_names(token_names)
+        self._build_token_heads()
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace all heads by fresh ones; 0 classes leave them out."""
@@ -88,8 +68,7 @@ class CoadvisedMixer(PooledTokens, MlpMixer):
     """MLP-Mixer (Tolstikhin et al., 2021): the student that mixes positions by learned weights, without attention.
 
     Args:
-        token_names: One name a teacher.
-        separate_heads: A head for each; False for one output.
+        token_names: One name a head beside the class token's.
         num_classes: Classes of every head; 0 leaves all heads out.
         global_pool: ``"avg"``, or ``""`` for all positions before a head (then ``num_classes`` must be 0).
         arguments: The other arguments of timm's ``MlpMixer``.
@@ -103,14 +82,14 @@ class CoadvisedMixer(PooledTokens, MlpMixer):
     def __init__(
         self,
         token_names: Sequence[str] = PAPER_TOKENS,
-        separate_heads: bool = True,
         num_classes: int = 1000,
         global_pool: str = "avg",
         **arguments: Any,
     ) -> None:
         _check_pool(global_pool, num_classes)
         super().__init__(num_classes=num_classes, global_pool=global_pool, **arguments)
-        self._add_tokens(token_names, separate_heads)
+        self.token_names = check_token_names(token_names)
+        self._build_token_heads()
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of weights that no decay applies to, beyond norms and biases: none."""
@@ -138,8 +117,8 @@ def _check_pool(global_pool: str, num_classes: int) -> None:
 def _overlay(own_head: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """What timm looks up when a checkpoint has other classes: the names of all heads."""
     names = check_token_names(arguments.get("token_names", PAPER_TOKENS))
-    heads = [f"head_{name}" for name in names] if arguments.get("separate_heads", True) else []
-    return {"classifier": (own_head, *heads), **(arguments.pop("pretrained_cfg_overlay", None) or {})}
+    heads = (own_head, *(f"head_{name}" for name in names))
+    return {"classifier": heads, **(arguments.pop("pretrained_cfg_overlay", None) or {})}
 
 
 default_cfgs = generate_default_cfgs(

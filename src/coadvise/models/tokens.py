@@ -28,7 +28,7 @@ class TokenModel(ABC):
 
     @abstractmethod
     def heads(self) -> dict[str, nn.Module]:
-        """Return every token's head by name, the class token's first. Tokens may share one."""
+        """Return every token's head by name, the class token's first."""
 
     @abstractmethod
     def forward_tokens(self, x: Tensor) -> dict[str, Tensor]:
@@ -36,8 +36,7 @@ class TokenModel(ABC):
 
     def advised_heads(self) -> list[nn.Module]:
         """Return the heads that only a teacher's advice gives a gradient to."""
-        own, *others = self.heads().values()
-        return [head for head in others if head is not own]
+        return [head for name, head in self.heads().items() if name != CLASS_TOKEN]
 
 
 def check_token_names(token_names: Sequence[str]) -> tuple[str, ...]:
