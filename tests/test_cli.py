@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 import yaml
 from tiny import contents, make_images, records, request_stop, run_program
 
@@ -160,6 +162,30 @@ def test_models_and_presets(cli: Cli) -> None:
     for name in preset_names():
         assert yaml.safe_load(cli("presets", name)[1])["student"]["model"]
         assert json.loads(cli("presets", name, "--json")[1])["student"]["model"]
+
+
+def test_convert(cli: Cli, tmp_path: Path) -> None:
+    deit = timm.create_model("deit_tiny_distilled_patch16_224", depth=1, embed_dim=64, num_heads=1, num_classes=3)
+    torch.save({"model": deit.state_dict()}, tmp_path / "deit.pth")
+    out = tmp_path / "student.safetensors"
+    code, said, err = cli("convert", tmp_path / "deit.pth", "--out", out, "--distillation-token", "inv")
+    assert (code, err) == (0, "")
+    first, note, call = said.splitlines()
+    assert first.startswith(f"{tmp_path / 'deit.pth'}: distilled DeiT, ")
+    assert note == "token 'conv' is freshly initialised: its vector, its position and its head"
+    model = eval(call, {"timm": timm})
+    assert torch.equal(model.head_inv.weight, deit.head_dist.weight)
+    code, said, _ = cli("convert", tmp_path / "deit.pth", "--out", out, "token_names=[a, b]", "num_heads=2", "--json")
+    answer = json.loads(said)
+    assert (code, answer["model"], answer["out"]) == (0, "cit_tiny_patch16_224", str(out))
+    assert (answer["arguments"]["token_names"], answer["arguments"]["num_heads"]) == (["a", "b"], 2)
+    assert answer["notes"] == ["token 'b' is freshly initialised: its vector, its position and its head"]
+    out.unlink()
+    torch.save({"model": {**deit.state_dict(), "neck.weight": torch.zeros(1)}}, tmp_path / "deit.pth")
+    refused(cli("convert", tmp_path / "deit.pth", "--out", out), "keys without a place here: neck.weight;")
+    refused(cli("convert", tmp_path / "none.pth", "--out", out), "no checkpoint")
+    refused(cli("convert", tmp_path / "deit.pth", "num_heads", "--out", out), "'num_heads' is not an override")
+    assert not out.exists()
 
 
 def test_a_preset_file_is_printed_too(cli: Cli, tiny_preset: str) -> None:

@@ -154,6 +154,15 @@ def test_later_overrides_win_and_seed_and_source_come_last() -> None:
     assert load_config("digits", ["seed=1"], seed=5).seed == 5
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_new_model_drops_the_preset_s_arguments(first: int) -> None:
+    assert load_config("digits").teachers["conv"].model_kwargs
+    overrides = ["teachers.conv.model=resnet18", "teachers.conv.model_kwargs.drop_rate=0.1"]
+    config = load_config("digits", [overrides[first], overrides[1 - first]])
+    assert config.teachers["conv"].model_kwargs == {"drop_rate": 0.1}
+    assert config.student == load_config("digits").student
+
+
 def test_an_alias_is_overridden_alone(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(

@@ -10,7 +10,7 @@ from tiny import assert_same_weights
 from coadvise.checkpoint import MANIFEST
 from coadvise.config import ModelConfig
 from coadvise.errors import UserError
-from coadvise.models import Student
+from coadvise.models import TokenModel
 from coadvise.networks import build_network, load_network, pretrained_classes
 
 CLASSES = ("ant", "bee", "cow", "dog")
@@ -46,7 +46,7 @@ def test_answers_have_one_structure_training_or_not(
         assert isinstance(alone, torch.Tensor)
         assert alone.shape == (3, len(CLASSES))
     assert torch.equal(alone, logits["class"])
-    assert isinstance(network.model, Student) == bool(tokens)
+    assert isinstance(network.model, TokenModel) == bool(tokens)
 
 
 @pytest.mark.parametrize("config", [CONV, STUDENT])
@@ -57,7 +57,7 @@ def test_each_network_normalises_by_its_own_figures(config: ModelConfig, monkeyp
     assert network.std.flatten().tolist() == pytest.approx(settings["std"])
     seen: list[torch.Tensor] = []
     network.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    if isinstance(network.model, Student):
+    if isinstance(network.model, TokenModel):
         monkeypatch.setattr(network.model, "forward_tokens", lambda x: seen.append(x) or {"class": x})
     images = torch.rand(2, 3, 16, 16)
     network(images)

@@ -7,10 +7,11 @@ from coadvise.config import RunConfig, load_config
 from coadvise.errors import UserError
 from coadvise.fit import fit
 from coadvise.loss import Advice, LossWeights, co_advise_loss
+from coadvise.models.published import load_published
 from coadvise.predict import Prediction, TrainedStudent, load
 
 __all__ = [
     "Advice", "LossWeights", "Prediction", "RunConfig", "TrainedStudent", "UserError",
-    "build_cache", "co_advise_loss", "fit", "load", "load_config",
+    "build_cache", "co_advise_loss", "fit", "load", "load_config", "load_published",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -17,6 +17,7 @@ from coadvise.errors import UserError
 from coadvise.evaluate import in_order, load_predictions, predict_logits, save_predictions, scores
 from coadvise.logit_cache import StoredLogits, cache_of, form_of
 from coadvise.loss import CLASS, LossWeights
+from coadvise.models import TokenModel
 from coadvise.networks import Network, build_network, load_network, pretrained_classes
 from coadvise.record import last_of, read_records
 from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Run
@@ -128,9 +129,10 @@ def initial_network(arm: Arm, config: RunConfig, classes: Sequence[str]) -> Netw
         teacher = config.teachers[arm.teacher]
         return build_network(teacher, classes, config.data.image_size, teacher_seed(config.seed, arm.teacher))
     network = build_network(config.student, classes, config.data.image_size, arm.seed, tokens=config.tokens)
+    assert isinstance(network.model, TokenModel)
     if arm.role == ALONE:  # heads that nobody advises get no gradient
-        for token in config.tokens:
-            network.model.get_submodule(f"head_{token}").requires_grad_(False)
+        for head in network.model.advised_heads():
+            head.requires_grad_(False)
     return network
 
 

@@ -192,6 +192,20 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"damaged model: {error}; train it again or restore the file") from None
 
 
+def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Replaces a safetensors file whole or not at all."""
+    beside = path.with_name(f".{path.name}.part")
+    with storing(path, beside):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, beside, dict(metadata)
+        )
+        beside.chmod(0o644)  # safetensors leaves 0600
+        fsync(beside)
+        beside.rename(path)
+        fsync(path.parent)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces a text file whole or not at all."""
     beside = path.with_name(f".{path.name}.part")

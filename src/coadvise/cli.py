@@ -181,10 +181,21 @@ def predict(
 
 
 @app.command()
-def models(as_json: AsJson = False) -> None:
+def models(
+    table: Annotated[
+        bool, typer.Option("--table", help="Count and time every network of the paper, as Markdown (docs/MODELS.md).")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the networks that come with coadvise; any timm model can be a teacher too."""
     from coadvise.models import describe_models
+    from coadvise.zoo import default_setting, document, measure
 
+    if table:
+        setting = default_setting()
+        for line in document(measure(setting), setting):
+            print(line)
+        return
     rows = describe_models()
     if as_json:
         print(json.dumps(rows))
@@ -245,6 +256,34 @@ def study(
         terminal.bars.stop()
     if as_json:
         print(json.dumps(result))
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A published checkpoint: .pt, .pth or .safetensors.")],
+    out: Annotated[Path, typer.Option(help="The file to write, ending in .safetensors.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="What shapes do not show, such as num_heads=3 or token_names=[conv].")
+    ] = None,
+    distillation_token: Annotated[
+        str | None, typer.Option(help="The token that takes a distilled DeiT's; default the first.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rewrite a published RedNet, Co-advise student or DeiT for timm.create_model."""
+    from coadvise.config import parse_arguments
+    from coadvise.models.published import convert as run_convert
+
+    found = run_convert(checkpoint, out, distillation_token, **parse_arguments(arguments or []))
+    if as_json:
+        about = {"layout": found.layout, "model": found.model, "arguments": found.arguments, "notes": found.notes}
+        print(json.dumps({"out": str(out), **about}))
+        return
+    print(f"{checkpoint}: {found.layout}, {sum(value.numel() for value in found.weights.values()) / 1e6:.2f} M numbers")
+    for note in found.notes:
+        print(note)
+    settings = "".join(f", {key}={value!r}" for key, value in found.arguments.items())
+    print(f"timm.create_model('{found.model}', checkpoint_path='{out}'{settings})")
 
 
 @app.command()

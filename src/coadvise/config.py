@@ -244,6 +244,14 @@ def load_config(
     return parse_config(values)
 
 
+def parse_arguments(overrides: Sequence[str]) -> dict[str, Any]:
+    """`a=1`, `b.c=[2]` to a nested dict, values as YAML reads them. Raises UserError."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply(values, override)
+    return values
+
+
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
     """Checks a nested dict against `RunConfig`. Raises UserError with all faults at once."""
     try:
@@ -300,6 +308,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a word
         with suppress(ValueError):
             value = float(value)
+    if path.endswith(".model"):  # the preset's arguments are those of the preset's model
+        _set(values, f"{path}_kwargs", {})
     _set(values, path, value)
 
 

@@ -13,9 +13,10 @@ from coadvise.checkpoint import read_model, write_model
 from coadvise.config import ModelConfig, nearest
 from coadvise.errors import UserError
 from coadvise.loss import CLASS
-from coadvise.models import Student
+from coadvise.models import STUDENTS, Student, TokenModel
 from coadvise.models.folding import fold_batch_norms, sample_images
 
+_STUDENTS = f"; students are {', '.join(STUDENTS)}"
 _ABOUT = ("model", "model_kwargs", "classes", "image_size", "mean", "std")
 
 
@@ -23,7 +24,7 @@ class Network(nn.Module):
     """Images [B, 3, H, W] in 0..1 to logits by token; a model without tokens answers as "class" alone.
 
     Args:
-        model: a timm model or a `Student`.
+        model: a timm model, of which a `TokenModel` answers by every token.
         about: its name, arguments and classes, as `build_network` makes it and the manifest keeps it.
     """
 
@@ -51,7 +52,7 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         x = (images - self.mean) / self.std
-        if isinstance(self.model, Student):
+        if isinstance(self.model, TokenModel):
             return self.model.forward_tokens(x)
         return {CLASS: self.model(x)}
 
@@ -82,7 +83,8 @@ def build_network(
         tokens: the names of the student's tokens beside the class token; None for a teacher.
 
     Raises:
-        UserError: no such model, arguments it does not take, or published weights that cannot be fetched.
+        UserError: no such model, a student without tokens, arguments it does not take, or published weights that cannot
+            be fetched.
     """
     _known(config.model)
     arguments = dict(config.model_kwargs)
@@ -91,7 +93,10 @@ def build_network(
     about = {"model": config.model, "model_kwargs": arguments, "classes": list(classes), "image_size": image_size}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _create(about, pretrained)
+        network = _create(about, pretrained)
+    if tokens is not None and not isinstance(network.model, TokenModel):
+        raise UserError(f"model '{config.model}' has no tokens for teachers to advise{_STUDENTS}")
+    return network
 
 
 def pretrained_classes(model: str) -> list[str]:
@@ -138,7 +143,8 @@ def _create(about: dict[str, Any], pretrained: bool) -> Network:
     try:
         model = timm.create_model(about["model"], pretrained=pretrained, num_classes=len(about["classes"]), **arguments)
     except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"model '{about['model']}' cannot be made with {arguments}: {error}") from None
+        hint = _STUDENTS if "token_names" in str(error) else ""
+        raise UserError(f"model '{about['model']}' cannot be made with {arguments}: {error}{hint}") from None
     except OSError as error:
         raise UserError(f"the published weights of '{about['model']}' cannot be had: {error}") from None
     settings = model.pretrained_cfg

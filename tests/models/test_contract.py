@@ -1,29 +1,38 @@
 """timm's model contract, for every registered network."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
-from coadvise.models import MODELS, REDNETS, RESNETS, STUDENTS
+from coadvise.models import MODELS, REDNETS, RESNETS, TRANSFORMERS
 
 # Each at a size that a test can pay for; the class behind it is the registered one.
 CHEAP: dict[str, dict[str, Any]] = {
     **{name: {"depths": (1, 1, 1, 1), "widths": (64, 128, 128, 192), "stem_width": 32} for name in REDNETS[:-1]},
-    **{name: {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3} for name in STUDENTS},
+    **{name: {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3} for name in TRANSFORMERS},
     "rednet_small": {"depths": (1, 1, 1), "widths": (64, 64, 128), "kernel_size": 3},
     "resnet_small": {"widths": (8, 16, 24)},
+    "resnet10_coadvised": {"widths": (8, 16, 24, 32), "stem_stride": 1},
+    "mixer_tiny_coadvised": {"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 24},
 }
 SIZE = 32
+PATCHES = (*TRANSFORMERS, "mixer_tiny_coadvised")  # built for one image size
 
 
 def create(name: str, **arguments: Any) -> nn.Module:
     torch.manual_seed(0)
-    return timm.create_model(name, **{**CHEAP[name], **arguments})
+    net = timm.create_model(name, **{**CHEAP[name], **arguments})
+    for module in net.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():  # a mixer's heads: they would hide what is before
+            nn.init.normal_(module.weight)
+    return net
 
 
 def images(channels: int = 3, size: int = SIZE) -> Tensor:
@@ -45,6 +54,18 @@ def test_channels_and_classes(name: str, channels: int, classes: int) -> None:
     net = create(name, in_chans=channels, num_classes=classes).eval()
     assert net(images(channels)).shape == (2, classes)
     assert (net.num_classes, net.in_chans) == (classes, channels)
+
+
+@pytest.mark.parametrize("size", [(48, 32), (64, 64), (33, 47)])
+def test_image_sizes(name: str, size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *size)
+    if name not in PATCHES:
+        assert create(name, num_classes=5).eval()(x).shape == (2, 5)
+    elif size[0] % 16 == 0:
+        assert create(name, num_classes=5, img_size=size).eval()(x).shape == (2, 5)
+    else:
+        with pytest.raises((ValueError, AssertionError), match=r"\d+.*\d+"):  # names the sizes
+            create(name, num_classes=5, img_size=32).eval()(x)
 
 
 def test_head_is_a_function_of_the_features(name: str) -> None:
@@ -71,12 +92,12 @@ def test_reset_classifier(name: str) -> None:
     assert not net.get_classifier().training
     net.reset_classifier(0, "")
     torch.testing.assert_close(net(images().double()), net.forward_features(images().double()))
-    net.reset_classifier(4, "token" if name in STUDENTS else "avg")
+    net.reset_classifier(4, "token" if name in TRANSFORMERS else "avg")
     assert net(images().double()).shape == (2, 4)
 
 
 @pytest.mark.parametrize("pool", ["max", "catavgmax"])
-@pytest.mark.parametrize("name", RESNETS + REDNETS[-1:])
+@pytest.mark.parametrize("name", [*RESNETS, REDNETS[-1], "resnet10_coadvised"])
 def test_pooling(name: str, pool: str) -> None:
     net = create(name, num_classes=5, global_pool=pool).eval()
     assert net.head_hidden_size == net.num_features * (2 if pool == "catavgmax" else 1)
@@ -113,7 +134,7 @@ def test_intermediates(name: str) -> None:
 
 
 def test_features_only(name: str) -> None:
-    extra = {"out_indices": [0, 1]} if name in STUDENTS else {}
+    extra = {"out_indices": [0, 1]} if name in PATCHES else {}
     net = create(name, features_only=True, **extra).eval()
     features = net(images())
     assert [f.shape[1] for f in features] == net.feature_info.channels()
@@ -170,6 +191,43 @@ def test_exports(name: str) -> None:
     program = torch.export.export(net, (images(),), dynamic_shapes=({0: torch.export.Dim("batch")},))
     x = images()[:1].repeat(3, 1, 1, 1)
     torch.testing.assert_close(program.module()(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cit_micro_aligned_patch4_32", "rednet_small", *RESNETS, "mixer_tiny_coadvised"])
+def test_compiles_without_a_break(name: str) -> None:
+    """One network of each class. To make kernels of a graph is PyTorch's affair; its capture is what we can spoil."""
+    net = create(name, num_classes=5).train()
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    gradients = []
+    for model in (net, compiled):
+        net.zero_grad()
+        model(images()).square().sum().backward()
+        gradients.append({key: p.grad for key, p in net.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMERS if "224" in name])
+def test_position_embedding_follows_the_image_size(name: str, tmp_path: Path) -> None:
+    """Weights for 224 pixels, loaded at 384, are those of the first network made to take 384."""
+    small = {"depth": 1, "embed_dim": 24, "num_heads": 3, "num_classes": 5}
+    torch.manual_seed(0)
+    first = timm.create_model(name, **small).eval()
+    save_file(first.state_dict(), tmp_path / "weights.safetensors")
+    second = timm.create_model(
+        name,
+        **small,
+        img_size=384,
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(tmp_path / "weights.safetensors"), "num_classes": 5},
+    ).eval()
+    assert second.pos_embed.shape == (1, 3 + 24 * 24, 24)
+    torch.testing.assert_close(second.pos_embed[:, :3], first.pos_embed[:, :3])
+    dynamic = timm.create_model(name, **small, dynamic_img_size=True).eval()
+    dynamic.load_state_dict(first.state_dict())
+    first.set_input_size(384)
+    x = images(size=384)
+    torch.testing.assert_close(second(x), first(x))
+    torch.testing.assert_close(second(x), dynamic(x))
 
 
 @pytest.mark.parametrize("name", [*RESNETS, *REDNETS[-1:]])

@@ -1,16 +1,23 @@
-"""The models against tensors that the published implementations computed, and the published sizes."""
+"""Published checkpoints become models here, agree with the published implementations, and every fault is named."""
 
+import argparse
 import json
-import re
+import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
+from coadvise import load_published
+from coadvise.errors import UserError
 from coadvise.models import RedNet, Student
+from coadvise.models.published import convert, read_published
 
 PARAMETERS = {  # millions, with the 1000-class head
     "rednet26": 9.233,
@@ -19,15 +26,40 @@ PARAMETERS = {  # millions, with the 1000-class head
     "rednet101": 25.653,
     "rednet152": 33.985,
 }
+STUDENT = {"aligned": {"conv": "conv", "inv": "inv"}, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 5}
+REDNET = {"widths": (64, 128, 128, 192), "stem_width": 32, "num_classes": 5}
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, int]]:
-    """Weights, other tensors and constructor arguments of one reference file."""
-    with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-        arguments = {key: json.loads(value) for key, value in file.metadata().items()}
-    weights = {key.removeprefix("weights."): value for key, value in tensors.items() if key.startswith("weights.")}
-    return weights, tensors, arguments
+def published_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights under the published names, and the other tensors, of one reference file."""
+    tensors = load_file(path)
+    return {
+        key.removeprefix("weights."): value for key, value in tensors.items() if key.startswith("weights.")
+    }, tensors
+
+
+def wrapped(weights: dict[str, Tensor], layout: str) -> dict[str, Any]:
+    """The same weights as mmcls or the Co-advise authors save them, or bare."""
+    if layout == "mmcls":
+        prefixed = {
+            key.replace("fc.", "head.fc.") if key[:3] == "fc." else f"backbone.{key}": weights[key] for key in weights
+        }
+        return {"meta": {"epoch": 130, "CLASSES": ["a", "b"]}, "state_dict": prefixed}
+    if layout == "co-advise":
+        wrapped = {
+            key.replace("fc.", "classifier.") if key[:3] == "fc." else f"model.{key}": weights[key] for key in weights
+        }
+        return {"model": wrapped, "epoch": 299}
+    return weights
+
+
+def student_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our names to the published student's."""
+    prefix = "patch_embed.stems."
+    return {
+        key.removeprefix(prefix).replace(".", "_embed.", 1) if key.startswith(prefix) else key: value
+        for key, value in weights.items()
+    }
 
 
 def assert_relative(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
@@ -35,11 +67,44 @@ def assert_relative(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -
     assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-def test_rednet26_stages_and_input_gradient(reference: Path) -> None:
-    weights, tensors, arguments = load(reference / "rednet26_w16.safetensors")
-    widths = tuple(4 * arguments["base_channels"] * 2**i for i in range(4))
-    net = RedNet(depths=(1, 2, 4, 1), widths=widths, stem_width=arguments["stem_channels"], num_classes=0).eval()
-    net.load_state_dict(weights, strict=True)
+def assert_same(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    state = model.state_dict()
+    assert state.keys() == weights.keys()
+    assert all(torch.equal(state[key], value) for key, value in weights.items())
+
+
+def rednet() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("rednet26", **REDNET).eval()
+
+
+def student(**arguments: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("cit_small_aligned_patch16_224", **{**STUDENT, **arguments}).eval()
+
+
+def deit(distilled: bool, **arguments: Any) -> nn.Module:
+    """timm's, whose keys are those of DeiT's own checkpoints."""
+    torch.manual_seed(0)
+    name = "deit_tiny_distilled_patch16_224" if distilled else "deit_tiny_patch16_224"
+    return timm.create_model(
+        name, **{"depth": 2, "embed_dim": 64, "num_heads": 1, "num_classes": 5, **arguments}
+    ).eval()
+
+
+def images(size: int = 224, channels: int = 3) -> Tensor:
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+# agreement with what the published implementations computed ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["bare", "mmcls", "co-advise"])
+def test_rednet26_stages_and_input_gradient(reference: Path, layout: str, tmp_path: Path) -> None:
+    weights, tensors = published_tensors(reference / "rednet26_w16.safetensors")
+    torch.save(wrapped(weights, layout), tmp_path / "rednet.pth")
+    net = load_published(tmp_path / "rednet.pth")
+    assert isinstance(net, RedNet)
     image = tensors["input"].requires_grad_()
     stages = net.forward_intermediates(image, indices=[1, 2, 3, 4], intermediates_only=True)
     for i, stage in enumerate(stages, start=1):
@@ -48,16 +113,325 @@ def test_rednet26_stages_and_input_gradient(reference: Path) -> None:
     assert_relative(gradient, tensors["input_grad"])
 
 
-def test_aligned_student_logits(reference: Path) -> None:
-    weights, tensors, arguments = load(reference / "student_aligned_d48.safetensors")
-    student = Student(aligned={"conv": "conv", "inv": "inv"}, **arguments).eval()
-    student.load_state_dict({re.sub(r"^(\w+)_embed\.", r"patch_embed.stems.\1.", k): v for k, v in weights.items()})
+@pytest.mark.parametrize("container", [None, "model"])
+def test_aligned_student_logits(reference: Path, container: str | None, tmp_path: Path) -> None:
+    path = reference / "student_aligned_d48.safetensors"
+    weights, tensors = published_tensors(path)
+    with safe_open(path, "pt") as file:
+        heads = json.loads(file.metadata()["num_heads"])
+    torch.save({container: weights} if container else weights, tmp_path / "student.pth")
+    net = load_published(tmp_path / "student.pth", num_heads=heads)
+    assert isinstance(net, Student)
     with torch.no_grad():
-        logits = student.forward_tokens(tensors["input"])
-        assert_relative(student(tensors["input"]), tensors["class_logits"])
+        logits = net.forward_tokens(tensors["input"])
+        assert_relative(net(tensors["input"]), tensors["class_logits"])
     for name in ("class", "conv", "inv"):
         assert_relative(logits[name], tensors[f"{name}_logits"])
     assert_relative(torch.stack(list(logits.values())).mean(0), tensors["average_logits"])
+
+
+# layouts -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["bare", "mmcls", "co-advise"])
+@pytest.mark.parametrize("classes", [0, 5])
+def test_rednet_layouts(layout: str, classes: int, tmp_path: Path) -> None:
+    first = rednet()
+    first.reset_classifier(classes)
+    torch.save(wrapped(first.state_dict(), layout), tmp_path / "rednet.pth")
+    found = read_published(tmp_path / "rednet.pth")
+    assert (found.layout, found.model, found.notes) == ("RedNet", "rednet26", ())
+    assert found.arguments["num_classes"] == classes
+    net = load_published(tmp_path / "rednet.pth")
+    assert_same(net, first.state_dict())
+    torch.testing.assert_close(net(images(64)), first(images(64)))
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_depth_is_read_off_the_shapes(name: str) -> None:
+    with torch.device("meta"):
+        weights = timm.create_model(name).state_dict()
+    found = _read_shapes(weights)
+    assert (found.model, found.arguments["num_classes"]) == (name, 1000)
+    assert found.arguments["widths"] == [256, 512, 1024, 2048]
+    assert (found.arguments["stem_width"], found.arguments["kernel_size"]) == (64, 7)
+
+
+def _read_shapes(weights: dict[str, Tensor]) -> Any:
+    """What a file of these weights is read as, without the bytes of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coadvise.models.published._read", lambda path: (weights, {}))
+        return read_published("never.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("cit_tiny_patch16_224", {"aligned": STUDENT["aligned"]}), ("cit_small_aligned_patch16_224", {})],
+)
+def test_the_paper_s_students_are_read_off_the_shapes(name: str, arguments: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, **arguments)
+    found = _read_shapes(student_names(model.state_dict()))
+    assert found.arguments["embed_dim"] == model.embed_dim
+    assert found.arguments["num_heads"] == model.blocks[0].attn.num_heads
+    assert (found.arguments["depth"], found.arguments["img_size"], found.arguments["patch_size"]) == (12, 224, 16)
+
+
+@pytest.mark.parametrize(("size", "patch"), [(224, 16), (64, 16), (96, 8), (96, 32)])
+def test_students_of_any_size(size: int, patch: int, tmp_path: Path) -> None:
+    first = student(img_size=size, patch_size=patch, in_chans=1, mlp_ratio=2.0)
+    torch.save({"model": student_names(first.state_dict())}, tmp_path / "student.pth")
+    net = load_published(tmp_path / "student.pth")
+    assert_same(net, first.state_dict())
+    torch.testing.assert_close(net(images(size, 1)), first(images(size, 1)))
+
+
+def test_what_the_authors_saved_beside_the_weights_is_read_as_plain_data(tmp_path: Path) -> None:
+    """Their checkpoints hold a yacs configuration, DeiT's an argparse namespace; neither may be imported or run."""
+    module = types.ModuleType("yacs.config")
+    node = type("CfgNode", (dict,), {"__module__": "yacs.config", "__qualname__": "CfgNode"})
+    module.CfgNode = node  # type: ignore[attr-defined]
+    config = node(LR=5e-4, TRAIN=node(EPOCHS=300))
+    config.__dict__["__immutable__"] = True
+    first = student()
+    content = {"model": student_names(first.state_dict()), "config": config, "args": argparse.Namespace(lr=1.0)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+        patch.setitem(sys.modules, "yacs.config", module)
+        torch.save(content, tmp_path / "student.pth")
+    assert "yacs" not in sys.modules
+    assert_same(load_published(tmp_path / "student.pth"), first.state_dict())
+    assert "yacs" not in sys.modules
+
+
+# DeiT ----------------------------------------------------------------------------------------------------------------
+
+
+def test_deit_without_tokens_is_the_same_network(tmp_path: Path) -> None:
+    first = deit(distilled=False)
+    torch.save({"model": first.state_dict()}, tmp_path / "deit.pth")
+    net = load_published(tmp_path / "deit.pth", token_names=())
+    torch.testing.assert_close(net(images()), first(images()))
+
+
+@pytest.mark.parametrize("token", ["conv", "inv"])
+def test_distilled_deit_becomes_a_student_of_one_token(token: str, tmp_path: Path) -> None:
+    first = deit(distilled=True)
+    first.set_distilled_training(True)
+    torch.save({"model": first.state_dict()}, tmp_path / "deit.pth")
+    net = load_published(tmp_path / "deit.pth", token_names=(token,))
+    with torch.no_grad():
+        answers = net.forward_tokens(images())
+        expected = first.train()(images())
+    for answer, wanted in zip((answers["class"], answers[token]), expected, strict=True):
+        torch.testing.assert_close(answer, wanted)
+
+
+@pytest.mark.parametrize("token", [None, "conv", "inv"])
+def test_the_missing_token_is_fresh_and_said(token: str | None, tmp_path: Path) -> None:
+    first = deit(distilled=token is not None)
+    torch.save({"model": first.state_dict()}, tmp_path / "deit.pth")
+    missing = [name for name in ("conv", "inv") if name != token]
+    with pytest.warns(UserWarning, match="freshly initialised") as said:
+        net = load_published(tmp_path / "deit.pth", distillation_token=token)
+    assert [any(f"token '{name}'" in str(w.message) for w in said) for name in missing] == [True] * len(missing)
+    assert len(said) == len(missing)
+    old = first.state_dict()
+    prefix = 1 + (token is not None)
+    torch.testing.assert_close(net.cls_token, first.cls_token)
+    torch.testing.assert_close(net.pos_embed[:, 0], old["pos_embed"][:, 0])
+    torch.testing.assert_close(net.pos_embed[:, 3:], old["pos_embed"][:, prefix:])
+    for place, name in enumerate(("conv", "inv")):
+        vector, position, head = net.reg_token[:, place], net.pos_embed[:, 1 + place], net.heads()[name]
+        if name == token:
+            torch.testing.assert_close(vector, old["dist_token"][:, 0])
+            torch.testing.assert_close(position, old["pos_embed"][:, 1])
+            torch.testing.assert_close(head.weight, old["head_dist.weight"])
+        else:
+            assert vector.std() > 0.005
+            assert position.std() > 0.005
+            assert head.weight.std() > 0.005
+    with pytest.warns(UserWarning, match="fresh"):
+        again = load_published(tmp_path / "deit.pth", distillation_token=token)
+    assert_same(again, net.state_dict())
+
+
+# what may differ from the checkpoint ----------------------------------------------------------------------------------
+
+
+def test_other_classes_size_and_channels(tmp_path: Path) -> None:
+    first = student()
+    torch.save(student_names(first.state_dict()), tmp_path / "student.pth")
+    with pytest.warns(UserWarning, match="heads for 7 classes instead of 5 are freshly initialised"):
+        net = load_published(tmp_path / "student.pth", num_classes=7, img_size=96, in_chans=1, drop_path_rate=0.1)
+    assert {name: logits.shape for name, logits in net.forward_tokens(images(96, 1)).items()} == dict.fromkeys(
+        ("class", "conv", "inv"), (2, 7)
+    )
+    torch.testing.assert_close(net.blocks[1].mlp.fc1.weight, first.blocks[1].mlp.fc1.weight)
+    bare = load_published(tmp_path / "student.pth", num_classes=0)
+    torch.testing.assert_close(bare(images()), first.forward_head(first.forward_features(images()), pre_logits=True))
+    resized = load_published(tmp_path / "student.pth", img_size=96)
+    first.set_input_size(96)
+    torch.testing.assert_close(resized(images(96)), first(images(96)))
+
+
+# convert --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["rednet", "student", "deit"])
+def test_what_is_converted_timm_loads(kind: str, tmp_path: Path) -> None:
+    first = {"rednet": rednet, "student": student, "deit": lambda: deit(distilled=False)}[kind]()
+    weights = student_names(first.state_dict()) if kind == "student" else first.state_dict()
+    save_file(weights, tmp_path / "published.safetensors")
+    out = tmp_path / "new" / "ours.safetensors"
+    found = convert(tmp_path / "published.safetensors", out, **({"token_names": []} if kind == "deit" else {}))
+    with safe_open(out, "pt") as file:
+        about = file.metadata()
+    arguments = json.loads(about["arguments"])
+    assert about["model"] == found.model
+    by_path = timm.create_model(about["model"], checkpoint_path=str(out), **arguments).eval()
+    overlay = {"file": str(out), "num_classes": 5}
+    by_overlay = timm.create_model(about["model"], pretrained=True, pretrained_cfg_overlay=overlay, **arguments).eval()
+    for net in (by_path, by_overlay, load_published(out)):
+        assert_same(net, found.weights)
+        torch.testing.assert_close(net(images()), first(images()))
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"before")
+    weights = rednet().state_dict()
+    torch.save({key: weights[key] for key in list(weights)[:-1]}, tmp_path / "cut.pth")
+    with pytest.raises(UserError, match=r"missing: fc\.bias"):
+        convert(tmp_path / "cut.pth", out)
+    assert out.read_bytes() == b"before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.pth", "out.safetensors"]
+    torch.save(weights, tmp_path / "whole.pth")
+    convert(tmp_path / "whole.pth", out)
+    assert_same(load_published(out), weights)
+
+
+# faults ---------------------------------------------------------------------------------------------------------------
+
+
+def test_every_key_without_a_place_is_named_as_in_the_file(tmp_path: Path) -> None:
+    weights = student_names(student().state_dict())
+    del weights["conv_embed.proj.bias"], weights["blocks.1.norm1.weight"]
+    weights |= {"conv_embed.extra": torch.zeros(1), "tail": torch.zeros(1), "head_conv.bias": torch.zeros(3)}
+    torch.save(weights, tmp_path / "student.pth")
+    with pytest.raises(UserError) as fault:
+        load_published(tmp_path / "student.pth")
+    for phrase in (
+        "without a place here: conv_embed.extra, tail",
+        "missing: ",
+        "blocks.1.norm1.weight",
+        "patch_embed.stems.conv.proj.bias",
+        "head_conv.bias [3] instead of [5]",
+    ):
+        assert phrase in str(fault.value)
+    assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (lambda w: w.pop("layer2.0.conv1.weight"), r"layer2\.0\.conv1\.weight"),
+        (lambda w: w.update({"layer1.1.conv1.weight": torch.zeros(1)}), r"\(2, 2, 4, 1\) blocks a stage"),
+        (lambda w: w.update({"classifier.bias": w["fc.bias"]}), r"twice, as fc\.bias and classifier\.bias"),
+        (lambda w: w.update({"fc.weight": torch.zeros(5, 7)}), r"fc\.weight \[5, 7\] instead of \[5, 192\]"),
+    ],
+)
+def test_a_spoilt_rednet(spoil: Any, match: str, tmp_path: Path) -> None:
+    weights = rednet().state_dict()
+    spoil(weights)
+    torch.save(weights, tmp_path / "rednet.pth")
+    with pytest.raises(UserError, match=match):
+        load_published(tmp_path / "rednet.pth")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"distillation_token": "mixer"}, "not 'mixer'"),
+        ({"aligned": {"conv": "conv"}}, "leave 'aligned' out"),
+        ({"token_names": ("class",)}, "not allowed"),
+        ({"num_head": 3}, "num_head"),
+        ({"embed_dim": 128}, "does not fit cit_tiny_patch16_224 with"),
+        ({"depth": 3}, r"missing: blocks\.2\."),
+        ({"distillation_token": "conv", "token_names": ()}, "not 'conv'"),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments: dict[str, Any], match: str, tmp_path: Path) -> None:
+    torch.save(deit(distilled=True).state_dict(), tmp_path / "deit.pth")
+    with pytest.raises(UserError, match=match):
+        load_published(tmp_path / "deit.pth", **arguments)
+
+
+def test_a_distillation_token_of_nothing(tmp_path: Path) -> None:
+    torch.save(deit(distilled=False).state_dict(), tmp_path / "deit.pth")
+    with pytest.raises(UserError, match="no distillation token to become 'inv'"):
+        load_published(tmp_path / "deit.pth", distillation_token="inv")
+
+
+def test_what_shapes_do_not_show_is_asked_for(tmp_path: Path) -> None:
+    torch.save(student_names(student(embed_dim=48, num_heads=3).state_dict()), tmp_path / "narrow.pth")
+    with pytest.raises(UserError, match="give num_heads=N"):
+        load_published(tmp_path / "narrow.pth")
+    assert load_published(tmp_path / "narrow.pth", num_heads=3).blocks[0].attn.num_heads == 3
+    torch.save(student_names(student(img_size=(64, 32)).state_dict()), tmp_path / "wide.pth")
+    with pytest.raises(UserError, match="positions for 8 patches"):
+        load_published(tmp_path / "wide.pth")
+
+
+class Trap:
+    """Unpickled by ordinary pickle it would run code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("sprung"),))
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ({"weights": {"a": torch.zeros(1)}}, "holds no weights"),
+        ({}, "holds no weights"),
+        ([torch.zeros(1)], "holds no weights"),
+        ({"a": torch.zeros(1), "b": 3}, "holds no weights"),
+        ({"a.weight": torch.zeros(1)}, "none of the layouts that are known"),
+        ({"model": {"a.weight": torch.zeros(1)}, "optimizer": Trap()}, "not only tensors and plain values"),
+    ],
+)
+def test_files_that_are_not_checkpoints(
+    content: Any, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=match):
+        load_published("file.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pth"]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"no weights at all", b"PK\x03\x04 cut", b"\x80\x02cut"])
+def test_damaged_files(suffix: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"file{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="it is damaged"):
+        load_published(path)
+    path.unlink()
+    with pytest.raises(UserError, match="no checkpoint"):
+        load_published(path)
+
+
+def test_only_safetensors_are_written(tmp_path: Path) -> None:
+    torch.save(rednet().state_dict(), tmp_path / "rednet.pth")
+    with pytest.raises(UserError, match=r"must end in \.safetensors"):
+        convert(tmp_path / "rednet.pth", tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()
+
+
+# sizes ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "millions"), PARAMETERS.items())

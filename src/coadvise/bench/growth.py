@@ -18,6 +18,7 @@ from coadvise.config import EngineConfig, ModelConfig, RecipeConfig, load_config
 from coadvise.data.views import Views
 from coadvise.engine import Engine
 from coadvise.loss import Advice, LossWeights
+from coadvise.models import TokenModel
 from coadvise.networks import build_network
 from coadvise.teachers import Teacher, Teachers
 
@@ -82,8 +83,9 @@ def _training(case: _Case, batch_size: int, engine: Engine) -> Callable[[], obje
 
     def call() -> object:
         network = build_network(student, names, case.resolution, seed=0, tokens=tokens)
-        for token in tokens if not teachers else ():
-            network.model.get_submodule(f"head_{token}").requires_grad_(False)
+        assert isinstance(network.model, TokenModel)
+        for head in network.model.advised_heads() if not teachers else ():
+            head.requires_grad_(False)
         return training(network, recipe, views, Teachers(teachers), weights, engine)(lambda *progress: None)
 
     return call

@@ -32,6 +32,7 @@ from coadvise.data.audit import AuditedSplit
 from coadvise.data.views import Views
 from coadvise.engine import Engine, plain_attention
 from coadvise.loss import LossWeights
+from coadvise.models import TokenModel
 from coadvise.models.small import CIT_MICRO
 from coadvise.networks import Network, build_network
 from coadvise.record import Recorder
@@ -54,8 +55,9 @@ def student(name: str, advised: bool) -> Network:
     """As `coadvise fit` makes it: without teachers, the heads that nobody advises get no gradient."""
     network = build_network(ModelConfig(model=name), CLASSES, SIZE, seed=0, tokens=TOKENS)
     if not advised:
-        for token in TOKENS:
-            network.model.get_submodule(f"head_{token}").requires_grad_(False)
+        assert isinstance(network.model, TokenModel)
+        for head in network.model.advised_heads():
+            head.requires_grad_(False)
     return network
 
 

@@ -5,34 +5,44 @@ from typing import Any
 import timm
 import torch
 
+from coadvise.models import small  # noqa: F401  (registers)
+from coadvise.models.pooled import CoadvisedMixer, CoadvisedResNet
 from coadvise.models.rednet import RedNet
-from coadvise.models.small import SmallResNet
+from coadvise.models.resnet import BasicResNet
 from coadvise.models.stems import AlignedPatchEmbed, ConvStem, InvolutionStem
-from coadvise.models.student import CLASS_TOKEN, Student
+from coadvise.models.student import Student
+from coadvise.models.tokens import CLASS_TOKEN, TokenModel
 
 RESNETS = ("resnet_small",)
 REDNETS = ("rednet26", "rednet38", "rednet50", "rednet101", "rednet152", "rednet_small")
-STUDENTS = (
+TRANSFORMERS = (
     "cit_tiny_patch16_224",
     "cit_small_patch16_224",
     "cit_small_aligned_patch16_224",
     "cit_micro_patch4_32",
     "cit_micro_aligned_patch4_32",
 )
+OTHER_BIAS = ("resnet10_coadvised", "mixer_tiny_coadvised")
+STUDENTS = (*TRANSFORMERS, *OTHER_BIAS)
 MODELS = (*RESNETS, *REDNETS, *STUDENTS)
 
 __all__ = [
     "CLASS_TOKEN",
     "MODELS",
+    "OTHER_BIAS",
     "REDNETS",
     "RESNETS",
     "STUDENTS",
+    "TRANSFORMERS",
     "AlignedPatchEmbed",
+    "BasicResNet",
+    "CoadvisedMixer",
+    "CoadvisedResNet",
     "ConvStem",
     "InvolutionStem",
     "RedNet",
-    "SmallResNet",
     "Student",
+    "TokenModel",
     "describe_models",
 ]
 

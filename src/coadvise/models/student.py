@@ -7,7 +7,6 @@ and analysis.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -23,34 +22,12 @@ from coadvise.errors import UserError
 from coadvise.models.inference import ClassAnswer
 from coadvise.models.staged import default_cfg
 from coadvise.models.stems import STEMS, AlignedPatchEmbed
+from coadvise.models.tokens import CLASS_TOKEN, PAPER_TOKENS, TokenModel, check_token_names
 
-CLASS_TOKEN = "class"
-PAPER_TOKENS = ("conv", "inv")
 PAPER_ALIGNMENT = {"conv": "conv", "inv": "inv"}
 
-# Names become parameter names (head_conv), so they may not be what a module has already.
-_RESERVED = frozenset({CLASS_TOKEN, "drop", *dir(nn.ModuleDict)})
 
-
-def check_token_names(token_names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names as a tuple.
-
-    Raises:
-        UserError: A name twice, a reserved one, or one that is not a lower-case identifier.
-    """
-    names = (token_names,) if isinstance(token_names, str) else tuple(token_names)
-    bad = [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _RESERVED]
-    if bad:
-        raise UserError(
-            f"token names {bad} are not allowed: use lower-case letters, digits and _, and not a reserved word such as "
-            f"{CLASS_TOKEN!r} or 'type'"
-        )
-    if len(set(names)) < len(names):
-        raise UserError(f"token names {names} name one token twice: every teacher needs a token of its own")
-    return names
-
-
-class Student(VisionTransformer):
+class Student(TokenModel, VisionTransformer):
     """Vision transformer over the sequence [class, named tokens, patches].
 
     Tokens in ``aligned`` are the mean of a stem of that kind, and the patches are the sum of those stems; the others

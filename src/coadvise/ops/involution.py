@@ -7,11 +7,13 @@ code, ``torch.compile`` and ``torch.export`` see one node whatever computes it: 
 on every other device. An ONNX export gets plain torch throughout, so that its readers need nothing of ours.
 """
 
+import math
 from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 from coadvise.ops.cpu import involution2d_backward_cpu, involution2d_cpu
 from coadvise.ops.reference import (
@@ -188,6 +190,16 @@ def _differentiate_backward(ctx: Any, of_x: Tensor, of_weight: Tensor) -> tuple[
     return grad_grad, grad_x, grad_weight, None
 
 
+def _forward_flops(x: torch.Size, weight: torch.Size, stride: int, *, out_shape: torch.Size, **_: Any) -> int:
+    """A product and a sum for each of an output's K² neighbours."""
+    return 2 * math.prod(out_shape) * weight[2] * weight[3]
+
+
+def _backward_flops(grad: torch.Size, x: torch.Size, weight: torch.Size, stride: int, **_: Any) -> int:
+    """As much for each of the two gradients."""
+    return 2 * _forward_flops(x, weight, stride, out_shape=grad)
+
+
 _library.impl("involution2d", involution2d_cpu, "CPU")
 _library.impl("involution2d_backward", involution2d_backward_cpu, "CPU")
 _library.impl("involution2d", involution2d_reference, "CompositeExplicitAutograd")
@@ -196,3 +208,5 @@ torch.library.register_fake(_forward, _forward_fake, lib=_library)
 torch.library.register_fake(_backward, _backward_fake, lib=_library)
 torch.library.register_autograd(_forward, _differentiate_forward, setup_context=_keep_forward, lib=_library)
 torch.library.register_autograd(_backward, _differentiate_backward, setup_context=_keep_backward, lib=_library)
+register_flop_formula(torch.ops.coadvise.involution2d)(_forward_flops)
+register_flop_formula(torch.ops.coadvise.involution2d_backward)(_backward_flops)

@@ -1,0 +1,113 @@
+"""Students without a sequence: every token reads the same features through a head of its own."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from coadvise.models import OTHER_BIAS, TokenModel
+
+TINY: dict[str, dict[str, Any]] = {
+    "resnet10_coadvised": {"widths": (8, 16, 24, 32), "stem_stride": 1},
+    "mixer_tiny_coadvised": {"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 24},
+}
+
+
+@pytest.fixture(params=OTHER_BIAS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def student(name: str, **arguments: Any) -> TokenModel:
+    torch.manual_seed(0)
+    net = timm.create_model(name, **{"num_classes": 5, **TINY[name], **arguments}).eval()
+    for head in net.heads().values():
+        if isinstance(head, nn.Linear):
+            nn.init.normal_(head.weight)  # a mixer's start at zero
+    return net
+
+
+def images() -> Tensor:
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("names", [(), ("conv",), ("conv", "inv"), ("a", "b", "c")])
+def test_any_tokens_in_their_order_training_or_not(name: str, names: tuple[str, ...]) -> None:
+    net = student(name, token_names=names)
+    for training in (False, True):
+        net.train(training)
+        tokens = net.forward_tokens(images())
+        assert list(tokens) == ["class", *names]
+        assert list(net.heads()) == ["class", *names]
+        assert all(logits.shape == (2, 5) for logits in tokens.values())
+        torch.testing.assert_close(net(images()), tokens["class"])
+
+
+def test_each_teacher_has_a_head_of_its_own(name: str) -> None:
+    net = student(name)
+    before = net.forward_tokens(images())
+    with torch.no_grad():
+        net.heads()["conv"].weight.add_(1.0)
+    after = net.forward_tokens(images())
+    changed = [token for token in before if not torch.equal(before[token], after[token])]
+    assert changed == ["conv"]
+    assert net.advised_heads() == [net.heads()["conv"], net.heads()["inv"]]
+
+
+def test_without_tokens_it_is_the_plain_network(name: str) -> None:
+    one, separate = student(name, token_names=()), student(name)
+    assert one.advised_heads() == []
+    extra = separate.state_dict().keys() - one.state_dict().keys()
+    assert extra == {f"head_{token}.{part}" for token in ("conv", "inv") for part in ("weight", "bias")}
+    one.load_state_dict({key: value for key, value in separate.state_dict().items() if key not in extra})
+    torch.testing.assert_close(one(images()), separate(images()))
+
+
+def test_all_heads_are_reset(name: str) -> None:
+    net = student(name)
+    net.reset_classifier(3)
+    assert {token: logits.shape for token, logits in net.forward_tokens(images()).items()} == dict.fromkeys(
+        ("class", "conv", "inv"), (2, 3)
+    )
+    net.reset_classifier(0)
+    assert all(isinstance(head, nn.Identity) for head in net.heads().values())
+    pooled = net.forward_head(net.forward_features(images()), pre_logits=True)
+    for answer in net.forward_tokens(images()).values():
+        torch.testing.assert_close(answer, pooled)
+
+
+def test_a_checkpoint_with_other_classes_keeps_all_but_the_heads(name: str) -> None:
+    first = student(name)
+    overlay = {"state_dict": first.state_dict(), "num_classes": 5}
+    arguments = {**TINY[name], "num_classes": 7}
+    second = timm.create_model(name, **arguments, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    torch.testing.assert_close(second.forward_features(images()), first.forward_features(images()))
+    assert second.forward_tokens(images())["inv"].shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"token_names": ("conv", "conv")}, "twice"),
+        ({"token_names": ("class",)}, "not allowed"),
+        ({"global_pool": ""}, "num_classes=0"),
+    ],
+)
+def test_faults_say_what_is_allowed(name: str, arguments: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        student(name, **arguments)
+
+
+def test_a_mixer_pools_by_the_mean_only() -> None:
+    with pytest.raises(ValueError, match="'avg'"):
+        student("mixer_tiny_coadvised", global_pool="max")
+
+
+def test_the_paper_s_sizes() -> None:
+    with torch.device("meta"):
+        resnet, mixer = (timm.create_model(name, token_names=()) for name in OTHER_BIAS)
+    assert [len(stage) for stage in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)] == [1, 1, 1, 1]
+    assert sum(p.numel() for p in resnet.parameters()) == 5_418_792  # He et al.'s blocks, (1, 1, 1, 1), 1000 classes
+    assert (len(mixer.blocks), mixer.embed_dim) == (12, 192)

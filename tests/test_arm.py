@@ -1,0 +1,48 @@
+"""A student's way through a run, whatever its architecture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import CLASSES, records, weights_of
+
+from coadvise import fit, load
+from coadvise.config import ModelConfig
+from coadvise.errors import UserError
+from coadvise.networks import build_network
+
+STUDENTS: dict[str, dict[str, Any]] = {
+    "resnet10_coadvised": {"widths": [8, 16], "depths": [1, 1], "strides": [1, 2], "stem_stride": 1},
+    "mixer_tiny_coadvised": {"patch_size": 4, "num_blocks": 1, "embed_dim": 24},
+}
+ONCE = [f"{part}.recipe.epochs=1" for part in ("teachers.conv", "teachers.inv", "student")]
+
+
+@pytest.mark.parametrize("tokens", [("conv", "inv"), ()])
+@pytest.mark.parametrize("model", STUDENTS)
+def test_a_student_of_other_bias_is_advised_and_compared(
+    model: str, tokens: tuple[str, ...], tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    """Through a head a teacher, or through the one output that it has then."""
+    arguments = STUDENTS[model]
+    overrides = [f"student.model={model}", f"student.model_kwargs={json.dumps(arguments)}"]
+    overrides += [] if tokens else ["teachers.conv.token=class", "teachers.inv.token=class"]
+    run = fit(tiny_images, tiny_preset, tmp_path / "run", baseline=True, overrides=[*ONCE, *overrides])
+    (result,) = (result for result in records(run, "result") if result["role"] == "advised")
+    assert list(result["top1"]) == (["class", "conv", "inv", "average"] if tokens else ["class"])
+    assert load(run).predict(torch.rand(3, 16, 16))[0].label in CLASSES
+
+    first = build_network(ModelConfig(model=model, model_kwargs=arguments), CLASSES, 16, 0, tokens).model
+    names = {id(module): name for name, module in first.named_modules()}
+    for part, trained in (("advised", ("class", *tokens)), ("alone", ("class",))):
+        after = weights_of(run, f"students/{part}-0")
+        for token, head in first.heads().items():
+            assert torch.equal(after[f"{names[id(head)]}.weight"], head.weight) == (token not in trained), (part, token)
+
+
+def test_a_student_needs_tokens(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'resnet18' cannot be made .* students are cit_tiny_patch16_224, "):
+        fit(tiny_images, tiny_preset, tmp_path / "run", overrides=["student.model=resnet18"])
+    assert not (tmp_path / "run").exists()
