@@ -344,10 +344,10 @@ def test_a_state_that_would_run_code_is_not_run(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "executed"),)
 
     torch.save({"step": 1, "x": Malicious()}, tmp_path / STATE)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(DamagedError, match=r"state\.pt: refused"):
         read_state(tmp_path)
     (tmp_path / STATE).write_bytes(pickle.dumps(Malicious(), protocol=2))
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(DamagedError, match=r"state\.pt: refused"):
         read_state(tmp_path)
     assert not (tmp_path / "executed").exists()
 

@@ -10,9 +10,11 @@ import pytest
 import timm
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import contents, make_images, records, request_stop, run_program
 
-from coadvise.cli import main
+from coadvise.cli import main, shown
 from coadvise.config import preset_names
 from coadvise.corruptions import CORRUPTIONS
 from coadvise.models import MODELS
@@ -98,8 +100,13 @@ def test_evaluate(cli: Cli, finished: Path, tmp_path: Path) -> None:
     assert out.splitlines()[0] == f"5 images of {data}"
     assert "not scored, cannot be read" in out.splitlines()[-1]
     assert "red/0.png" in out.splitlines()[-1]
-    code, out, err = cli("evaluate", finished, "--data", data, "--json")
+    assert code == 2
+    assert err.startswith("coadvise: 1 image(s) cannot be read and are not in these scores")
+    assert cli("evaluate", finished, "--data", data, "--allow-unreadable") == (0, out, "")
+    refused_json = cli("evaluate", finished, "--data", data, "--json")
+    code, out, err = cli("evaluate", finished, "--data", data, "--json", "--allow-unreadable")
     assert (code, err) == (0, "")
+    assert (refused_json[0], refused_json[1]) == (2, out)
     answer = json.loads(out)
     assert answer["images"] == 5
     assert set(answer["parts"]["students/advised-0"]) == {"class", "conv", "inv", "average"}
@@ -118,6 +125,51 @@ def test_evaluate_under_corruptions(cli: Cli, finished: Path) -> None:
     code, out, err = cli("evaluate", finished, "--corruptions", "--severities", "4", "--images", 6, "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["corruptions"]["severities"] == [4]
+
+
+def test_predict_names_what_it_cannot_read_and_answers_for_nothing_else_in_its_place(
+    cli: Cli, finished: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    good, bad = sorted((tiny_images / "val" / "red").iterdir())[0], tmp_path / "page.jpg"
+    bad.write_text("<html>")
+    code, out, err = cli("predict", finished, good, bad)
+    assert (code, out) == (2, "")
+    assert f"cannot read image '{bad}'" in err
+    code, out, err = cli("predict", finished, bad, good, "--allow-unreadable")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == cli("predict", finished, good)[1].rstrip("\n")
+    assert out.splitlines()[1].startswith(f"cannot be read: '{bad}': ")
+    rows = json.loads(cli("predict", finished, bad, good, "--allow-unreadable", "--json")[1])
+    assert [row.get("image") for row in rows] == [str(good), None]
+    assert rows[1]["unreadable"].startswith(f"'{bad}': ")
+    code, out, err = cli("predict", finished, bad, "--allow-unreadable")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 1
+
+
+@given(st.text())
+def test_what_is_shown_is_one_line_that_a_terminal_does_not_obey(text: str) -> None:
+    seen = shown(text)
+    assert seen.isprintable()
+    seen.encode()  # no half of a surrogate pair is left, as names of other bytes have
+    assert text != seen or text.isprintable()
+
+
+def test_names_that_would_command_the_terminal_are_shown_as_text(cli: Cli, tiny_preset: str, tmp_path: Path) -> None:
+    red = "\x1b[31mred\x07"
+    data = make_images(tmp_path / "data", classes=("<script>alert(1)<", red, "caf\udce9"))
+    (data / "train" / red / "\x1b[2J\n.png").write_bytes(b"")
+    run = tmp_path / "run"
+    code, out, err = cli("fit", data, "--preset", tiny_preset, "--out", run, *ONCE)
+    assert (code, err) == (0, "")
+    assert "\\x1b[31mred" in out
+    image = data / "val" / red / "0.png"
+    for output in (out, cli("predict", run, image)[1], cli("evaluate", run)[1], cli("predict", run, image.parent)[2]):
+        assert output
+        assert all(line.isprintable() for line in output.split("\n"))
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
 
 
 def test_predict(cli: Cli, finished: Path, tiny_images: Path) -> None:

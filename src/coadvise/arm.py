@@ -105,6 +105,7 @@ def _job(run: Run, arm: Arm, network: Network) -> Training:
         weights=config.loss_weights if advised else LossWeights(),
         workers=config.data.workers,
         checkpoint_seconds=config.engine.checkpoint_seconds,
+        max_unreadable=config.data.max_unreadable,
     )
 
 

@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from coadvise.checkpoint import MANIFEST
-from coadvise.config import RunConfig, parse_config
+from coadvise.config import RunConfig, parse_config, read_config
 from coadvise.data.audit import Dataset, audit
 from coadvise.data.loader import epoch_batches
 from coadvise.data.sources import open_source
@@ -20,7 +19,7 @@ from coadvise.data.views import Batch, Views
 from coadvise.engine import Engine, Interrupted
 from coadvise.errors import UserError
 from coadvise.jobs import in_processes
-from coadvise.logit_cache import Arrays, Form, LogitCache, cache_of, fingerprint, form_of, seed_folder
+from coadvise.logit_cache import Arrays, Form, LogitCache, cache_of, fingerprint, form_of, refuse_stand_ins, seed_folder
 from coadvise.record import Recorder
 from coadvise.run import CONFIG, Listener, Run, Silent
 from coadvise.teachers import Teachers
@@ -64,8 +63,8 @@ def build_cache(
             raise UserError(f"{name}={value}; at least one is needed")
     if not (folder / CONFIG).is_file():
         raise UserError(f"'{folder}' is no run directory (no {CONFIG}); give the folder that 'coadvise fit' printed")
-    values = yaml.safe_load((folder / CONFIG).read_text())
     kept = {} if top_k is None else {"top_k": top_k}
+    values = read_config(folder / CONFIG).model_dump(mode="json")
     config = parse_config({**values, "cache": {**(values.get("cache") or {}), **kept}})
     for name in config.teachers:
         if not (folder / "teachers" / name / MANIFEST).is_file():
@@ -203,6 +202,7 @@ def answers(
     arrays: Arrays = {}
     for number, batch in enumerate(epoch_batches(views, epoch, BATCH, workers)):
         tick(number)
+        refuse_stand_ins(batch)
         for name, rows in _packed(batch, teachers, form, engine).items():
             if name not in arrays:
                 arrays[name] = np.empty((len(views), *rows.shape[1:]), rows.dtype)

@@ -87,7 +87,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{folder / MANIFEST}: {error or type(error).__name__}") from None
     digest, version = manifest.pop(OWN, None), manifest.get("format")
     if digest != (None if version == 1 else _digest(manifest)):  # whatever the format: a changed number too
@@ -117,8 +117,19 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The training state of a folder whose manifest has been read; unpickles no code."""
-    return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    """The training state of a folder whose manifest has been read.
+
+    Raises:
+        DamagedError: it is not what `torch.save` makes of tensors and primitives. Nothing else is unpickled.
+    """
+    try:
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError and others; the text advises to unpickle code
+        fault = type(error).__name__
+        raise DamagedError(f"{folder / STATE}: refused, it is not tensors and plain values alone ({fault})") from None
+    if not isinstance(state, dict):
+        raise DamagedError(f"{folder / STATE}: holds {type(state).__name__}, not a training state")
+    return state
 
 
 class Checkpoints:

@@ -21,6 +21,22 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
 
 
+AllowUnreadable = Annotated[
+    bool, typer.Option("--allow-unreadable", help="Leave out images that cannot be read, and still exit with 0.")
+]
+
+
+def shown(text: str) -> str:
+    """Text of any origin in one line a terminal shows and does not obey: file and class names may hold anything."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def show(text: str) -> None:
+    print(shown(text))
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
@@ -39,7 +55,7 @@ class Terminal:
         self.tasks: dict[str, Any] = {}
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
         if part not in self.tasks:
@@ -135,9 +151,13 @@ def evaluate(
     ] = False,
     severities: Annotated[str, typer.Option(help="At these severities.")] = "1,2,3,4,5",
     images: Annotated[int | None, typer.Option(help="Score on so many images, evenly chosen; default all.")] = None,
+    allow_unreadable: AllowUnreadable = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score every trained network of a run: accuracy, calibration, distance to the teachers, shared mistakes."""
+    """Score every trained network of a run: accuracy, calibration, distance to the teachers, shared mistakes.
+
+    Images that cannot be read are named, and the exit code is 2 unless that is allowed.
+    """
     from coadvise.rescore import evaluate_run
     from coadvise.score_tables import score_lines
 
@@ -150,11 +170,13 @@ def evaluate(
         scores = evaluate_run(run, data, layout, corruptions, chosen, images, terminal)
     finally:
         terminal.bars.stop()
-    if as_json:
-        print(json.dumps(scores))
-        return
-    for line in score_lines(scores):
-        print(line)
+    for line in [json.dumps(scores)] if as_json else score_lines(scores):
+        show(line)
+    if (lost := scores["unreadable"]) and not allow_unreadable:
+        raise UserError(
+            f"{len(lost)} image(s) cannot be read and are not in these scores, the first is {lost[0]}; mend them, or "
+            "accept that with --allow-unreadable"
+        )
 
 
 @app.command()
@@ -162,22 +184,29 @@ def predict(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     answer: Annotated[str, typer.Option(help="class, another token's name, or average.")] = "class",
+    allow_unreadable: AllowUnreadable = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is on images."""
+    """Say what is on images. One that cannot be read is an error, unless allowed."""
+    from coadvise.data.images import readable
     from coadvise.predict import load
 
-    predictions = load(run).predict(images, answer)
+    student, unreadable = load(run), list[str]()
+    if allow_unreadable:
+        images, unreadable = readable(images)
+    predictions = student.predict(images, answer) if images else []
     if as_json:
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"image": str(i), "label": p.label, "probabilities": p.probabilities}
             for i, p in zip(images, predictions, strict=True)
         ]
-        print(json.dumps(rows))
+        print(json.dumps([*rows, *({"unreadable": fault} for fault in unreadable)]))
         return
     for image, prediction in zip(images, predictions, strict=True):
         likely = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:3]
-        print(f"{image}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in likely))
+        show(f"{image}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in likely))
+    for fault in unreadable:
+        show(f"cannot be read: {fault}")
 
 
 @app.command()
@@ -315,7 +344,8 @@ def presets(
 
     if name is not None:
         config = load_config(name)
-        print(config.model_dump_json(indent=1) if as_json else preset_text(name))
+        for line in (config.model_dump_json(indent=1) if as_json else preset_text(name)).split("\n"):
+            show(line)
         return
     headers = {n: preset_text(n).partition("\n")[0].removeprefix("# ") for n in preset_names()}
     if as_json:
@@ -335,18 +365,18 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except UserError as error:
-        print(f"coadvise: {error}", file=sys.stderr)
+        print(shown(f"coadvise: {error}"), file=sys.stderr)
         sys.exit(2)
     except StorageError as error:
-        print(f"coadvise: {error}", file=sys.stderr)
+        print(shown(f"coadvise: {error}"), file=sys.stderr)
         sys.exit(STORAGE)
     except LostProcessError as error:
-        print(f"coadvise: {error}", file=sys.stderr)
+        print(shown(f"coadvise: {error}"), file=sys.stderr)
         sys.exit(LOST)
     except Interrupted as stop:
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # all is saved; leave with the code that says so
             signal.signal(name, signal.SIG_IGN)
-        print(f"coadvise: {stop}; run the same command again to go on", file=sys.stderr)
+        print(shown(f"coadvise: {stop}; run the same command again to go on"), file=sys.stderr)
         sys.exit(RESUMABLE)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

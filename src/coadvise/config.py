@@ -4,14 +4,18 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from coadvise.errors import UserError
 from coadvise.loss import CLASS, Advice, LossWeights
+from coadvise.models.tokens import check_token_names
+
+MOST_YAML = 2**17  # bytes of a configuration, and things in it once YAML's aliases are written out
 
 
 class _Part(BaseModel):
@@ -27,6 +31,9 @@ class DataConfig(_Part):
         0.2, gt=0, lt=1, description="share of each class held out where the folder has no split"
     )
     workers: int = Field(0, ge=0, description="loader processes; 0 makes views in the training process")
+    max_unreadable: float = Field(
+        0.1, ge=0, le=1, description="share of a split's files that may be unreadable; more of them end the run"
+    )
     presize: int = Field(
         0, ge=0, description="deit only; shorter side of the training images as kept decoded on disk; 0 keeps none"
     )
@@ -83,13 +90,16 @@ class ModelConfig(_Part):
     """A network by its timm name, and what its constructor gets beside class count and image size."""
 
     model: str
-    model_kwargs: dict[str, Any] = {}
+    model_kwargs: dict[str, JsonValue] = {}
 
 
 def _token_name(name: str) -> str:
-    if name in (CLASS, "average") or not name.isidentifier():
-        raise ValueError("a teacher's name is its token's and cannot be this; use a word such as conv or inv")
-    return name
+    if name == "average":
+        raise ValueError("a teacher's name is its token's, and 'average' is the answer of all tokens together")
+    try:
+        return check_token_names([name])[0]
+    except UserError as error:
+        raise ValueError(f"a teacher's name is its token's: {error}") from None
 
 
 def _advised_token(name: str) -> str:
@@ -216,25 +226,19 @@ def load_config(
         UserError: all faults at once, each with what was given, what is allowed and the nearest name.
     """
     if preset in preset_names():
-        text = preset_text(preset)
-    elif preset.endswith((".yaml", ".yml")):
-        if not Path(preset).is_file():
-            raise UserError(
-                f"no preset file '{preset}'; give a YAML file, or one of the presets {', '.join(preset_names())}"
-            )
-        text = Path(preset).read_text()
-    else:
+        path = _presets() / f"{preset}.yaml"
+    elif not preset.endswith((".yaml", ".yml")):
         raise UserError(
             f"unknown preset '{preset}'{nearest(preset, preset_names())}; "
             f"there are {', '.join(preset_names())}, or give a file ending in .yaml"
         )
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"preset '{preset}' is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"preset '{preset}' must hold keys and values, not {type(values).__name__}")
-    values = _unshared(values)
+    elif not Path(preset).is_file():
+        raise UserError(
+            f"no preset file '{preset}'; give a YAML file, or one of the presets {', '.join(preset_names())}"
+        )
+    else:
+        path = Path(preset)
+    values = _read_yaml(path, f"preset '{preset}'")
     for override in sorted(overrides, key=lambda text: ".model=" not in text):  # models before their arguments
         _apply(values, override)
     if seed is not None:
@@ -250,6 +254,11 @@ def parse_arguments(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         _apply(values, override)
     return values
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration that a run left. Raises UserError as `load_config` does; nothing in the file is executed."""
+    return parse_config(_read_yaml(path, f"'{path}'"))
 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
@@ -290,11 +299,39 @@ def _presets() -> Any:
     return resources.files("coadvise") / "presets"
 
 
-def _unshared(value: Any) -> Any:
-    """A copy in which YAML's aliases are things of their own: an override of one must not change the other."""
+def _read_yaml(path: Any, what: str) -> dict[str, Any]:
+    """Keys and values of a YAML file of anybody's: plain data only, a tag that would make anything else is refused."""
+    try:
+        content = path.read_bytes()
+        if len(content) > MOST_YAML:
+            raise UserError(f"{what} has {len(content)} bytes, a configuration at most {MOST_YAML}")
+        values = _unshared(yaml.safe_load(content), count())
+    except UserError:
+        raise
+    except (
+        OSError,
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ) as error:  # ValueError: a date of no calendar
+        raise UserError(f"{what} is not YAML: {' '.join(str(error).split()) or type(error).__name__}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{what} must hold keys and values, not {type(values).__name__}")
+    return values
+
+
+def _unshared(value: Any, things: Iterator[int]) -> Any:
+    """A copy in which YAML's aliases are things of their own: an override of one must not change the other.
+
+    Raises:
+        ValueError: more than MOST_YAML of them, as nested aliases can make of a few lines.
+    """
+    if next(things) > MOST_YAML:
+        raise ValueError("its aliases make too much of it")
     if isinstance(value, dict):
-        return {key: _unshared(child) for key, child in value.items()}
-    return [_unshared(child) for child in value] if isinstance(value, list) else value
+        return {key: _unshared(child, things) for key, child in value.items()}
+    return [_unshared(child, things) for child in value] if isinstance(value, list) else value
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -303,7 +340,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise UserError(f"'{override}' is not an override; write key=value, for instance student.recipe.epochs=10")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        _unshared(value, count())
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         raise UserError(f"'{override}': the value is not YAML") from None
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a word
         with suppress(ValueError):
@@ -334,7 +372,12 @@ def _faults(error: ValidationError) -> Iterator[str]:
         elif fault["type"] == "missing":
             yield f"'{name}' is missing"
         else:
-            yield f"'{name}' is {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
+            yield f"'{name}' is {_short(fault['input'])}: {fault['msg'].removeprefix('Value error, ')}"
+
+
+def _short(value: Any, most: int = 200) -> str:
+    text = repr(value)
+    return text if len(text) <= most else text[:most] + "..."
 
 
 def _keys_at(path: Sequence[str]) -> list[str]:

@@ -159,6 +159,8 @@ def load_predictions(run: Path, part: str) -> tuple[dict[str, Tensor], Tensor]:
         raise DamagedError(f"{path}: {error}") from None
     if wanted not in (None, _digest(tensors)):  # earlier versions wrote none
         raise DamagedError(f"{path}: its contents changed (sha256 differs)")
+    if "labels" not in tensors:
+        raise DamagedError(f"{path}: holds no labels")
     labels = tensors.pop("labels")
     return {name.removeprefix("logits."): values for name, values in tensors.items()}, labels
 

@@ -10,6 +10,7 @@ from coadvise.cache_build import check_caches, complete
 from coadvise.conclude import conclude
 from coadvise.config import CacheConfig, RunConfig, load_config
 from coadvise.data.audit import Dataset, audit
+from coadvise.data.quarantine import check_share
 from coadvise.data.sources import DIGITS, open_source, typical_size
 from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
@@ -110,6 +111,9 @@ def training(
     dataset = audit(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
     for line in describe(dataset):
         listener.say(line)
+    for what, split in (("training", dataset.train), ("validation", dataset.val)):
+        if lost := split.unreadable:
+            check_share(what, len(lost), len(split) + len(lost), config.data.max_unreadable, lost[0])
     # a network that cannot be made, had, trained or saved is an error before anything is written
     check_space(folder, [check_arm(arm, folder, config, dataset, engine.processes) for arm in arms], jobs)
     summary_writer(config)

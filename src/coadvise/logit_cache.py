@@ -286,6 +286,15 @@ class LogitCache:
             yield
 
 
+def refuse_stand_ins(batch: Batch) -> None:
+    """Raises UserError where a file is lost: what stands in its place, and what that is mixed with, are other views."""
+    if batch.unreadable:
+        raise UserError(
+            f"stored logits are of views of all files, and one can no longer be read: "
+            f"{next(iter(batch.unreadable.values()))}; restore it and run again to go on, or train without --cache"
+        )
+
+
 class StoredLogits:
     """Answers for a batch of training views as `Teachers` does, from a cache; no teacher is asked.
 
@@ -303,7 +312,12 @@ class StoredLogits:
         self._epoch, self._arrays = -1, Arrays()
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """{token: [B, K] float32} on the batch's device. Raises UserError for a damaged shard."""
+        """{token: [B, K] float32} on the batch's device.
+
+        Raises:
+            UserError: a damaged shard, or a view that is not the stored one since its file can no longer be read.
+        """
+        refuse_stand_ins(batch)
         if batch.epoch != self._epoch:
             self._epoch, self._arrays = batch.epoch, self.cache.read(batch.epoch)
         rows = batch.index.cpu().numpy()

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
-from coadvise.checkpoint import read_model, write_model
+from coadvise.checkpoint import MANIFEST, WEIGHTS, read_model, write_model
 from coadvise.config import ModelConfig, nearest
 from coadvise.errors import UserError
 from coadvise.loss import CLASS
@@ -17,7 +18,23 @@ from coadvise.models import STUDENTS, Student, TokenModel
 from coadvise.models.folding import fold_batch_norms, sample_images
 
 _STUDENTS = f"; students are {', '.join(STUDENTS)}"
-_ABOUT = ("model", "model_kwargs", "classes", "image_size", "mean", "std")
+# What timm would fetch or open files for, and what is decided by classes, tokens and weights.
+_NOT_ARGUMENTS = frozenset({
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes",
+})  # fmt: skip
+
+
+class _About(BaseModel):
+    """What a manifest says of a network; it may come from anybody."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    model: str
+    model_kwargs: dict[str, JsonValue]
+    classes: list[str] = Field(min_length=1)
+    image_size: int = Field(ge=1, le=4096)
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
 
 
 class Network(nn.Module):
@@ -86,7 +103,6 @@ def build_network(
         UserError: no such model, a student without tokens, arguments it does not take, or published weights that cannot
             be fetched.
     """
-    _known(config.model)
     arguments = dict(config.model_kwargs)
     if tokens is not None:
         arguments["token_names"] = list(tokens)
@@ -117,11 +133,26 @@ def pretrained_classes(model: str) -> list[str]:
 
 
 def load_network(folder: Path) -> Network:
-    """Reads a network that `Network.save` wrote. Raises UserError."""
-    about, weights = read_model(folder)
-    network = _create({key: about[key] for key in _ABOUT}, False)
-    network.model.load_state_dict(weights)
-    network.about["sha256"] = about["files"]["model.safetensors"]["sha256"]
+    """Reads a network that `Network.save` wrote, or anybody else: nothing in it is executed or fetched.
+
+    Raises:
+        UserError: there is none, it is damaged, or it is not of a network that can be made here.
+    """
+    manifest, weights = read_model(folder)
+    try:
+        about = _About.model_validate(manifest).model_dump()
+        network = _create(about, False)
+        network.model.load_state_dict(weights)
+    except UserError as error:
+        raise UserError(f"'{folder}': {error}") from None
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise UserError(f"'{folder / MANIFEST}': '{where}': {fault['msg']}; it describes no network") from None
+    except RuntimeError as error:  # PyTorch lists every parameter; the first lines say enough
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"'{folder}': its weights are not those of '{manifest['model']}': {said}") from None
+    network.about["sha256"] = manifest["files"][WEIGHTS]["sha256"]
     return network.eval()
 
 
@@ -137,16 +168,20 @@ def _known(model: str) -> None:
 
 
 def _create(about: dict[str, Any], pretrained: bool) -> Network:
+    _known(about["model"])  # timm would take "hf-hub:" and "local-dir:" names as well, and go there
     arguments = dict(about["model_kwargs"])
-    if timm.models.is_model(about["model"]) and _takes_image_size(about["model"]):
+    if forbidden := sorted(_NOT_ARGUMENTS & arguments.keys()):
+        raise UserError(f"model_kwargs of '{about['model']}' may not hold {', '.join(forbidden)}; leave that out")
+    if _takes_image_size(about["model"]):
         arguments["img_size"] = about["image_size"]
     try:
         model = timm.create_model(about["model"], pretrained=pretrained, num_classes=len(about["classes"]), **arguments)
-    except (TypeError, ValueError, AssertionError) as error:
-        hint = _STUDENTS if "token_names" in str(error) else ""
-        raise UserError(f"model '{about['model']}' cannot be made with {arguments}: {error}{hint}") from None
     except OSError as error:
         raise UserError(f"the published weights of '{about['model']}' cannot be had: {error}") from None
+    except Exception as error:  # hundreds of constructors, each with faults of its own for what it does not take
+        said = " ".join(str(error).split()) or type(error).__name__
+        hint = _STUDENTS if "token_names" in said else ""
+        raise UserError(f"model '{about['model']}' cannot be made with {arguments}: {said}{hint}") from None
     settings = model.pretrained_cfg
     return Network(model, {"mean": list(settings["mean"]), "std": list(settings["std"]), **about})
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from coadvise.agreement import agreements, divergences
-from coadvise.config import RunConfig, nearest, parse_config
+from coadvise.config import RunConfig, nearest, read_config
 from coadvise.corruptions import CORRUPTIONS, SEVERITIES
 from coadvise.data.audit import audit_split
 from coadvise.data.loader import still_batches
@@ -42,7 +41,7 @@ class Networks:
         parts = trained_parts(run)
         if not parts:
             raise UserError(f"'{run}' has no finished network yet; run the same 'coadvise fit' again to go on")
-        self.config: RunConfig = parse_config(yaml.safe_load((run / "config.yaml").read_text()))
+        self.config: RunConfig = read_config(run / "config.yaml")
         self.engine = Engine(self.config.engine)
         self.networks = {part: load_network(run / part) for part in parts}
         for network in self.networks.values():

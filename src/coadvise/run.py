@@ -15,11 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from coadvise.checkpoint import KEEP, Checkpoints, write_text
-from coadvise.config import RunConfig, differences, parse_config
+from coadvise.config import RunConfig, differences, read_config
 from coadvise.data.audit import Dataset
+from coadvise.data.quarantine import Quarantine
 from coadvise.data.views import Views
 from coadvise.engine import Engine
 from coadvise.errors import UserError
@@ -103,12 +102,18 @@ class Run:
         return Checkpoints(self.folder / "checkpoints" / arm.part.replace("/", "."))
 
     def describe(self, seeds: list[int], changed: list[str]) -> None:
-        """Writes what the run is: its configuration (and what was changed in it), its data, where it is computed."""
+        """Writes what the run is: its configuration (and what was changed in it), its data, where it is computed.
+
+        Raises:
+            UserError: the run was begun with other images to be scored.
+        """
         if self.engine.is_main:
+            data = _data_record(self.dataset, self.config.data.image_size)
+            for change in _changes(self.folder, data):
+                self.record.say(change)
             write_text(self.folder / CONFIG, self.config.to_yaml())
-            write_text(
-                self.folder / DATA, json.dumps(_data_record(self.dataset, self.config.data.image_size), indent=1)
-            )
+            write_text(self.folder / DATA, json.dumps(data, indent=1))
+            Quarantine(self.folder, self.dataset.train, self.config.data.max_unreadable).begin()
         cache = str(self.cache) if self.cache else None
         self.record.add("run", **_run_record(self.engine, seeds), changed=changed, cache=cache)
 
@@ -124,7 +129,14 @@ def plan(config: RunConfig, seeds: int, baseline: bool) -> list[Arm]:
 
 
 def check_folder(folder: Path, config: RunConfig, allow_changes: bool) -> list[str]:
-    """A run directory is new, or holds this very run, or one whose changes are allowed. Returns the changes."""
+    """A run directory is new, or holds this very run, or one whose changes are allowed. Returns the changes.
+
+    Nothing in it may lead elsewhere.
+    """
+    inside = folder.resolve()
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
+            raise UserError(f"{str(path)!r} leads out of the run directory, and a run writes nowhere else; remove it")
     if (folder / CONFIG).is_file():
         old = _written_config(folder / CONFIG)
         if old.cache is not None and config.cache is None:
@@ -149,11 +161,10 @@ def check_folder(folder: Path, config: RunConfig, allow_changes: bool) -> list[s
 
 def _written_config(path: Path) -> RunConfig:
     try:
-        return parse_config(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, ValueError) as error:  # a UserError is one
-        reason = " ".join(str(error).split())
+        return read_config(path)
+    except UserError as error:
         raise UserError(
-            f"'{path}' is damaged or another version's: {reason}; restore it, or choose another --out"
+            f"'{path}' is damaged or another version's: {error}; restore it, or choose another --out"
         ) from None
 
 
@@ -234,6 +245,25 @@ def _data_record(dataset: Dataset, image_size: int) -> dict[str, Any]:
         "note": dataset.source.note,
         "splits": splits,
     }
+
+
+def _changes(folder: Path, data: dict[str, Any]) -> Iterator[str]:
+    """How a run's images differ from those it was begun with. Raises UserError where those to be scored differ."""
+    try:
+        splits = json.loads((folder / DATA).read_text())["splits"]
+        scored, trained = [str(path) for path in splits["val"]["paths"]], splits["train"]["images"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # a new run, or nothing to compare with
+    scored_now, trained_now = data["splits"]["val"]["paths"], data["splits"]["train"]["images"]
+    if scored != scored_now:  # networks that were scored on other images cannot be compared
+        gone, new = sorted(set(scored) - set(scored_now)), sorted(set(scored_now) - set(scored))
+        odd = f"{gone[0]!r} is gone or unreadable" if gone else f"{new[0]!r} is new" if new else "their order changed"
+        raise UserError(
+            f"'{folder}' scores networks on {len(scored)} images, and now there are {len(scored_now)}: {odd}; put them "
+            "back as they were, or choose another --out"
+        )
+    if trained != trained_now:
+        yield f"training images: {trained} when the run began, {trained_now} now"
 
 
 def _run_record(engine: Engine, seeds: list[int]) -> dict[str, Any]:

@@ -9,11 +9,12 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from coadvise.checkpoint import Checkpoints, read_state, read_weights
+from coadvise.checkpoint import Checkpoints, DamagedError, read_state, read_weights
 from coadvise.config import RecipeConfig
 from coadvise.data import draws
 from coadvise.data.audit import AuditedSplit
 from coadvise.data.loader import TrainingLoader
+from coadvise.data.quarantine import Quarantine
 from coadvise.data.views import Batch, Views
 from coadvise.engine import Engine, Interrupted
 from coadvise.errors import UserError
@@ -38,6 +39,7 @@ class Training:
         teachers: logits by token for a batch, from teachers on the engine's device or from a cache; an empty dict for
             a teacher or a student alone.
         checkpoint_seconds: at least this long between checkpoints; they are written at the end of an epoch.
+        max_unreadable: the share of the training files that may be, or become, unreadable.
     """
 
     part: str
@@ -50,6 +52,7 @@ class Training:
     weights: LossWeights
     workers: int
     checkpoint_seconds: float
+    max_unreadable: float = 0.0
 
 
 def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recorder, progress: Progress) -> Network:
@@ -60,7 +63,8 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
 
     Raises:
         Interrupted: a signal asked for a stop; the step at hand is saved.
-        UserError: what is no longer finite stays so; or the checkpoint does not fit a configuration that was changed.
+        UserError: what is no longer finite stays so; too many training files can no longer be read; or the checkpoint
+            is a stranger's, or does not fit a configuration that was changed.
         StorageError: a checkpoint or the record cannot be written.
     """
     recipe, network = job.recipe, job.network
@@ -70,6 +74,7 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
     optimiser = make_optimiser(network.model, recipe)
     averaged = ModelEmaV3(network, decay=recipe.ema, use_warmup=True, foreach=True) if recipe.ema else None
     answering = averaged.module if averaged else network
+    quarantine = Quarantine(record.path.parent, job.views.split, job.max_unreadable)
     watch = Watch(job.part, network, optimiser, engine, record)
     first_step = _resume(job.part, network, optimiser, averaged, watch, checkpoints, record)
     if first_step >= last_step:
@@ -87,6 +92,8 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
         torch.manual_seed(draws.scalar_seed(job.seed, draws.STEP, step, engine.rank))  # dropout, stochastic depth
 
         for number, micro_batch in enumerate(micro_batches, 1):
+            for line in quarantine.add(micro_batch.unreadable):
+                record.say(f"{job.part}: a training image is skipped from now on: {line}")
             batch = engine.place(micro_batch)
             with engine.accumulating(model, number < len(micro_batches)):
                 with engine.autocast():
@@ -107,7 +114,10 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
             speed = round((step + 1 - first_step) * loader.batch_size / (time.monotonic() - began), 1)
             figures = watch.mean_losses(per_epoch, step + 1)
             where = {"part": job.part, "seed": job.seed, "step": step + 1, "epoch": epoch}
-            record.add("train", **where, learning_rate=rate, losses=dict(figures), images_per_second=speed)
+            record.add(
+                "train", **where, learning_rate=rate, losses=dict(figures), images_per_second=speed,
+                unreadable=quarantine.count(),
+            )  # fmt: skip
             if epoch in evaluate_after:
                 logits = predict_logits(answering, job.val, job.views.image_size, engine, job.workers)
                 _check_answers(logits, job.part, step + 1)
@@ -149,18 +159,20 @@ def _resume(
         record.say(f"{part}: damaged checkpoint passed over: {fault}")
     step = 0
     if folder is not None:
-        weights, state = read_weights(folder), read_state(folder)
-        step = state["step"]
         try:
+            weights, state = read_weights(folder), read_state(folder)
+            step = int(state["step"])
             network.model.load_state_dict(weights)
             optimiser.load_state_dict(state["optimiser"])
             if averaged is not None:
                 averaged.module.model.load_state_dict(state["ema"] or weights)
-        except (RuntimeError, ValueError):  # only a changed configuration can have brought us here
+            watch.load_state(state)
+        except DamagedError as error:  # its checksums hold, so it was made like this
+            raise UserError(f"{part}: {error}; remove '{folder}' to go on without it") from None
+        except (RuntimeError, ValueError, LookupError, AttributeError, TypeError):
             raise UserError(
                 f"{part}: '{folder}' is of another network; undo that change, or choose another --out"
             ) from None
-        watch.load_state(state)
         record.say(f"{part}: going on from step {step}")
     record.rewind(part, step)
     return step

@@ -1,6 +1,8 @@
 """Whatever lies in the folder is decoded as upright RGB or named, never replaced."""
 
 import io
+import os
+import subprocess
 import warnings
 from pathlib import Path
 
@@ -8,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
-from coadvise.data.images import UnreadableImageError, read_image, square, to_array
+from coadvise.data.images import UnreadableImageError, read_image, readable, square, to_array
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
 
@@ -79,13 +81,39 @@ def test_a_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
     assert np.abs(pixels(tmp_path / "x").astype(int) - (200, 30, 40)).max() <= 4
 
 
-def test_palette_with_transparency(tmp_path: Path) -> None:
-    image = Image.new("P", (4, 4), 1)
-    image.putpalette([0, 0, 0, 10, 200, 30])
-    (tmp_path / "x").write_bytes(encoded(image, "PNG", transparency=b"\x00\x80"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert (pixels(tmp_path / "x") == (10, 200, 30)).all()
+def test_what_is_transparent_is_shown_on_white(tmp_path: Path) -> None:
+    """Whatever colour lies hidden there, and however the file says that it is transparent."""
+    rng = np.random.default_rng(1)
+    colours, alpha = rng.integers(0, 256, (6, 5, 3)), rng.choice([0, 128, 255], (6, 5, 1))
+    expected = (colours * alpha + 255 * (255 - alpha)) / 255
+    rgba = Image.fromarray(np.concatenate([colours, alpha], 2).astype(np.uint8))
+    for form, options in {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True, "exact": True}}.items():
+        (tmp_path / "x").write_bytes(encoded(rgba, form, **options))
+        assert np.abs(pixels(tmp_path / "x") - expected).max() <= 1
+    key = Image.new("RGB", (4, 4), (1, 2, 3))
+    key.putpixel((1, 1), (9, 9, 9))
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([9, 9, 9, 1, 2, 3])
+    palette.putpixel((1, 1), 0)
+    grey = Image.new("L", (4, 4), 7)
+    grey.putpixel((1, 1), 9)
+    cases = [(key, "PNG", (9, 9, 9)), (palette, "PNG", 0), (palette, "GIF", 0), (grey, "PNG", 9)]
+    for image, form, transparent in cases:
+        (tmp_path / "x").write_bytes(encoded(image, form, transparency=transparent))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = pixels(tmp_path / "x")
+        assert found[1, 1].tolist() == [255, 255, 255]
+        assert found[0, 0].tolist() == ([7, 7, 7] if image is grey else [1, 2, 3])
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_an_animation_the_first_frame_counts(tmp_path: Path, form: str) -> None:
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if form == "WEBP" else {}
+    (tmp_path / "x").write_bytes(encoded(frames[0], form, save_all=True, append_images=frames[1:], **options))
+    assert Image.open(tmp_path / "x").n_frames == 3
+    assert (pixels(tmp_path / "x") == (255, 0, 0)).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (40, 3), (16, 16)])
@@ -94,6 +122,16 @@ def test_any_shape_is_made_square(tmp_path: Path, size: tuple[int, int]) -> None
     array = to_array(square(read_image(tmp_path / "x.png"), 16))
     assert array.shape == (3, 16, 16)
     assert (array == np.array([9, 8, 7])[:, None, None]).all()
+
+
+@pytest.mark.parametrize("size", [(60_000, 3), (2, 60_000)])
+def test_a_strip_is_not_scaled_up_whole(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scaled until its shorter side has 64 pixels, such a strip would have 4 to 6 thousand million bytes."""
+    strip = Image.new("RGB", size, "white")
+    strip.paste("red", tuple(side // 2 - 30 for side in size) + tuple(side // 2 + 30 for side in size))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    array = to_array(square(strip, 64))
+    assert (array == np.array([255, 0, 0])[:, None, None]).all()
 
 
 def test_square_takes_the_centre() -> None:
@@ -122,18 +160,58 @@ def test_what_cannot_be_decoded_is_named(tmp_path: Path, fault: str) -> None:
     assert len(str(caught.value)) > len(repr(str(path))) + 2  # a reason as well
 
 
-def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "missing.png", tmp_path):
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "zeros.png").symlink_to("/dev/zero")
+    for path in (tmp_path / "missing.png", tmp_path, *sorted(tmp_path.iterdir())):
         with pytest.raises(UnreadableImageError, match=path.name):
             read_image(path)
 
 
-def test_a_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_of_any_bytes_is_read_and_an_error_says_it_in_one_printable_line(tmp_path: Path) -> None:
+    for name in (b"new\nline.png", b"caf\xe9 \xff.png", b"\x1b[2Jclear\x07.png", "right\u202eleft.png".encode()):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+        path.write_bytes(encoded(Image.fromarray(COLOURS), "PNG"))
+        assert np.array_equal(pixels(path), COLOURS)
+        path.write_bytes(b"")
+        with pytest.raises(UnreadableImageError) as caught:
+            read_image(path)
+        assert str(caught.value).isprintable()
+        str(caught.value).encode()
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("limit", [100_000, 200_000])  # above twice the limit Pillow raises, up to it it only warns
+def test_a_decompression_bomb_is_named_and_never_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(encoded(Image.new("1", (500, 500)), "PNG"))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(UnreadableImageError, match=r"bomb\.png.*decompression bomb"):
         read_image(path)
+
+
+def test_a_program_is_not_run_to_decode_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow has PostScript drawn by Ghostscript, whatever the file's name."""
+    path = tmp_path / "photograph.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("a program was started"))
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    with pytest.raises(UnreadableImageError, match="cannot identify"):
+        read_image(path)
+
+
+def test_readable_files_are_told_from_the_others(tmp_path: Path) -> None:
+    for number, content in enumerate((encoded(Image.fromarray(COLOURS), "PNG"), b"<html>", b"")):
+        (tmp_path / f"{number}.png").write_bytes(content)
+    paths = [tmp_path / f"{number}.png" for number in (1, 0, 2)]
+    good, faults = readable(paths)
+    assert good == [paths[1]]
+    assert [fault.partition("': ")[0] for fault in faults] == [f"'{paths[0]}", f"'{paths[2]}"]
 
 
 GOOD = {

@@ -9,18 +9,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from samples import EVERYTHING, NOTHING, joined, made_split, made_views, same
 from torch import Tensor
 
 from coadvise.config import AugmentConfig
 from coadvise.data import draws
-from coadvise.data.audit import AuditedSplit, audit
+from coadvise.data import views as views_module
+from coadvise.data.audit import AuditedSplit, audit, audit_split
 from coadvise.data.images import read_image
 from coadvise.data.pipeline import Pipeline
-from coadvise.data.sources import open_source
+from coadvise.data.sources import Split, open_source
 from coadvise.data.views import VIEWS, Views, light_views
+from coadvise.errors import UserError
 
 DEIT = AugmentConfig(kind="deit", erase=0.3, mixup=0.8, cutmix=1.0, smoothing=0.1)
 AUGMENTS = {
@@ -416,3 +419,79 @@ def test_photographs_keep_their_look(photos: Path) -> None:
         assert views.max() <= 1
         assert abs(views.mean() - plain.mean()) < 0.08
         assert (views.flatten(1).std(1) > 0.01).float().mean() > 0.95
+
+
+# files that disappear ------------------------------------------------------------------------------------------------
+
+
+def vanishing(folder: Path, lost: set[int], images: int = 12) -> AuditedSplit:
+    """Image files of which some were there when they were audited and now cannot be read, each for another reason."""
+    split = audit_split(Split(write_images(folder, images), tuple(n % 3 for n in range(images))), 12, in_memory=False)
+    for number in lost:
+        path = split.paths[number]
+        content = path.read_bytes()
+        path.unlink()
+        if number % 3 == 1:
+            path.write_bytes(content[:40])
+        elif number % 3 == 2:
+            path.write_bytes(b"<!DOCTYPE html><html>503</html>")
+    return split
+
+
+def write_images(folder: Path, images: int) -> tuple[Path, ...]:
+    rng = np.random.default_rng(images)
+    paths = tuple(folder / f"{number:02}.png" for number in range(images))
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("augment", [NOTHING, EVERYTHING, DEIT], ids=["none", "light", "deit"])
+@settings(max_examples=8)
+@given(lost=st.sets(st.integers(0, 11), min_size=1, max_size=8), epoch=st.integers(0, 100), data=st.data())
+def test_another_training_image_s_own_view_stands_where_a_file_is_lost(
+    tmp_path_factory: pytest.TempPathFactory, augment: AugmentConfig, lost: set[int], epoch: int, data: st.DataObject
+) -> None:
+    split = vanishing(tmp_path_factory.mktemp("vanishing"), lost)
+    views = Views(split, augment, 3, 12, 5)
+    batch = views[epoch, np.arange(12)]
+    order = views.order(epoch)
+    stand_in = [next(i % 12 for i in range(n, n + 12) if i % 12 not in lost) for n in range(12)]
+    assert batch.index.tolist() == [stand_in[number] for number in order]
+    assert set(batch.unreadable) == lost
+    for number, line in batch.unreadable.items():
+        assert line.startswith(f"{str(split.paths[number])!r}: ")
+
+    # Whatever batches it is asked for in, here or in another process, it is the same.
+    cuts = sorted(data.draw(st.sets(st.integers(1, 11), max_size=3)))
+    again = Views(split, augment, 3, 12, 5)
+    assert same(joined(again[epoch, part] for part in np.split(np.arange(12), cuts)), batch)
+
+    # Unmixed, a view that stands in is the very view that its image has of its own in that epoch.
+    alone = augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0})
+    unmixed = Views(split, alone, 3, 12, 5)[epoch, np.arange(12)]
+    own = {int(i): view for i, view, n in zip(unmixed.index, unmixed.images, order, strict=True) if int(n) == int(i)}
+    for i, view, label in zip(unmixed.index.tolist(), unmixed.images, unmixed.labels.tolist(), strict=True):
+        assert torch.equal(view, own[i])
+        assert label == i % 3
+
+
+def test_a_file_that_comes_back_is_read_again(tmp_path: Path) -> None:
+    split = vanishing(tmp_path, set())
+    content = split.paths[4].read_bytes()
+    views = Views(split, DEIT, 3, 12, 5)
+    whole = views[1, np.arange(12)]
+    split.paths[4].write_bytes(b"")
+    without = views[1, np.arange(12)]
+    split.paths[4].write_bytes(content)
+    assert not same(whole, without)
+    assert same(views[1, np.arange(12)], whole)
+
+
+def test_a_disk_that_has_gone_is_not_searched_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = vanishing(tmp_path, set(range(12)))
+    with pytest.raises(UserError, match=r"12 training images in a row can no longer be read; the first is '.*png': .*"):
+        Views(split, NOTHING, 3, 12, 0)[0, np.arange(3)]
+    monkeypatch.setattr(views_module, "MOST_SKIPPED", 5)
+    with pytest.raises(UserError, match="5 training images in a row"):
+        Views(split, NOTHING, 3, 12, 0)[0, np.arange(3)]

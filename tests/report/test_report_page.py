@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from coadvise.report import write_report
+from coadvise.report.disagreement import thumbnail
 from coadvise.report.page import SECTIONS
 from coadvise.report.read import read_run
 
@@ -148,6 +150,19 @@ def test_missing_and_broken_pictures_leave_a_placeholder(build):
     assert page.text["div"].count("no picture") == 8
     shutil.rmtree(run / "pictures")
     assert report(run).text["div"].count("no picture") == 8
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "{}/secret.png", "a/../../secret.png", "pipe.png", "ps.png"])
+def test_a_picture_outside_the_data_folder_is_not_shown(build, name):
+    run = build(seeds=(0,), epochs=2)
+    picture = next((run / "pictures").iterdir()).read_bytes()
+    (run / "secret.png").write_bytes(picture)
+    (run / "pictures" / "a").mkdir()
+    os.mkfifo(run / "pictures" / "pipe.png")
+    (run / "pictures" / "ps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    (run / "pictures" / "inside.png").write_bytes(picture)
+    assert "<img" in thumbnail(str(run / "pictures"), "inside.png")
+    assert "<img" not in thumbnail(str(run / "pictures"), name.format(run))
 
 
 def drop(run, *kinds, part=""):

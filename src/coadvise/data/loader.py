@@ -1,16 +1,16 @@
 """Batches in order: training views from any step on, and the images to be scored."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from coadvise.data.audit import AuditedSplit
-from coadvise.data.images import Pixels, read_image, square, to_array
+from coadvise.data.images import Pixels, UnreadableImageError, read_image, square, to_array
 from coadvise.data.views import Batch, Indices, Views
+from coadvise.data.workers import taking_up, worker_batches
 from coadvise.errors import UserError
 
 Change = Callable[[Pixels, int], Pixels]
@@ -42,11 +42,10 @@ class TrainingLoader:
         """The micro-batches of steps first..last-1, `accumulate` a step, whatever ran before."""
         on_cpu = self.views.device.type == "cpu"  # what is made on a device needs neither workers nor a copy
         workers = self.workers if on_cpu else 0
-        loader = DataLoader(
-            self.views, batch_size=None, sampler=_Requests(self, first, last), num_workers=workers,
+        batches = worker_batches(
+            self.views, workers, self.views.split.paths, sampler=_Requests(self, first, last),
             pin_memory=on_cpu and torch.cuda.is_available(), prefetch_factor=4 if workers else None,
         )  # fmt: skip
-        batches = iter(loader)
         for _ in range(first, last):
             yield [next(batches) for _ in range(self.accumulate)]
 
@@ -85,13 +84,11 @@ class _Requests:
             yield from ((epoch, chunk) for chunk in chunks[own.rank :: own.processes])
 
 
-def epoch_batches(views: Views, epoch: int, batch_size: int, workers: int = 0) -> "DataLoader[Any]":
+def epoch_batches(views: Views, epoch: int, batch_size: int, workers: int = 0) -> Iterator[Batch]:
     """The views of an epoch, every one of them once, in the epoch's order."""
     positions = np.arange(len(views))
     requests = [(epoch, positions[start : start + batch_size]) for start in range(0, len(views), batch_size)]
-    return DataLoader(
-        views, batch_size=None, sampler=requests, num_workers=workers, pin_memory=torch.cuda.is_available()
-    )
+    return worker_batches(views, workers, views.split.paths, sampler=requests, pin_memory=torch.cuda.is_available())
 
 
 class _StillImages(Dataset[Tensor]):
@@ -108,18 +105,30 @@ class _StillImages(Dataset[Tensor]):
         if self.split.pixels is not None:
             stack = self.split.pixels[rows.start : rows.stop]
         else:
-            stack = np.stack([to_array(square(read_image(self.split.paths[i]), self.image_size)) for i in rows])
+            stack = np.stack([self._read(i) for i in rows])
         if self.change is not None:
             stack = np.stack([self.change(pixels, row) for pixels, row in zip(stack, rows, strict=True)])
         return torch.from_numpy(stack).float().div_(255)
 
+    def _read(self, number: int) -> Pixels:
+        taking_up(number)
+        try:
+            return to_array(square(read_image(self.split.paths[number]), self.image_size))
+        except UnreadableImageError as error:
+            raise UserError(
+                f"an image to be scored can no longer be read: {error}; none is scored in its place"
+            ) from None
+
 
 def still_batches(
     split: AuditedSplit, image_size: int, batch_size: int = 250, workers: int = 0, change: Change | None = None
-) -> "DataLoader[Any]":
+) -> Iterator[Tensor]:
     """Validation images [B, 3, S, S] in 0..1, in the split's order, every one of them once.
 
     Args:
         change: given an image [3, S, S] uint8 and its row in the split, another in its place.
+
+    Raises:
+        UserError: one can no longer be read.
     """
-    return DataLoader(_StillImages(split, image_size, batch_size, change), batch_size=None, num_workers=workers)
+    return worker_batches(_StillImages(split, image_size, batch_size, change), workers, split.paths)

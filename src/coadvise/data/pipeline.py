@@ -46,7 +46,7 @@ class Pipeline:
         """[B, 3, S, S] float32 in 0..1, the view of each image a function of its seed.
 
         Args:
-            images: decoded, or arrays [H, W, 3].
+            images: decoded, or arrays [H, W, 3]; each is asked for before its seed.
         """
         out = torch.empty(len(seeds), 3, self.image_size, self.image_size)
         with _global_generators_put_back():

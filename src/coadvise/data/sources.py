@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from coadvise.data import draws
+from coadvise.data.images import open_image
 from coadvise.errors import UserError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -93,7 +94,7 @@ def typical_size(root: Path, look_at: int = 100) -> int:
     sides = []
     for path in islice(_images_below(root), look_at):
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 sides.append(min(image.size))
         except Exception:  # whatever is wrong with it, the audit names it
             continue
@@ -143,8 +144,8 @@ def _divide(root: Path, val_fraction: float, seed: int) -> Source:
 
 def _class_names(folder: Path) -> list[str]:
     """Sub-folders that hold at least one image file somewhere below."""
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    # Path.is_dir answers no for a link that goes in a loop; os.DirEntry raises.
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
     return [name for name in names if next(_images_below(folder / name), None) is not None]
 
 
@@ -159,11 +160,17 @@ def _list_split(folder: Path, classes: Sequence[str]) -> Split:
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):  # os.walk does not follow links, so a loop of links ends
+    # os.walk does not follow links, so a loop of links ends.
+    for parent, folders, files in os.walk(folder, onerror=_cannot_list):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in files:
             if Path(file).suffix.lower() in EXTENSIONS and not file.startswith("."):
                 yield Path(parent, file)
+
+
+def _cannot_list(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise UserError(f"folder {str(error.filename)!r} cannot be listed: {error.strerror}; make it readable")
 
 
 def _at_least_two(folder: Path, classes: Sequence[str]) -> None:

@@ -8,7 +8,8 @@ Draws are numbers of the CPU; what they are done with happens where the pixels a
 itself if all images are in memory and fit: the same views, up to the device's rounding.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +23,16 @@ from torch.utils.data import Dataset as TorchDataset
 from coadvise.config import AugmentConfig
 from coadvise.data import draws
 from coadvise.data.audit import AuditedSplit
-from coadvise.data.images import Pixels, read_image, square, to_array
+from coadvise.data.images import Pixels, UnreadableImageError, read_image, square, to_array
 from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, Pipeline
+from coadvise.data.workers import taking_up
+from coadvise.errors import UserError
 
 Indices = npt.NDArray[np.int64]
 
 # Raised with every change after which a view looks otherwise: logits stored for the old ones are then refused.
 VIEWS = 1
+MOST_SKIPPED = 100  # files in a row that can be skipped; more of them are a disk that has gone
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,14 @@ class Batch:
     labels: [B] int64, or [B, K] float32 when mixed or smoothed.
     index: [B] int64, which training image each view is of.
     epoch: int, the epoch whose views these are: where views are recycled, an earlier one than the loop's.
+    unreadable: a line for each file that could not be read for it, by its place in the split; see `Views`.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
     epoch: int
+    unreadable: Mapping[int, str] = field(default_factory=dict)
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> "Batch":
         """The batch on a device, images laid out as the networks run."""
@@ -57,7 +63,11 @@ class Batch:
 
 
 class Views(TorchDataset[Batch]):
-    """Training views of a split, asked for as (epoch, positions in that epoch's order)."""
+    """Training views of a split, asked for as (epoch, positions in that epoch's order).
+
+    In place of an image whose file can no longer be read there stands the next in the split that can: that image's own
+    view of the epoch, with its own label and index.
+    """
 
     def __init__(self, split: AuditedSplit, augment: AugmentConfig, classes: int, image_size: int, seed: int) -> None:
         self.split, self.augment, self.classes, self.image_size, self.seed = split, augment, classes, image_size, seed
@@ -100,56 +110,85 @@ class Views(TorchDataset[Batch]):
     def __getitem__(self, request: tuple[int, Indices]) -> Batch:
         epoch, positions = self.drawn(request[0]), request[1]
         order, augment = self.order(epoch), self.augment
-        index = order[positions]
-        labels = self._labels(index)
+        unreadable: dict[int, str] = {}
         mixing = augment.mixup > 0 or augment.cutmix > 0
         if not mixing:
-            images = self._single_views(epoch, index)
+            images, index = self._single_views(epoch, order[positions], unreadable)
         else:
             partners = positions ^ 1
             partners[partners >= len(order)] = len(order) - 1  # the last of an odd number is mixed with itself
             every, where = np.unique(np.concatenate([positions, partners]), return_inverse=True)
-            views = self._single_views(epoch, order[every])
+            views, shown = self._single_views(epoch, order[every], unreadable)
             own, other = torch.from_numpy(where).to(views.device).chunk(2)
+            index, partner = np.split(shown[where], 2)
             images, share = self._mix(epoch, positions, views[own], views[other])
+        labels = self._labels(index)
         if mixing or augment.smoothing > 0:
             target = _smooth(labels, self.classes, augment.smoothing)
             if mixing:
-                other_target = _smooth(self._labels(order[partners]), self.classes, augment.smoothing)
+                other_target = _smooth(self._labels(partner), self.classes, augment.smoothing)
                 target = share * target + (1 - share) * other_target
             labels = target
-        return Batch(images, labels, torch.from_numpy(index), epoch)
+        return Batch(images, labels, torch.from_numpy(index), epoch, unreadable)
 
-    def _single_views(self, epoch: int, index: Indices) -> Tensor:
-        """[B, 3, S, S] in 0..1, before mixing."""
+    def _single_views(self, epoch: int, wanted: Indices, unreadable: dict[int, str]) -> tuple[Tensor, Indices]:
+        """[B, 3, S, S] in 0..1, before mixing, and which images they are of."""
+        index = wanted.copy()
         if self._pipeline is not None:
-            seeds = draws.seeds(self.seed, draws.PIPELINE, epoch, index) >> np.uint64(1)
-            images = self._pipeline.views(map(self._decoded, index), seeds.tolist())
+            seeds = self._pipeline_seeds(epoch, index)
+            images = self._pipeline.views(self._files(epoch, index, seeds, unreadable), seeds)
         else:
-            images = self._pixels(index).float().div_(255)
+            images = self._pixels(index, unreadable).float().div_(255)
         if self.augment.kind == "light":
             images = light_views(images, self.augment, draws.uniforms(self.seed, draws.GEOMETRY, epoch, index, 9))
         if self.augment.erase > 0:
             u = draws.uniforms(self.seed, draws.ERASE, epoch, index, 5)
             erase_(images, self.augment.erase, u, index, epoch, self.seed)
-        return images
+        return images, index
 
     def _labels(self, index: Indices) -> Tensor:
         return torch.from_numpy(self.split.labels[index]).to(self.device)
 
-    def _decoded(self, index: int) -> Image.Image | Pixels:
-        """One image of any size."""
-        stored = self.split.presized
-        return read_image(self.split.paths[index]) if stored is None else stored[index]
+    def _pipeline_seeds(self, epoch: int, index: Indices) -> list[int]:
+        return (draws.seeds(self.seed, draws.PIPELINE, epoch, index) >> np.uint64(1)).tolist()
 
-    def _pixels(self, index: Indices) -> Tensor:
-        """Images [B, 3, S, S] uint8."""
+    def _files(
+        self, epoch: int, index: Indices, seeds: list[int], unreadable: dict[int, str]
+    ) -> Iterator[Image.Image | Pixels]:
+        """Images of any size, one at a time; where another stands in, `index` and `seeds` become its own, in place."""
+        for row, wanted in enumerate(index.tolist()):
+            if self.split.presized is not None:
+                yield self.split.presized[wanted]
+                continue
+            image, index[row] = self._read(wanted, unreadable)
+            if index[row] != wanted:
+                seeds[row] = self._pipeline_seeds(epoch, index[row : row + 1])[0]
+            yield image
+
+    def _read(self, index: int, unreadable: dict[int, str]) -> tuple[Image.Image, int]:
+        """An image and its place in the split: the one asked for, or the next that can be read."""
+        for place in range(index, index + min(MOST_SKIPPED, len(self))):
+            taking_up(place % len(self))
+            try:
+                return read_image(self.split.paths[place % len(self)]), place % len(self)
+            except UnreadableImageError as error:
+                unreadable[place % len(self)] = str(error)
+        raise UserError(
+            f"{min(MOST_SKIPPED, len(self))} training images in a row can no longer be read; the first is "
+            f"{unreadable[index]}; see to it that '{self.split.paths[index].parent}' is there, and run again to go on"
+        )
+
+    def _pixels(self, index: Indices, unreadable: dict[int, str]) -> Tensor:
+        """Images [B, 3, S, S] uint8; `index` is changed in place as by `_files`."""
         if self._resident is not None:
             return self._resident[torch.from_numpy(index).to(self.device)]
         if self.split.pixels is not None:
             return torch.from_numpy(self.split.pixels[index])
-        paths = (self.split.paths[i] for i in index)
-        return torch.from_numpy(np.stack([to_array(square(read_image(path), self.image_size)) for path in paths]))
+        arrays = []
+        for row, wanted in enumerate(index.tolist()):
+            image, index[row] = self._read(wanted, unreadable)
+            arrays.append(to_array(square(image, self.image_size)))
+        return torch.from_numpy(np.stack(arrays))
 
     def _mix(self, epoch: int, positions: Indices, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """Mixup or cutmix with the neighbour. Returns images and each view's own share of the label, [B, 1]."""

@@ -18,6 +18,7 @@ from coadvise.report.read import AVERAGE, Floats, Ints, Run, sequence
 SMALL = 96  # pixels: up to here a picture is embedded as it is and scaled up in blocks
 LARGE = 224  # pixels: larger ones are scaled down to this
 SHOWN = 5  # classes in a picture's panel
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # what Pillow decodes without starting a program
 
 
 def disagreements(run: Run) -> Markup:
@@ -150,10 +151,10 @@ def _cell(voice: Voice, share: float, answer: bool, tokens: Sequence[Voice]) -> 
 
 def thumbnail(root: object, name: str | None) -> Markup:
     """A picture inside the page, or a placeholder where its file is missing or does not decode."""
-    if isinstance(root, str) and name is not None:
+    if isinstance(root, str) and name is not None and not _leads_out(name):
         try:
             kind, content, small = _encoded(Path(root) / name)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except Exception:  # Pillow's decoders raise many kinds
             pass  # the placeholder says it
         else:
             source = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
@@ -161,8 +162,17 @@ def thumbnail(root: object, name: str | None) -> Markup:
     return tag("div", "no picture", class_="thumb placeholder", title=f"{name or 'its path'} is missing")
 
 
+def _leads_out(name: str) -> bool:
+    """Whether a picture's name leads out of the data folder: then it is somebody else's file."""
+    return Path(name).is_absolute() or ".." in Path(name).parts
+
+
 def _encoded(path: Path) -> tuple[str, bytes, bool]:
-    with Image.open(path) as picture:
+    if not path.is_file():
+        raise ValueError("not a regular file")
+    with Image.open(path, formats=FORMATS) as picture:
+        if Image.MAX_IMAGE_PIXELS is not None and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
+            raise ValueError("a decompression bomb")
         picture.draft("RGB", (LARGE, LARGE))
         image = picture.convert("RGB")
     small = max(image.size) <= SMALL

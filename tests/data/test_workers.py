@@ -1,0 +1,104 @@
+"""A loader process that is killed, crashes or hangs ends the run in seconds, and the file it was at is named."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from torch.utils.data import Dataset
+
+from coadvise.data import workers
+from coadvise.data.images import UnreadableImageError
+from coadvise.data.workers import taking_up, worker_batches
+from coadvise.errors import UserError
+
+PATHS = tuple(Path(f"image {number}.png") for number in range(40))
+
+
+class Files(Dataset[int]):
+    """Forty files, one a batch. Something happens to the process that takes up number 7."""
+
+    def __init__(self, happens: str = "nothing") -> None:
+        self.happens = happens
+
+    def __len__(self) -> int:
+        return len(PATHS)
+
+    def __getitem__(self, number: int) -> int:
+        if number != 7:
+            taking_up(number)
+            return number
+        if self.happens != "stopped between files":
+            taking_up(number)
+        if self.happens.startswith("stopped"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif self.happens == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.happens == "crashed":
+            os._exit(3)
+        elif self.happens == "slow":
+            time.sleep(1.0)
+        elif self.happens == "unreadable":
+            raise UnreadableImageError(f"{str(PATHS[7])!r}: truncated")
+        elif self.happens == "our fault":
+            raise RuntimeError("assertion of ours")
+        return number
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Looks often, and leaves PyTorch's handler of ended children as it found it."""
+    monkeypatch.setattr(workers, "LOOK_EVERY", 0.3)
+    monkeypatch.setattr(workers, "PATIENCE", 2.0)
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
+@pytest.mark.parametrize("processes", [0, 1, 3])
+def test_batches_come_in_order(processes: int) -> None:
+    assert list(worker_batches(Files(), processes, PATHS)) == list(range(40))
+
+
+@pytest.mark.parametrize(
+    ("happens", "says"),
+    [
+        ("killed", r"loader process \d+ was ended by SIGKILL while it read 'image 7\.png'; run the same command again"),
+        ("crashed", r"loader process \d+ crashed while it read 'image 7\.png'"),
+        ("stopped", r"loader process \d+ has hung for 2 s while it read 'image 7\.png'; look after that file"),
+    ],
+)
+def test_the_file_of_a_process_that_ends_or_hangs_is_named(happens: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        list(worker_batches(Files(happens), 2, PATHS))
+
+
+def test_a_process_that_hangs_before_it_takes_up_a_file_is_found_too() -> None:
+    with pytest.raises(UserError, match="have hung for 2 s, none of them reading a file"):
+        list(worker_batches(Files("stopped between files"), 2, PATHS))
+
+
+def test_a_killed_process_is_noticed_while_the_training_process_does_something_else() -> None:
+    """Not by an exception in the middle of a step or a save: by the next batch."""
+    batches = worker_batches(Files("killed"), 2, PATHS)
+    assert next(batches) == 0
+    deadline = time.monotonic() + 1.0
+    while time.monotonic() < deadline:
+        sum(range(1000))
+    with pytest.raises(UserError, match="SIGKILL"):
+        list(batches)
+
+
+def test_slow_is_not_dead() -> None:
+    """Waiting goes on over several looks."""
+    assert list(worker_batches(Files("slow"), 2, PATHS)) == list(range(40))
+
+
+def test_the_user_s_errors_come_in_one_line_and_ours_whole() -> None:
+    with pytest.raises(UserError) as caught:
+        list(worker_batches(Files("unreadable"), 2, PATHS))
+    assert str(caught.value) == "'image 7.png': truncated"
+    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*assertion of ours"):
+        list(worker_batches(Files("our fault"), 2, PATHS))

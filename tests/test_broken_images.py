@@ -1,0 +1,231 @@
+"""Runs over folders that hold everything a folder may hold: skipped, counted, listed, never silently replaced."""
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import Stopper, assert_same_weights, make_images, never, records, weights_of, write_preset
+
+from coadvise import fit
+from coadvise.data import workers as workers_module
+from coadvise.data.quarantine import FILE
+from coadvise.errors import UserError
+
+# One teacher, one student, two epochs of two steps each; files are decoded anew for each view.
+PRESET = """\
+data: {image_size: 16, max_unreadable: 0.3}
+augment: {kind: deit, rand_augment: rand-m5-inc1, smoothing: 0.1, mixup: 0.4}
+teachers:
+  conv:
+    model: resnet_small
+    model_kwargs: {widths: [8, 16], depths: [1, 1], strides: [2, 2]}
+    recipe: &recipe {epochs: 2, batch_size: 12, warmup_epochs: 0.5, evaluations: 2}
+student: {model: cit_micro_patch4_32, model_kwargs: {embed_dim: 24, depth: 1}, recipe: *recipe}
+engine: {checkpoint_seconds: 0}
+"""
+PHOTO = Image.fromarray(np.random.default_rng(3).integers(0, 256, (24, 20, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_preset(tmp_path_factory.mktemp("preset"), PRESET)
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of some hundred bytes whose header says 30,000 x 30,000 pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(90_001)))
+        + chunk(b"IEND", b"")
+    )
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[274] = 6
+    return encoded(PHOTO, "JPEG", exif=exif)
+
+
+def flipped(content: bytes) -> bytes:
+    """One bit of the picture data changed; a PNG notices by its checksums."""
+    return content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 4]) + content[len(content) // 2 + 1 :]
+
+
+BROKEN: dict[bytes, bytes] = {
+    b"truncated.jpg": encoded(PHOTO, "JPEG")[:-200],
+    b"empty.png": b"",
+    b"page.jpg": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
+    b"flipped.png": flipped(encoded(PHOTO, "PNG")),
+    b"bomb.png": bomb(),
+    b"postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+    b"broken \n\x1b[31m\xff.png": b"not an image",
+}
+SOUND: dict[bytes, bytes] = {
+    b"one.png": encoded(PHOTO.resize((1, 1)), "PNG"),
+    b"cmyk.jpg": encoded(PHOTO.convert("CMYK"), "JPEG"),
+    b"rgba.png": encoded(PHOTO.convert("RGBA"), "PNG"),
+    b"palette.gif": encoded(PHOTO.convert("P"), "GIF"),
+    b"sixteen.png": encoded(Image.fromarray(np.arange(480, dtype=np.uint16).reshape(24, 20) * 130), "PNG"),
+    b"animated.gif": encoded(PHOTO, "GIF", save_all=True, append_images=[PHOTO.rotate(90)] * 3),
+    b"turned.jpg": turned(),
+    b"new\nline \x1b[2J.png": encoded(PHOTO, "PNG"),
+    b"caf\xe9 \xff.png": encoded(PHOTO, "PNG"),
+    b"strip.png": encoded(PHOTO.resize((4000, 2)), "PNG"),
+}
+
+
+def put(folder: Path, files: Mapping[bytes, bytes]) -> None:
+    for name, content in files.items():
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["deit", "light"])
+def test_every_kind_of_broken_image_is_skipped_and_listed_and_every_odd_one_used(
+    preset: str, tmp_path: Path, kind: str
+) -> None:
+    data = make_images(tmp_path / "data", train=8, val=8)
+    for split in ("train", "val"):
+        folder = data / split / "green"
+        put(folder, {**BROKEN, **SOUND})
+        os.mkfifo(folder / "pipe.png")
+        (folder / "loop.png").symlink_to("loop.png")
+        (folder / "loop").symlink_to(folder)
+        (data / split / "gone").symlink_to("gone")
+    listener = Stopper(never)
+    once = ["teachers.conv.recipe.epochs=1", "student.recipe.epochs=1", f"augment.kind={kind}"]
+    run = fit(data, preset, tmp_path / "run", overrides=once, listener=listener)
+    splits = json.loads((run / "data.json").read_text())["splits"]
+    for split in ("train", "val"):
+        assert splits[split]["images"] == 24 + len(SOUND)
+        assert len(splits[split]["unreadable"]) == len(BROKEN) + 2
+        assert all(line.isprintable() for line in splits[split]["unreadable"])
+    assert (run / FILE).read_text().splitlines() == splits["train"]["unreadable"]
+    assert {record["unreadable"] for record in records(run, "train")} == {len(BROKEN) + 2}
+    assert records(run, "verdict")[-1]["images"] == 24 + len(SOUND)
+    assert any("pipe.png': not a regular file" in line for line in splits["train"]["unreadable"])
+    assert any("loop.png': " in line and "symbolic links" in line for line in splits["train"]["unreadable"])
+    assert any("900000000 pixels" in line and "bomb" in line for line in splits["train"]["unreadable"])
+    page = (run / "report.html").read_text(encoding="utf-8")  # whatever the names, it is text
+    assert "404" not in page
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_too_many_broken_images_are_refused_before_anything_is_written(preset: str, tmp_path: Path, split: str) -> None:
+    data = make_images(tmp_path / "data")
+    (data / split / "red" / "0.png").write_bytes(b"")
+    what = {"train": "1 of 24 training", "val": "1 of 12 validation"}[split]
+    with pytest.raises(UserError, match=rf"{what} images cannot be read, data\.max_unreadable=0\.04 allows 4%.*0\.png"):
+        fit(data, preset, tmp_path / "run", overrides=["data.max_unreadable=0.04"])
+    assert not (tmp_path / "run").exists()
+
+
+class Once(Stopper):
+    """A listener that does something after one step of one network."""
+
+    def __init__(self, part: str, step: int, do: Callable[[], None]) -> None:
+        super().__init__(never)
+        self.part, self.step, self.do = part, step, do
+
+    def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        super().progress(part, done, total, figures)
+        if (part, done) == (self.part, self.step):
+            self.do()
+
+
+def test_files_that_disappear_while_training_are_skipped_listed_and_counted(preset: str, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data", train=8, val=2)
+    lost = [data / "train" / "blue" / "3.png", data / "train" / "red" / "7.png"]
+
+    def lose() -> None:
+        lost[0].unlink()
+        lost[1].write_bytes(b"<html>")
+
+    listener = Once("teachers/conv", 2, lose)
+    run = fit(data, preset, tmp_path / "run", listener=listener)
+    lines = (run / FILE).read_text().splitlines()
+    assert sorted(line.partition("': ")[0] for line in lines) == [f"'{path}" for path in lost]
+    assert [r["unreadable"] for r in records(run, "train")] == [0, 2, 2, 2]
+    assert sum("a training image is skipped from now on: " in text for text in listener.said) == 2
+    # A run that goes on finds the file gone from the folder, says so, and still has it on its list.
+    listener = Stopper(never)
+    fit(data, preset, run, seeds=2, listener=listener)
+    assert "training images: 24 when the run began, 22 now" in listener.said
+    assert sorted((run / FILE).read_text().splitlines())[0] == sorted(lines)[0]
+
+
+def test_too_many_that_disappear_end_the_run_and_it_goes_on_once_they_are_back(preset: str, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data", train=8, val=2)
+    content = {path: path.read_bytes() for path in (data / "train" / "blue").iterdir()}
+
+    def lose() -> None:
+        for path in content:
+            path.unlink()
+
+    listener = Once("students/advised-0", 2, lose)
+    with pytest.raises(UserError, match=r"8 of 24 training images cannot be read, data\.max_unreadable=0\.3 allows"):
+        fit(data, preset, tmp_path / "run", listener=listener)
+    for path, whole in content.items():
+        path.write_bytes(whole)
+    run = fit(data, preset, tmp_path / "run")
+    assert records(run, "verdict")
+    assert (run / FILE).read_text() == ""
+    undisturbed = fit(data, preset, tmp_path / "undisturbed")  # the run was ended before a step saw another image
+    assert_same_weights(weights_of(run, "students/advised-0"), weights_of(undisturbed, "students/advised-0"))
+
+
+def test_an_image_to_be_scored_that_disappears_ends_the_run_until_it_is_back(preset: str, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data", train=8, val=2)
+    path = data / "val" / "green" / "1.png"
+    content = path.read_bytes()
+    with pytest.raises(UserError, match=r"to be scored can no longer be read: '.*1\.png'.*none is scored in"):
+        fit(data, preset, tmp_path / "run", listener=Once("students/advised-0", 1, path.unlink))
+    with pytest.raises(UserError, match=r"on 6 images, and now there are 5: 'val/green/1\.png' is gone"):
+        fit(data, preset, tmp_path / "run")
+    path.write_bytes(content)
+    run = fit(data, preset, tmp_path / "run")
+    assert records(run, "verdict")[-1]["images"] == 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_loader_process_that_is_killed_or_hangs_ends_the_run_which_then_goes_on(
+    preset: str, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module, "LOOK_EVERY", 0.5)
+    monkeypatch.setattr(workers_module, "PATIENCE", 2.0)
+    data = make_images(tmp_path / "data", train=24, val=2)
+    overrides = ["data.workers=2", "student.recipe.epochs=3", "student.recipe.batch_size=4"]
+
+    def strike() -> None:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, number)
+
+    how = {signal.SIGKILL: "was ended by SIGKILL", signal.SIGSTOP: "ha(s|ve) hung for 2 s"}[number]
+    with pytest.raises(UserError, match=rf"loader process.* {how}.*again to go on"):
+        fit(data, preset, tmp_path / "run", overrides=overrides, listener=Once("students/advised-0", 20, strike))
+    assert not multiprocessing.active_children()
+    listener = Stopper(never)
+    run = fit(data, preset, tmp_path / "run", overrides=overrides, listener=listener)
+    assert "students/advised-0: going on from step 18" in listener.said
+    undisturbed = fit(data, preset, tmp_path / "undisturbed", overrides=overrides)
+    assert_same_weights(weights_of(run, "students/advised-0"), weights_of(undisturbed, "students/advised-0"))
