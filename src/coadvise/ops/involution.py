@@ -240,9 +240,9 @@ def _autocasting(key: str) -> Callable[[Tensor, Tensor, int], Tensor]:
 for _key in ("AutocastCPU", "AutocastCUDA"):
     _library.impl("involution2d", _autocasting(_key), _key)
 _library.impl("involution2d", involution2d_cpu, "CPU")
+_library.impl("involution2d_backward", involution2d_backward_cpu, "CPU")
 _library.impl("involution2d", _forward_cuda, "CUDA")
 _library.impl("involution2d_backward", _backward_cuda, "CUDA")
-_library.impl("involution2d_backward", involution2d_backward_cpu, "CPU")
 _library.impl("involution2d", involution2d_reference, "CompositeExplicitAutograd")
 _library.impl("involution2d_backward", involution2d_backward_reference, "CompositeExplicitAutograd")
 torch.library.register_fake(_forward, _forward_fake, lib=_library)
