@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coadvise.errors import UserError
 from coadvise.ops import Involution2d, involution2d
 from coadvise.ops.reference import involution2d_backward_reference, involution2d_reference
 
@@ -115,6 +116,24 @@ def test_autocast_gives_one_dtype() -> None:
         assert involution2d(x, weight).dtype == torch.float64
 
 
+def test_the_operator_itself_knows_autocast_as_its_compiled_graph_does() -> None:
+    x, weight = sample()
+    operator = torch.ops.coadvise.involution2d.default
+    compiled = torch.compile(operator, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.library.opcheck(operator, (x.requires_grad_(), weight.bfloat16().requires_grad_(), 1))
+        out = operator(x, weight.bfloat16(), 1)
+        assert compiled(x, weight.bfloat16(), 1).dtype == out.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.float16):
+        assert operator(x, weight.bfloat16(), 1).dtype == torch.float16
+    assert torch.equal(out, involution2d(x.bfloat16(), weight.bfloat16()))
+
+
+def test_float16_runs_in_plain_torch_on_a_cpu() -> None:
+    x, weight = (t.half() for t in sample())
+    assert torch.equal(involution2d(x, weight), involution2d_reference(x, weight))
+
+
 def test_shapes_without_storage_on_the_meta_device() -> None:
     x, weight = sample(32, 2, 3, 2, device="meta")
     assert involution2d(x, weight, 2).shape == (2, 32, 3, 3)
@@ -136,7 +155,7 @@ def test_shapes_without_storage_on_the_meta_device() -> None:
     ],
 )
 def test_faulty_inputs_are_named(x: Tensor, weight: Tensor, stride: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         involution2d(x, weight, stride)
 
 
@@ -150,7 +169,7 @@ def test_faulty_inputs_are_named(x: Tensor, weight: Tensor, stride: int, message
     ],
 )
 def test_faulty_layers_are_named(arguments: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         Involution2d(**{"channels": 32, "kernel_size": 3} | arguments)
 
 

@@ -3,25 +3,30 @@
 Li et al., *Involution: Inverting the Inherence of Convolution for Visual Recognition*, CVPR 2021.
 
 The operator is registered with PyTorch as ``coadvise::involution2d`` and ``coadvise::involution2d_backward``, so eager
-code, ``torch.compile`` and ``torch.export`` see one node whatever computes it: ``cpu.py`` on CPU tensors, plain torch
-on every other device. An ONNX export gets plain torch throughout, so that its readers need nothing of ours.
+code, ``torch.compile`` and ``torch.export`` see one node whatever computes it: ``cpu.py`` on CPU tensors, ``triton.py``
+on CUDA tensors, plain torch on every other device. An ONNX export gets plain torch throughout, so that its readers need
+nothing of ours.
 """
 
 import math
+import warnings
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
+from coadvise.errors import UserError
 from coadvise.ops.cpu import involution2d_backward_cpu, involution2d_cpu
 from coadvise.ops.reference import (
+    empty_like_weight,
     involution2d_backward_reference,
     involution2d_reference,
-    like_weight,
     memory_format,
-    pixel_major,
 )
 
 
@@ -40,14 +45,11 @@ def involution2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
         [B, C, h, w], in the dtype and the memory order of ``x``.
 
     Raises:
-        ValueError: for shapes, dtypes or devices other than these.
+        UserError: for shapes, dtypes or devices other than these.
     """
     _check(x, weight, stride)
-    dtype = _autocast_dtype(x, weight)
-    if dtype is not None:
-        x, weight = x.to(dtype), weight.to(dtype)
     if torch.onnx.is_in_onnx_export():
-        return involution2d_reference(x, weight, stride)
+        return involution2d_reference(*_in_one_dtype(x, weight), stride)
     out: Tensor = torch.ops.coadvise.involution2d.default(x, weight, stride)
     return out
 
@@ -60,36 +62,37 @@ def _autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     return None if torch.float64 in (x.dtype, weight.dtype) else torch.get_autocast_dtype(device)
 
 
+def _in_one_dtype(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = _autocast_dtype(x, weight)
+    return (x, weight) if dtype is None else (x.to(dtype), weight.to(dtype))
+
+
 def _check(x: Tensor, weight: Tensor, stride: int) -> None:
     if x.ndim != 4 or weight.ndim != 6:
-        raise ValueError(
+        raise UserError(
             f"x has {x.ndim} dimensions and weight {weight.ndim}; they must be [B, C, H, W] and [B, G, K, K, h, w]; "
             f"a generator's [B, G*K*K, h, w] becomes that by weight.unflatten(1, (G, K, K))"
         )
     if stride < 1:
-        raise ValueError(f"stride is {stride}; it must be at least 1")
+        raise UserError(f"stride is {stride}; it must be at least 1")
     batch, channels, height, width = x.shape
     _, groups, kernel, _, _, _ = weight.shape
     if kernel % 2 == 0:
-        raise ValueError(f"the kernel in weight is {kernel} wide; it must be odd, so that it has a centre")
+        raise UserError(f"the kernel in weight is {kernel} wide; it must be odd, so that it has a centre")
     if groups < 1 or channels < 1 or channels % groups:
-        raise ValueError(
-            f"weight has {groups} groups for {channels} channels of x; the groups must divide the channels"
-        )
+        raise UserError(f"weight has {groups} groups for {channels} channels of x; the groups must divide the channels")
     expected = (batch, groups, kernel, kernel, -(-height // stride), -(-width // stride))
     if weight.shape != expected:
-        raise ValueError(
+        raise UserError(
             f"weight is {list(weight.shape)}; for x {list(x.shape)} at stride {stride} it must be {list(expected)}: "
             f"one square kernel for each output position; pool the generator's input by the stride, rounding sizes up"
         )
     if x.device != weight.device:
-        raise ValueError(f"x is on {x.device} and weight on {weight.device}; move one to the other's device")
+        raise UserError(f"x is on {x.device} and weight on {weight.device}; move one to the other's device")
     if not x.dtype.is_floating_point or not weight.dtype.is_floating_point:
-        raise ValueError(
-            f"x is {x.dtype} and weight {weight.dtype}; both must be floating point; convert with .float()"
-        )
+        raise UserError(f"x is {x.dtype} and weight {weight.dtype}; both must be floating point; convert with .float()")
     if x.dtype != weight.dtype and _autocast_dtype(x, weight) is None:
-        raise ValueError(f"x is {x.dtype} and weight {weight.dtype}; convert one to the other's dtype, or use autocast")
+        raise UserError(f"x is {x.dtype} and weight {weight.dtype}; convert one to the other's dtype, or use autocast")
 
 
 class Involution2d(nn.Module):
@@ -107,7 +110,7 @@ class Involution2d(nn.Module):
         reduction: how many times narrower than C the generator's hidden layer is.
 
     Raises:
-        ValueError: for an even kernel, a non-positive size, or a group width that does not divide C.
+        UserError: for an even kernel, a non-positive size, or a group width that does not divide C.
 
     Shapes: [B, C, H, W] -> [B, C, ceil(H / stride), ceil(W / stride)].
     """
@@ -119,12 +122,12 @@ class Involution2d(nn.Module):
         sizes = {"channels": channels, "stride": stride, "group_channels": group_channels, "reduction": reduction}
         for name, value in sizes.items():
             if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+                raise UserError(f"{name} is {value}; it must be at least 1")
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {kernel_size}; it must be odd and positive, for instance 3, 5 or 7")
+            raise UserError(f"kernel_size is {kernel_size}; it must be odd and positive, for instance 3, 5 or 7")
         width = min(group_channels, channels)
         if channels % width:
-            raise ValueError(
+            raise UserError(
                 f"group_channels={group_channels} does not divide channels={channels}; choose a divisor of {channels}"
             )
         self.channels, self.kernel_size, self.stride, self.groups = channels, kernel_size, stride, channels // width
@@ -162,7 +165,7 @@ def _forward_fake(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 def _backward_fake(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-    return grad_x, like_weight(weight.new_empty(pixel_major(weight).shape), weight)
+    return grad_x, empty_like_weight(weight)
 
 
 def _keep_forward(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
@@ -200,8 +203,46 @@ def _backward_flops(grad: torch.Size, x: torch.Size, weight: torch.Size, stride:
     return 2 * _forward_flops(x, weight, stride, out_shape=grad)
 
 
+@cache
+def _triton() -> Any:
+    """The module of CUDA kernels; None, after one warning, where Triton is missing."""
+    try:
+        return import_module("coadvise.ops.triton")
+    except ImportError as error:
+        message = f"involution runs in plain torch on CUDA, many times slower: {error}. Install triton."
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return None
+
+
+def _forward_cuda(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    kernels = _triton()
+    return (involution2d_reference if kernels is None else kernels.involution2d_triton)(x, weight, stride)
+
+
+def _backward_cuda(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    kernels = _triton()
+    backward = involution2d_backward_reference if kernels is None else kernels.involution2d_backward_triton
+    return backward(grad, x, weight, stride)
+
+
+def _autocasting(key: str) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """PyTorch's own `register_autocast` takes one dtype for good; this takes the one that the user's autocast has."""
+    itself = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        x, weight = _in_one_dtype(x, weight)
+        with torch._C._ExcludeDispatchKeyGuard(itself):
+            return torch.ops.coadvise.involution2d.default(x, weight, stride)
+
+    return forward
+
+
+for _key in ("AutocastCPU", "AutocastCUDA"):
+    _library.impl("involution2d", _autocasting(_key), _key)
 _library.impl("involution2d", involution2d_cpu, "CPU")
 _library.impl("involution2d_backward", involution2d_backward_cpu, "CPU")
+_library.impl("involution2d", _forward_cuda, "CUDA")
+_library.impl("involution2d_backward", _backward_cuda, "CUDA")
 _library.impl("involution2d", involution2d_reference, "CompositeExplicitAutograd")
 _library.impl("involution2d_backward", involution2d_backward_reference, "CompositeExplicitAutograd")
 torch.library.register_fake(_forward, _forward_fake, lib=_library)

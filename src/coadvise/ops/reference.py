@@ -85,3 +85,10 @@ def like_weight(pixels: Tensor, weight: Tensor) -> Tensor:
     """[B, h, w, G, K, K] back to the shape and the memory order of ``weight``."""
     result = pixels.permute(0, 3, 4, 5, 1, 2)
     return result if pixel_major(weight).is_contiguous() else result.contiguous()
+
+
+def empty_like_weight(weight: Tensor) -> Tensor:
+    """Memory for a gradient of ``weight``, in the memory order that `like_weight` gives."""
+    if pixel_major(weight).is_contiguous():
+        return like_weight(weight.new_empty(pixel_major(weight).shape), weight)
+    return weight.new_empty(weight.shape)
