@@ -127,7 +127,7 @@ def check_folder(folder: Path, config: RunConfig, allow_changes: bool) -> list[s
     """A run directory is new, or holds this very run, or one whose changes are allowed. Returns the changes."""
     if (folder / CONFIG).is_file():
         old = _written_config(folder / CONFIG)
-        if old.cache is not None and config.cache is None:
+        if old.cache is not None and config.cache is None and not allow_changes:
             raise UserError(
                 f"'{folder}' holds a run whose students are advised by stored logits; go on with it with --cache DIR "
                 "(a folder without them has them made again), or choose another --out"

@@ -89,9 +89,9 @@ def epoch_batches(views: Views, epoch: int, batch_size: int, workers: int = 0) -
     """The views of an epoch, every one of them once, in the epoch's order."""
     positions = np.arange(len(views))
     requests = [(epoch, positions[start : start + batch_size]) for start in range(0, len(views), batch_size)]
-    return DataLoader(
-        views, batch_size=None, sampler=requests, num_workers=workers, pin_memory=torch.cuda.is_available()
-    )
+    on_cpu = views.device.type == "cpu"
+    pin = on_cpu and torch.cuda.is_available()
+    return DataLoader(views, batch_size=None, sampler=requests, num_workers=workers if on_cpu else 0, pin_memory=pin)
 
 
 class _StillImages(Dataset[Tensor]):
