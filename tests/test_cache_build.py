@@ -220,6 +220,9 @@ def test_stopped_it_goes_on_bit_for_bit_and_only_with_a_cache(
             fit(tiny_images, tiny_preset, run, cache=cache, listener=stopper, **options)
     with pytest.raises(UserError, match="students are advised by stored logits; go on with it with --cache DIR"):
         fit(tiny_images, tiny_preset, run, **options)
+    asked = Stopper(never)
+    fit(tiny_images, tiny_preset, shutil.copytree(run, tmp_path / "c"), allow_changes=True, listener=asked, **options)
+    assert "changed: cache.top_k: 32 -> None" in asked.said
     fit(tiny_images, tiny_preset, run, cache=tmp_path / "made again", **options)
     assert_same_weights(weights_of(run, STUDENT), weights_of(whole, STUDENT))
     assert records(run, "train", "eval", "result") == records(whole, "train", "eval", "result")

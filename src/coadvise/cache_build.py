@@ -16,7 +16,7 @@ from coadvise.data.audit import Dataset, audit
 from coadvise.data.loader import epoch_batches
 from coadvise.data.sources import open_source
 from coadvise.data.views import Batch, Views
-from coadvise.engine import Engine, Interrupted
+from coadvise.engine import Engine, Interrupted, settled
 from coadvise.errors import UserError
 from coadvise.jobs import in_processes
 from coadvise.logit_cache import Arrays, Form, LogitCache, cache_of, fingerprint, form_of, refuse_stand_ins, seed_folder
@@ -66,6 +66,7 @@ def build_cache(
     kept = {} if top_k is None else {"top_k": top_k}
     values = read_config(folder / CONFIG).model_dump(mode="json")
     config = parse_config({**values, "cache": {**(values.get("cache") or {}), **kept}})
+    config = config.model_copy(update={"engine": settled(config.engine)})
     for name in config.teachers:
         if not (folder / "teachers" / name / MANIFEST).is_file():
             raise UserError(
@@ -104,17 +105,16 @@ def complete(run: Run, seeds: Sequence[int], jobs: int = 1, epochs: int | None =
         Interrupted: a signal asked for a stop; every epoch that is done is stored.
     """
     epochs, say = epochs_of_views(run.config, epochs), run.listener.say
-    missing = 0
-    for seed in seeds:
-        cache = cache_of(run, seed)
+    caches, missing = [cache_of(run, seed) for seed in seeds], 0
+    for cache in caches:
         cache.check()
         missing += len(cache.missing(epochs))
     whole = f"{PART} {run.cache}: {_epochs(epochs * len(seeds), len(seeds))}"
     if missing == 0:
         say(f"{whole}, all stored; no teacher is asked")
         return
-    for seed in seeds:
-        cache_of(run, seed).create()
+    for cache in caches:
+        cache.create()
     assert run.cache is not None
     form, images = form_of(run.config, len(run.dataset.classes)), len(run.dataset.train)
     size = missing * images * len(run.config.teachers) * form.bytes_an_answer
@@ -142,7 +142,7 @@ def fill(run: Run, seeds: Sequence[int], epochs: int) -> None:
         Interrupted: a signal asked for a stop; every epoch that is done is stored.
     """
     form = form_of(run.config, len(run.dataset.classes))
-    caches = [(cache_of(run, seed), run.student_views(seed)) for seed in seeds]
+    caches = [(cache_of(run, seed), run.student_views(seed).on(run.engine.device)) for seed in seeds]
     work = _Work(run, run.load_teachers(), form, caches, epochs)
     for cache, _ in caches:
         cache.sweep()
@@ -172,27 +172,30 @@ class _Work:
             if file is None:
                 return False
             workers = self.run.config.data.workers
-            tick = partial(self.tick, len(views))
+            tick = partial(self.tick, len(views), self.stored())
             cache.write(epoch, file, answers(views, epoch, self.teachers, self.form, self.run.engine, workers, tick))
-        self.progress(len(views), 0)
+        self.progress(len(views), self.stored(), 0)
         return True
 
-    def tick(self, images: int, batch: int) -> None:
+    def stored(self) -> int:
+        """Epochs that are stored, by whatever process."""
+        return len(self.caches) * self.epochs - len(self.missing())
+
+    def tick(self, images: int, stored: int, batch: int) -> None:
         """Before each batch of an epoch."""
         self.stop_if_asked()
         if batch:
-            self.progress(images, batch)
+            self.progress(images, stored, batch)
 
-    def progress(self, images: int, batches: int) -> None:
+    def progress(self, images: int, stored: int, batches: int) -> None:
         """Tells how far all processes together are; of epochs that are not stored yet only this process's is known."""
         an_epoch, total = math.ceil(images / BATCH), len(self.caches) * self.epochs
-        stored = total - len(self.missing())
         self.run.listener.progress(PART, stored * an_epoch + batches, total * an_epoch, {})
 
     def stop_if_asked(self) -> None:
         if self.run.engine.stop_requested_here:
             total = len(self.caches) * self.epochs
-            raise Interrupted(f"stopped with {total - len(self.missing())} of {total} epochs of logits stored")
+            raise Interrupted(f"stopped with {self.stored()} of {total} epochs of logits stored")
 
 
 def answers(
@@ -214,12 +217,13 @@ def _packed(batch: Batch, teachers: Teachers, form: Form, engine: Engine) -> Arr
     """The answers for a batch, asked for as training does, as they are stored."""
     with engine.autocast():
         advice = teachers(engine.place(batch))
-    return {name: rows for token, logits in advice.items() for name, rows in form.pack(token, logits).items()}
+    return {name: rows for teacher, logits in advice.items() for name, rows in form.pack(teacher, logits).items()}
 
 
 def _seconds_a_view(run: Run, seed: int) -> float:
     """Measured on one batch, after one that warms up."""
-    views, teachers, workers = run.student_views(seed), run.load_teachers(), run.config.data.workers
+    views, teachers = run.student_views(seed).on(run.engine.device), run.load_teachers()
+    workers = run.config.data.workers if views.device.type == "cpu" else 0
     form = form_of(run.config, len(run.dataset.classes))
     positions = np.arange(min(BATCH, len(views)))
     making = asking = 0.0

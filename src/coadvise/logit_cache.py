@@ -65,7 +65,7 @@ class Form:
     def __str__(self) -> str:
         return "float16" if self.dense else f"the {self.top_k} largest in float16"
 
-    def pack(self, token: str, logits: Tensor) -> Arrays:
+    def pack(self, teacher: str, logits: Tensor) -> Arrays:
         """Logits [B, K] of one teacher to the arrays that are stored, each with B rows.
 
         Raises:
@@ -74,25 +74,25 @@ class Form:
         if not torch.isfinite(logits.half()).all():
             largest = logits.abs().max().item()
             raise UserError(
-                f"teacher '{token}' answers with logits up to {largest:g}, float16 holds up to 65504; train it again "
+                f"teacher '{teacher}' answers with logits up to {largest:g}, float16 holds up to 65504; train it again "
                 "at a lower learning rate, or go without --cache"
             )
         if self.dense:
-            return {token: logits.half().cpu().numpy()}
+            return {teacher: logits.half().cpu().numpy()}
         values, classes = logits.topk(self.top_k)
         others = logits.scatter(1, classes, -math.inf).logsumexp(1) - math.log(self.classes - self.top_k)
         return {
-            f"{token}.values": values.half().cpu().numpy(),
-            f"{token}.classes": classes.cpu().numpy().astype(self._class_type),
-            f"{token}.others": others.clamp(-65504, 65504).half().cpu().numpy(),
+            f"{teacher}.values": values.half().cpu().numpy(),
+            f"{teacher}.classes": classes.cpu().numpy().astype(self._class_type),
+            f"{teacher}.others": others.clamp(-65504, 65504).half().cpu().numpy(),
         }
 
-    def unpack(self, token: str, arrays: Mapping[str, npt.NDArray[Any]], rows: npt.NDArray[np.int64]) -> Tensor:
+    def unpack(self, teacher: str, arrays: Mapping[str, npt.NDArray[Any]], rows: npt.NDArray[np.int64]) -> Tensor:
         """Some rows of what `pack` made, as logits [B, K] in float32."""
         if self.dense:
-            return torch.from_numpy(arrays[token][rows]).float()
-        values, others = (torch.from_numpy(arrays[f"{token}.{name}"][rows]).float() for name in ("values", "others"))
-        classes = torch.from_numpy(arrays[f"{token}.classes"][rows].astype(np.int64))
+            return torch.from_numpy(arrays[teacher][rows]).float()
+        values, others = (torch.from_numpy(arrays[f"{teacher}.{name}"][rows]).float() for name in ("values", "others"))
+        classes = torch.from_numpy(arrays[f"{teacher}.classes"][rows].astype(np.int64))
         return others[:, None].repeat(1, self.classes).scatter_(1, classes, values)
 
 
@@ -107,11 +107,11 @@ def fingerprint(config: RunConfig, dataset: Dataset, teachers: Mapping[str, Path
     Neither label smoothing nor recycling is in it: the one changes no image, the other asks for fewer epochs.
 
     Args:
-        teachers: the folders of the trained teachers by token.
+        teachers: the folders of the trained teachers by name.
     """
     train = dataset.train
     views = config.augment.model_dump(mode="json", exclude={"smoothing", "recycle"})
-    libraries = ("pillow", "timm", "torchvision") if config.augment.kind == "deit" else ("pillow",)
+    libraries = ("pillow", "timm", "torch", "torchvision") if config.augment.kind == "deit" else ("pillow",)
     return {
         "data": {
             "images": len(train),
@@ -302,17 +302,17 @@ class StoredLogits:
 
     Args:
         cache: checked here; its epochs must be stored.
-        tokens: the teachers' names.
+        teachers: their names.
         form: how their answers are stored.
     """
 
-    def __init__(self, cache: LogitCache, tokens: Sequence[str], form: Form) -> None:
+    def __init__(self, cache: LogitCache, teachers: Sequence[str], form: Form) -> None:
         cache.check()
-        self.cache, self.tokens, self.form = cache, tokens, form
+        self.cache, self.teachers, self.form = cache, tuple(teachers), form
         self._epoch, self._arrays = -1, Arrays()
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """{token: [B, K] float32} on the batch's device.
+        """{teacher: [B, K] float32} on the batch's device.
 
         Raises:
             UserError: a damaged shard, or a view that is not the stored one since its file can no longer be read.
@@ -321,10 +321,10 @@ class StoredLogits:
         if batch.epoch != self._epoch:
             self._epoch, self._arrays = batch.epoch, self.cache.read(batch.epoch)
         rows = batch.index.cpu().numpy()
-        answers = {token: self.form.unpack(token, self._arrays, rows) for token in self.tokens}
+        answers = {name: self.form.unpack(name, self._arrays, rows) for name in self.teachers}
         if batch.images.is_cuda:  # from pinned memory the copy does not wait for the device
-            answers = {token: logits.pin_memory() for token, logits in answers.items()}
-        return {token: logits.to(batch.images.device, non_blocking=True) for token, logits in answers.items()}
+            answers = {name: logits.pin_memory() for name, logits in answers.items()}
+        return {name: logits.to(batch.images.device, non_blocking=True) for name, logits in answers.items()}
 
 
 def cache_of(run: Run, seed: int) -> LogitCache:

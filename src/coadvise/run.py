@@ -139,7 +139,7 @@ def check_folder(folder: Path, config: RunConfig, allow_changes: bool) -> list[s
             raise UserError(f"{str(path)!r} leads out of the run directory, and a run writes nowhere else; remove it")
     if (folder / CONFIG).is_file():
         old = _written_config(folder / CONFIG)
-        if old.cache is not None and config.cache is None:
+        if old.cache is not None and config.cache is None and not allow_changes:
             raise UserError(
                 f"'{folder}' holds a run whose students are advised by stored logits; go on with it with --cache DIR "
                 "(a folder without them has them made again), or choose another --out"

@@ -25,7 +25,7 @@ from coadvise.optim import learning_rate, make_optimiser
 from coadvise.record import Recorder
 from coadvise.watch import Watch
 
-Advisers = Callable[[Batch], Mapping[str, Tensor]]  # logits by token: `Teachers`, or `StoredLogits` of a cache
+Advisers = Callable[[Batch], Mapping[str, Tensor]]  # logits by teacher: `Teachers`, or `StoredLogits` of a cache
 Progress = Callable[[str, int, int, Mapping[str, float]], None]  # part, steps done, steps in all, latest figures
 
 
@@ -36,7 +36,7 @@ class Training:
     Attributes:
         part: its name in the record and its folder in the run directory, such as "students/advised-0".
         seed: decides its views and its dropout; its initial weights came with `network`.
-        teachers: logits by token for a batch, from teachers on the engine's device or from a cache; an empty dict for
+        teachers: logits by name for a batch, from teachers on the engine's device or from a cache; an empty dict for
             a teacher or a student alone.
         checkpoint_seconds: at least this long between checkpoints; they are written at the end of an epoch.
         max_unreadable: the share of the training files that may be, or become, unreadable.

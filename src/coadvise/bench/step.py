@@ -104,11 +104,14 @@ def training(
 def preset_teachers(config: RunConfig, engine: Engine) -> Teachers:
     """The preset's teachers, where and as they run fastest; they know nothing but the scale of their activations."""
     teachers = {}
+    images = torch.rand(128, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     for name, teacher in config.teachers.items():
         network = build_network(teacher, CLASSES, SIZE, seed=1).train()
-        with torch.no_grad():  # batch norm as it was made lets them grow beyond bounds
-            for _ in range(30):
-                network(torch.rand(16, 3, SIZE, SIZE))
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None  # the figures of what it has seen, and nothing of those it was made with
+        with torch.no_grad():  # with those, activations grow beyond bounds
+            network(images)
         teachers[name] = Teacher(name, network, CLASSES)
         engine.prepare(teachers[name])
     return Teachers(teachers)

@@ -88,7 +88,9 @@ def epoch_batches(views: Views, epoch: int, batch_size: int, workers: int = 0) -
     """The views of an epoch, every one of them once, in the epoch's order."""
     positions = np.arange(len(views))
     requests = [(epoch, positions[start : start + batch_size]) for start in range(0, len(views), batch_size)]
-    return worker_batches(views, workers, views.split.paths, sampler=requests, pin_memory=torch.cuda.is_available())
+    on_cpu = views.device.type == "cpu"  # what is made on a device needs neither workers nor a copy
+    pin = on_cpu and torch.cuda.is_available()
+    return worker_batches(views, workers if on_cpu else 0, views.split.paths, sampler=requests, pin_memory=pin)
 
 
 class _StillImages(Dataset[Tensor]):
