@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coadvise.errors import UserError
+from coadvise.errors import StorageError, UserError
 from coadvise.logit_cache import CACHE, Form, LogitCache
 
 FINGERPRINT = {"data": {"images": 3}, "views": {"flip": True, "seed": 0}, "stored": "float16"}
@@ -177,7 +177,12 @@ def test_where_the_disk_is_full_nothing_half_written_is_left(cache: LogitCache) 
     store(cache, 0)
     before = {path: path.read_bytes() for path in cache.folder.iterdir()}
     for size in (100, cache.shard(0).stat().st_size):  # too little for the shard; enough for it, not for cache.json
-        with full_disk(size), pytest.raises(UserError, match="cannot be written: File too large; make room"):
+        with (
+            full_disk(size),
+            pytest.raises(
+                StorageError, match=r"cannot write .*File too large; what was saved before is whole: make room"
+            ),
+        ):
             store(cache, 1)
         assert {path: path.read_bytes() for path in cache.folder.iterdir()} == before
     assert store(cache, 1)

@@ -25,7 +25,7 @@ import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from coadvise.checkpoint import read_model, write_text
+from coadvise.checkpoint import read_model, storing, write_text
 from coadvise.config import RunConfig, changes
 from coadvise.data.audit import Dataset
 from coadvise.data.views import VIEWS, Batch
@@ -233,9 +233,9 @@ class LogitCache:
                 path.unlink(missing_ok=True)
 
     def write(self, epoch: int, file: FileIO, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Stores an epoch in its claimed file. Raises UserError where it cannot be written."""
+        """Stores an epoch in its claimed file. Raises StorageError where it cannot be written."""
         data = save(dict(arrays))
-        with said(self.shard(epoch)):
+        with storing(self.shard(epoch)):
             rest = memoryview(data)
             while rest:  # the system may take less than all
                 rest = rest[file.write(rest) :]
