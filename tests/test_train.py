@@ -26,7 +26,7 @@ from coadvise.loss import Advice, LossWeights, co_advise_loss
 from coadvise.networks import Network, build_network
 from coadvise.record import Recorder
 from coadvise.teachers import Teacher, Teachers
-from coadvise.train import Progress, Training, train
+from coadvise.train import Progress, Training, seconds_between, train
 
 CLASSES = ("blue", "green", "red")
 CONV = ModelConfig(model="resnet_small", model_kwargs={"widths": [8, 16], "depths": [1, 1], "strides": [2, 2]})
@@ -280,6 +280,11 @@ def test_checkpoints_come_at_epochs_ends_when_due(dataset: Dataset, tmp_path: Pa
     assert seen == [set()] * 3 + [{three}] * 3 + [{three, six}] * 3
     Case(checkpoint_seconds=1e9).start(dataset, tmp_path / "rare")
     assert not (tmp_path / "rare" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("least", "took", "seconds"), [(60, 0.1, 60), (60, 3, 150), (0, 3, 0)])
+def test_checkpoints_take_a_fiftieth_of_the_time(least: float, took: float, seconds: float) -> None:
+    assert seconds_between(least, took) == seconds
 
 
 def plain_descent(model: torch.nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:

@@ -138,7 +138,7 @@ def fill(run: Run, seeds: Sequence[int], epochs: int) -> None:
     """Stores epochs until none is missing, leaving to other processes those that they are at.
 
     Raises:
-        UserError: an epoch cannot be written.
+        StorageError: an epoch cannot be written.
         Interrupted: a signal asked for a stop; every epoch that is done is stored.
     """
     form = form_of(run.config, len(run.dataset.classes))

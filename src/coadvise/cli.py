@@ -317,7 +317,7 @@ def convert(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="involution, student, step, loader, cache or growth.")],
+    name: Annotated[str, typer.Argument(help="involution, student, step, loader, cache, growth or checkpoint.")],
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     batch_size: Annotated[int, typer.Option(min=0, help="Images; 0 is the benchmark's own choice.")] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each; figures are medians.")] = 9,

@@ -157,7 +157,9 @@ class EngineConfig(_Part):
     )
     compile: bool = Field(False, description="torch.compile of the student's and teachers' forward")
     checkpoint_seconds: float = Field(
-        60.0, ge=0, description="at least this long between checkpoints; 0 saves each epoch"
+        60.0,
+        ge=0,
+        description="at least this long between checkpoints, and 50 times as long as one takes; 0 saves each epoch",
     )
     timeout_seconds: float = Field(
         600.0, gt=0, description="on several processes: how long one waits for another before the run ends"

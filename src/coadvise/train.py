@@ -38,7 +38,8 @@ class Training:
         seed: decides its views and its dropout; its initial weights came with `network`.
         teachers: logits by name for a batch, from teachers on the engine's device or from a cache; an empty dict for
             a teacher or a student alone.
-        checkpoint_seconds: at least this long between checkpoints; they are written at the end of an epoch.
+        checkpoint_seconds: at least this long between checkpoints; they are written at the end of an epoch. Slow ones
+            come less often, see `seconds_between`.
         max_unreadable: the share of the training files that may be, or become, unreadable.
     """
 
@@ -81,7 +82,8 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
         raise UserError(f"{job.part} is at step {first_step}, and would end at {last_step}; give it more epochs")
     model, optimiser = engine.setup(network, optimiser)
     evaluate_after = {math.ceil(recipe.epochs * (n + 1) / recipe.evaluations) for n in range(recipe.evaluations)}
-    began = saved = time.monotonic()
+    began = time.monotonic()
+    next_save = began + job.checkpoint_seconds
     network.train()
 
     for step, micro_batches in enumerate(loader.steps(first_step, last_step), first_step):
@@ -128,9 +130,9 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
 
         stop = engine.stop_requested and step + 1 < last_step
         due = within == 0 and step + 1 < last_step and not watch.in_a_row  # while steps are skipped, keep what there is
-        if stop or (due and engine.agreed(time.monotonic() - saved >= job.checkpoint_seconds)):
-            _save(step + 1, network, optimiser, averaged, watch, checkpoints, engine)
-            saved = time.monotonic()
+        if stop or (due and engine.agreed(time.monotonic() >= next_save)):
+            took = _save(step + 1, network, optimiser, averaged, watch, checkpoints, engine)
+            next_save = time.monotonic() + seconds_between(job.checkpoint_seconds, took)
         if stop:
             raise Interrupted(f"stopped at step {step + 1} of {last_step} of {job.part}")
 
@@ -140,13 +142,21 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
 def _save(
     step: int, network: Network, optimiser: torch.optim.Optimizer, averaged: ModelEmaV3 | None, watch: Watch,
     checkpoints: Checkpoints, engine: Engine,
-) -> None:  # fmt: skip
+) -> float:  # fmt: skip
+    """Writes a checkpoint. Returns the seconds it took."""
+    began = time.monotonic()
     watch.read()
     if engine.is_main:
         ema = averaged.module.model.state_dict() if averaged else None
         state = {"step": step, "optimiser": optimiser.state_dict(), "ema": ema, **watch.state()}
         checkpoints.save(step, network.model.state_dict(), state)
     engine.barrier()
+    return time.monotonic() - began
+
+
+def seconds_between(least: float, took: float) -> float:
+    """How long after a checkpoint that took `took` seconds the next is due: they are to take under 2 % of the time."""
+    return max(least, 50 * took) if least else 0.0
 
 
 def _resume(

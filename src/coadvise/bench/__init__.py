@@ -10,7 +10,7 @@ from coadvise.config import nearest
 from coadvise.errors import UserError
 
 # Each is a module here with a function `run(setting: Setting) -> Table`.
-NAMES = ("involution", "step", "student", "loader", "cache", "growth")
+NAMES = ("involution", "step", "student", "loader", "cache", "growth", "checkpoint")
 
 
 def run_benchmark(

@@ -1,0 +1,66 @@
+"""A checkpoint against one plain `torch.save`: what wholeness and checksums cost, and their share of training time.
+
+Ours writes weights, AdamW's state and averaged weights, makes a sha256 of each file, waits until all is on the disk and
+removes the oldest. The peer writes the same tensors into one file: no checksum, no waiting for the disk, no second copy
+while it writes. They take turns; figures are medians, on the disk of the temporary folder (TMPDIR). The share is of
+a run that saves as often as it may; since a run saves at the ends of epochs, it will be less.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coadvise.bench.table import Row, Setting, Table, interleaved, machine
+from coadvise.checkpoint import KEEP, Checkpoints
+from coadvise.config import load_config
+from coadvise.networks import build_network
+from coadvise.optim import make_optimiser
+from coadvise.train import seconds_between
+
+CLASSES = [str(number) for number in range(10)]
+
+
+def training_state(preset: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights and state of a preset's student after a step."""
+    config = load_config(preset)
+    network = build_network(config.student, CLASSES, config.data.image_size, seed=0, tokens=config.tokens)
+    optimiser = make_optimiser(network.model, config.student.recipe)
+    for parameter in network.model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    optimiser.step()
+    weights = network.model.state_dict()
+    average = {name: value.clone() for name, value in weights.items()} if config.student.recipe.ema else None
+    return weights, {"step": 1, "optimiser": optimiser.state_dict(), "ema": average, "sums": {}}
+
+
+def compare(preset: str, setting: Setting) -> tuple[Row, str]:
+    """One preset's student: its row, and the share in a sentence."""
+    weights, state = training_state(preset)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints, plain = Checkpoints(Path(folder, "checkpoints")), Path(folder, "plain.pt")
+        steps = iter(range(1, 1_000_000))
+        calls = {
+            "ours": lambda: checkpoints.save(next(steps), weights, state),
+            "peer": lambda: torch.save({"model": weights, **state}, plain),
+            "check": checkpoints.latest,
+        }
+        for _ in range(KEEP):
+            calls["ours"]()
+        seconds = interleaved(calls, setting.repeats, setting.synchronise)
+        size = sum(path.stat().st_size for path in checkpoints.folder.glob("*-*/*")) / KEEP / 1e6
+    interval = seconds_between(load_config(preset).engine.checkpoint_seconds, seconds["ours"])
+    share = seconds["ours"] / (interval + seconds["ours"])
+    note = (
+        f"{preset}: {size:.3g} MB; {share:.2%} of training time with one every {interval:.3g} s (goal: under 2 %); "
+        f"{1000 * seconds['check']:.3g} ms to check it when a run is taken up"
+    )
+    return Row(preset, "ms", 1000 * seconds["ours"], 1000 * seconds["peer"]), note
+
+
+def run(setting: Setting) -> Table:
+    """Times the students of two presets; a given batch size leaves out the larger one."""
+    presets = ("small-images",) if setting.batch_size else ("small-images", "photos")
+    rows, notes = zip(*(compare(preset, setting) for preset in presets), strict=True)
+    return Table("a checkpoint against torch.save", "torch.save", rows, machine(setting), notes)
