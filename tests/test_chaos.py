@@ -26,7 +26,7 @@ def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.parametrize(("name", "tries"), [("kill", 3), ("corrupt", 5)])
+@pytest.mark.parametrize(("name", "tries"), [("kill", 3), ("corrupt", 5), ("mutate", 60), ("fuzz", 60)])
 def test_nothing_is_lost(name: str, tries: int) -> None:
     assert name in CAMPAIGNS
     done = python("-m", "chaos", name, "--tries", str(tries), "--seed", "1")

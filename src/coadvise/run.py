@@ -28,7 +28,13 @@ from coadvise.teachers import Teachers, load_teachers
 TEACHER, ADVISED, ALONE = "teacher", "advised", "alone"
 CONFIG, DATA, LOCK = "config.yaml", "data.json", ".lock"
 # Keys that change no number: a run may be taken up with other ones.
-FREE = ("data.workers", "engine.checkpoint_seconds", "engine.timeout_seconds", "engine.tensorboard")
+FREE = (
+    "data.workers",
+    "data.max_unreadable",
+    "engine.checkpoint_seconds",
+    "engine.timeout_seconds",
+    "engine.tensorboard",
+)
 _KIND_NAMES = {"conv": "conv teacher", "inv": "involution teacher"}
 
 

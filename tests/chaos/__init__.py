@@ -5,7 +5,8 @@ A campaign is a function (tries, seed, folder) -> Tally in a module of this pack
 
 from dataclasses import dataclass, field
 
-CAMPAIGNS = {"kill": 50, "corrupt": 50}  # module `chaos.NAME` with a function `run`, and how many tries it is given
+# module `chaos.NAME` with a function `run`, and how many tries it is given
+CAMPAIGNS = {"kill": 50, "corrupt": 50, "mutate": 200, "fuzz": 2000}
 
 
 @dataclass
