@@ -17,6 +17,10 @@ CLASSES = ("ant", "bee", "cow", "dog")
 CONV = ModelConfig(model="resnet_small", model_kwargs={"widths": [8, 16], "depths": [1, 1], "strides": [2, 2]})
 VIT = ModelConfig(model="vit_tiny_patch16_224", model_kwargs={"patch_size": 4, "embed_dim": 24, "depth": 1})
 STUDENT = ModelConfig(model="cit_micro_patch4_32", model_kwargs={"embed_dim": 24, "depth": 1, "drop_rate": 0.1})
+TEN = {"widths": [8, 16], "depths": [1, 1], "strides": [1, 2]}
+RESNET10 = ModelConfig(model="resnet10_coadvised", model_kwargs=TEN)
+    model="resnet10_coadvised", model_kwargs={"widths": [8, 16], "depths": [1, 1], "strides": [1, 2]}
+)
 ALIGNED = ModelConfig(model="cit_micro_aligned_patch4_32", model_kwargs={"embed_dim": 24, "depth": 1})
 TOKENS = ("conv", "inv")
 
@@ -97,7 +101,8 @@ def test_saved_and_loaded_it_answers_the_same(config: ModelConfig, tokens: tuple
 
 
 @pytest.mark.parametrize(
-    ("config", "tokens"), [(CONV, None), (VIT, None), (ALIGNED, TOKENS), (STUDENT, ("one", "two"))]
+    ("config", "tokens"),
+    [(CONV, None), (VIT, None), (ALIGNED, TOKENS), (STUDENT, ("one", "two")), (RESNET10, TOKENS)],
 )
 def test_for_inference_it_is_a_frozen_copy_with_the_class_answer(config: ModelConfig, tokens: tuple[str, ...]) -> None:
     network = build_network(config, CLASSES, 16, seed=0, tokens=tokens)

@@ -14,7 +14,7 @@ from coadvise.checkpoint import MANIFEST, WEIGHTS, read_model, write_model
 from coadvise.config import ModelConfig, nearest
 from coadvise.errors import UserError
 from coadvise.loss import CLASS
-from coadvise.models import STUDENTS, Student, TokenModel
+from coadvise.models import STUDENTS, TokenModel
 from coadvise.models.folding import fold_batch_norms, sample_images
 
 _STUDENTS = f"; students are {', '.join(STUDENTS)}"
@@ -75,7 +75,7 @@ class Network(nn.Module):
 
     def for_inference(self) -> "Network":
         """A frozen copy that answers as "class" alone, faster, equal to float error. `about` stays as it is."""
-        if isinstance(self.model, Student):
+        if isinstance(self.model, TokenModel):
             model: nn.Module = self.model.for_inference()
         else:
             sample = sample_images(len(self.about["mean"]), self.about["image_size"])

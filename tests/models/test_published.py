@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from coadvise import load_published
-from coadvise.errors import UserError
+from coadvise.errors import StorageError, UserError
 from coadvise.models import RedNet, Student
 from coadvise.models.published import convert, read_published
 
@@ -422,6 +422,14 @@ def test_damaged_files(suffix: str, content: bytes, tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match="no checkpoint"):
         load_published(path)
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    torch.save(rednet().state_dict(), tmp_path / "rednet.pth")
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StorageError, match="file/out"):
+        convert(tmp_path / "rednet.pth", tmp_path / "file" / "out.safetensors")
+    assert (tmp_path / "file").read_text() == "no folder"
 
 
 def test_only_safetensors_are_written(tmp_path: Path) -> None:

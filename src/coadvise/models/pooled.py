@@ -15,6 +15,7 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
 from coadvise.errors import UserError
+from coadvise.models.folding import fold_batch_norms, sample_images
 from coadvise.models.resnet import BasicResNet
 from coadvise.models.staged import create_staged, default_cfg
 from coadvise.models.tokens import CLASS_TOKEN, PAPER_TOKENS, TokenModel, check_token_names
@@ -41,6 +42,14 @@ class PooledTokens(TokenModel, nn.Module):
         pooled = self.forward_head(self.forward_features(x), pre_logits=True)
         return {name: head(pooled) for name, head in self.heads().items()}
 
+    def for_inference(self) -> nn.Module:
+        """Return a frozen copy without the tokens, which maps images to the class token's logits."""
+        plain = copy.deepcopy(self).eval().requires_grad_(False)
+        for name in plain.token_names:
+            delattr(plain, f"head_{name}")
+        plain.token_names = ()
+        return plain
+
 
 class CoadvisedResNet(PooledTokens, BasicResNet):
     """ResNet-10, a basic block a stage: the student with a convolution's bias.
@@ -62,6 +71,11 @@ class CoadvisedResNet(PooledTokens, BasicResNet):
         """Replace all heads by fresh ones; 0 classes leave them out."""
         super().reset_classifier(num_classes, global_pool)
         self._build_token_heads()
+
+    def for_inference(self) -> nn.Module:
+        """Return a frozen copy without the tokens and with batch norm folded into the convolutions."""
+        sample = sample_images(self.in_chans, 32).to(next(self.parameters()))
+        return fold_batch_norms(super().for_inference(), sample)
 
 
 class CoadvisedMixer(PooledTokens, MlpMixer):

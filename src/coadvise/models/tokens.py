@@ -34,6 +34,10 @@ class TokenModel(ABC):
     def forward_tokens(self, x: Tensor) -> dict[str, Tensor]:
         """Map images [B, C, H, W] to logits [B, num_classes] by token: ``"class"``, then ``token_names`` in order."""
 
+    @abstractmethod
+    def for_inference(self) -> nn.Module:
+        """Return a frozen copy that maps images to the class token's logits alone, equal to float error."""
+
     def advised_heads(self) -> list[nn.Module]:
         """Return the heads that only a teacher's advice gives a gradient to."""
         return [head for name, head in self.heads().items() if name != CLASS_TOKEN]
