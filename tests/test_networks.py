@@ -19,8 +19,6 @@ VIT = ModelConfig(model="vit_tiny_patch16_224", model_kwargs={"patch_size": 4, "
 STUDENT = ModelConfig(model="cit_micro_patch4_32", model_kwargs={"embed_dim": 24, "depth": 1, "drop_rate": 0.1})
 TEN = {"widths": [8, 16], "depths": [1, 1], "strides": [1, 2]}
 RESNET10 = ModelConfig(model="resnet10_coadvised", model_kwargs=TEN)
-    model="resnet10_coadvised", model_kwargs={"widths": [8, 16], "depths": [1, 1], "strides": [1, 2]}
-)
 ALIGNED = ModelConfig(model="cit_micro_aligned_patch4_32", model_kwargs={"embed_dim": 24, "depth": 1})
 TOKENS = ("conv", "inv")
 
