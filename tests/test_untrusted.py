@@ -269,6 +269,23 @@ def test_a_manifest_of_another_network_or_none_is_one_sentence(tmp_path: Path, c
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("../../x", "x: missing"),
+        ("/etc/passwd", "passwd: missing"),
+        ("other", "other: missing"),
+        (None, "names no mod"),
+    ],
+)
+def test_a_manifest_s_files_are_those_of_its_folder(tmp_path: Path, name: str | None, says: str) -> None:
+    entry = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+    weights = json.loads((stranger(tmp_path / "good") / MANIFEST).read_text())["files"]
+    (tmp_path / "x").write_bytes(b"x")
+    with pytest.raises(UserError, match=says):
+        load_network(stranger(tmp_path / "model", files={} if name is None else {**weights, name: entry}))
+
+
 # Configurations
 
 

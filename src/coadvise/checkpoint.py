@@ -97,6 +97,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"'{folder}' is of format {version!r}, this version of coadvise reads 1 and {FORMAT}; go on with the "
             "version that wrote it, or choose another --out"
         )
+    if WEIGHTS not in files:
+        raise DamagedError(f"{folder / MANIFEST}: names no {WEIGHTS}")
     for name, (size, digest) in files.items():
         path = folder / name
         if name not in (WEIGHTS, STATE) or not path.is_file():
