@@ -35,6 +35,7 @@ for name in student step; do
 done
 bench loader float32 # its views are float32 whatever the precision
 bench growth bfloat16
+bench checkpoint float32
 
 if ((${#failed[@]})); then
     echo "not done: ${failed[*]}" >&2
