@@ -90,6 +90,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
 def test_config_yaml_alone_makes_the_same_run(finished: Path, tiny_images: Path, tmp_path: Path) -> None:
     again = fit(tiny_images, str(finished / "config.yaml"), tmp_path / "run", baseline=True)
     same_run(again, finished)
+    assert (again / "config.yaml").read_bytes() == (finished / "config.yaml").read_bytes()
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(
@@ -302,7 +303,8 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(
 def test_a_run_that_stopped_before_it_began_can_be_started(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").write_text("process 1 on nowhere")
-    fit(tiny_images, tiny_preset, tmp_path / "run", overrides=FAST)
+    run = fit(tiny_images, tiny_preset, tmp_path / "run", overrides=FAST)
+    assert trained_parts(run) == ALL_PARTS[:3]
 
 
 def lay_out(root: Path, what: str) -> Path:

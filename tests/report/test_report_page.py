@@ -205,14 +205,14 @@ def test_an_interrupted_run_says_how_far_it_came(build):
 def test_any_kind_of_record_may_be_missing(build, kinds):
     run = build(seeds=(0,), epochs=2)
     drop(run, *kinds)
-    report(run)
+    assert report(run).text["h1"]
 
 
 @pytest.mark.parametrize("name", ["teachers.conv", "teachers.inv", "students.alone-0", "students.advised-0"])
 def test_any_predictions_may_be_missing(build, name):
     run = build(seeds=(0,), epochs=2)
     (run / "predictions" / f"{name}.safetensors").unlink()
-    report(run)
+    assert report(run).text["h1"]
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "data.json", "metrics.jsonl"])
@@ -250,7 +250,7 @@ def test_numbers_that_are_none_of_that_do_not_stop_the_page(build):
             for value in (None, float("nan"), float("inf"), "text", [1], {"class": float("nan")}):
                 record = dict.fromkeys(("epoch", "losses", "top1", "top5", "rows", "difference", "seeds"), value)
                 file.write(json.dumps({"kind": kind, "part": "students/advised-0", **record}) + "\n")
-    report(run)
+    assert report(run).text["h1"]
 
 
 def test_many_classes_show_the_ends_only_and_stay_small(build):
