@@ -7,7 +7,7 @@ BENCHMARKS ?= involution step student loader cache growth checkpoint
 # A machine with a CUDA device gets the ordinary builds; any other the CPU builds (1.1 GB instead of 5.5 GB).
 CONSTRAINTS := $(if $(shell nvidia-smi -L 2>/dev/null),,-c constraints/cpu.txt)
 
-.PHONY: setup demo test check format bench chaos clean
+.PHONY: setup demo test coverage check format bench chaos clean
 
 setup: $(VENV)/.ready
 
@@ -21,6 +21,9 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest -n 2
+
+coverage: setup  # by branch; what runs in processes that a test starts is not counted
+	$(BIN)/pytest -n 2 --cov coadvise --cov-branch --cov-report term
 
 check: setup
 	$(BIN)/ruff format --check .
