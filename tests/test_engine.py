@@ -70,6 +70,17 @@ def test_auto_takes_bfloat16_where_the_processor_has_it(
     assert settled(EngineConfig(device="cpu", precision="bfloat16")).precision == "bfloat16"
 
 
+def test_deterministic_is_asked_of_cuda_alone() -> None:
+    assert not torch.are_deterministic_algorithms_enabled()
+    Engine(EngineConfig(device="cpu", deterministic=True))
+    assert not torch.are_deterministic_algorithms_enabled()
+    if torch.cuda.is_available():
+        Engine(EngineConfig(device="cuda", deterministic=True))
+        enabled = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(False)
+        assert enabled
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_signal_asks_for_a_stop(name: str) -> None:
     engine, number = cpu(), getattr(signal, name)

@@ -156,6 +156,9 @@ class EngineConfig(_Part):
         description="bfloat16 is autocast, the loss stays float32; auto takes it where the processor has it natively",
     )
     compile: bool = Field(False, description="torch.compile of the student's and teachers' forward")
+    deterministic: bool = Field(
+        False, description="CUDA: only algorithms that give the same bits every time; slower. A CPU's always do"
+    )
     checkpoint_seconds: float = Field(
         60.0,
         ge=0,

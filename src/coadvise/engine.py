@@ -52,6 +52,10 @@ class Engine:
             strategy=DDPStrategy(timeout=timedelta(seconds=config.timeout_seconds)) if world > 1 else "auto",
             precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
         )
+        if config.deterministic and on_gpu:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
         self.fabric.launch()
         self.compile = config.compile
         self.half_precision = config.precision == "bfloat16"
