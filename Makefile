@@ -22,8 +22,8 @@ demo: setup
 test: setup
 	$(BIN)/pytest -n 2
 
-coverage: setup  # by branch; what runs in processes that a test starts is not counted
-	$(BIN)/pytest -n 2 --cov coadvise --cov-branch --cov-report term
+coverage: setup  # by branch
+	$(BIN)/pytest -n 2 --cov --cov-report term
 
 check: setup
 	$(BIN)/ruff format --check .

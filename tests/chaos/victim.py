@@ -138,5 +138,8 @@ def result(run: Path) -> dict[str, Any]:
     """Everything that a finished run is: every weight, and every number that does not depend on the clock."""
     weights = {n: data for n, data in contents(run).items() if n.endswith("model.safetensors")}
     last = {r["part"]: r for r in records(run, "result")}
-    numbers = (records(run, "train"), records(run, "eval"), last, records(run, "verdict")[-1])
-    return {"weights": weights, "numbers": numbers}
+    by_part = {
+        kind: sorted(records(run, kind), key=lambda record: (record["part"], record["step"]))
+        for kind in ("train", "eval")
+    }  # a network that is trained again is recorded later
+    return {"weights": weights, **by_part, "last": last, "verdict": records(run, "verdict")[-1]}
