@@ -111,6 +111,22 @@ def test_no_number_without_end_or_sense(key: str, value: str) -> None:
         load_config("digits", [f"student.recipe.{key}={value}"])
 
 
+def test_chosen_classes_are_two_or_more_and_their_order_decides_nothing() -> None:
+    assert load_config("digits", ["data.classes=['7', '1']"]).data.classes == ("1", "7")
+    assert "'data.classes' is ['a']: at least two classes are needed" in fault(valid(data={"classes": ["a"]}))
+    assert "a listed more than once" in fault(valid(data={"classes": ["a", "b", "a"]}))
+    assert "'data.classes.0' is 1: Input should be a valid string" in fault(valid(data={"classes": [1, 2]}))
+
+
+def test_what_does_not_choose_classes_is_written_as_before_one_could() -> None:
+    """Runs and studies of that time are gone on with: by their config.yaml, and by a hash of what is written."""
+    every, two = parse_config(valid()), parse_config(valid(data={"classes": ["a", "b"]}))
+    assert "classes" not in every.to_yaml() + every.model_dump_json()
+    assert parse_config(yaml.safe_load(every.to_yaml())) == every
+    assert parse_config(yaml.safe_load(two.to_yaml())) == two
+    assert differences(every, two) == ["data.classes: None -> ['a', 'b']"]
+
+
 def test_what_must_be_there() -> None:
     assert fault({}) == "'teachers' is missing; 'student' is missing"
     assert "'teachers' is {}" in fault(valid(teachers={}))

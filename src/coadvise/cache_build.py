@@ -73,7 +73,7 @@ def build_cache(
                 f"teacher '{name}' of '{folder}' is not trained yet; run the same 'coadvise fit' again first"
             )
     engine = Engine(config.engine)
-    source = open_source(config.data.source, config.data.val_fraction, config.seed)
+    source = open_source(config.data.source, config.data.val_fraction, config.seed, config.data.classes)
     if not engine.is_main:  # one process speaks
         listener = Silent()
     dataset = audit(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)

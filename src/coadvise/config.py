@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from coadvise.errors import UserError
 from coadvise.loss import CLASS, Advice, LossWeights
@@ -22,10 +32,22 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _class_folders(names: tuple[str, ...]) -> tuple[str, ...]:
+    """In the order of the folders, which is that of the labels: a run is the same however its classes are listed."""
+    if len(set(names)) == 1:
+        raise ValueError("at least two classes are needed, or none to use them all")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(twice)} listed more than once")
+    return tuple(sorted(names))
+
+
 class DataConfig(_Part):
     """Which images, how large, and how a folder without splits is divided."""
 
     source: str = Field("", description="the data folder, or digits; given on the command line")
+    classes: Annotated[tuple[str, ...], AfterValidator(_class_folders)] = Field(
+        (), description="the class folders to use, for training and validation alike; none are named to use them all"
+    )
     image_size: int = Field(32, ge=8, le=1024, description="pixels, square")
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="share of each class held out where the folder has no split"
@@ -43,6 +65,12 @@ class DataConfig(_Part):
         if 0 < self.presize < self.image_size:
             raise ValueError(f"presize must be 0, or at least the image_size of {self.image_size} pixels")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_no_choice(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """All classes are not written: studies find their runs by a hash of this, also those from before the key."""
+        values: dict[str, Any] = written(self)
+        return values if self.classes else {key: value for key, value in values.items() if key != "classes"}
 
 
 class AugmentConfig(_Part):

@@ -104,7 +104,7 @@ def training(
         UserError, Interrupted, StorageError, LostProcessError: as `fit`.
     """
     changed = check_folder(folder, config, allow_changes)
-    source = open_source(config.data.source, config.data.val_fraction, config.seed)
+    source = open_source(config.data.source, config.data.val_fraction, config.seed, config.data.classes)
     engine = Engine(config.engine)
     if not engine.is_main:  # one process speaks
         listener = Silent()

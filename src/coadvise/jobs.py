@@ -115,7 +115,7 @@ def _work(
     threading.Thread(target=_outlive_nobody, daemon=True).start()
     listener = _ToParent(name, messages)
     try:
-        source = open_source(config.data.source, config.data.val_fraction, config.seed)
+        source = open_source(config.data.source, config.data.val_fraction, config.seed, config.data.classes)
         dataset = audit(source, config.data.image_size, config.in_memory, config.data.presize)
         engine = Engine(config.engine)
         say = listener.say

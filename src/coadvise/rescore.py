@@ -116,12 +116,11 @@ def evaluate_run(
 
 def _image_set(ready: Networks, data: str | None, layout: str) -> tuple[Split, tuple[str, ...]]:
     """The images to score on, and the classes among which is answered."""
+    own = ready.config.data
     if data is None:
-        return open_source(
-            ready.config.data.source, ready.config.data.val_fraction, ready.config.seed
-        ).val, ready.classes
+        return open_source(own.source, own.val_fraction, ready.config.seed, own.classes).val, ready.classes
     if layout == FOLDER:
-        return evaluation_split(data, ready.classes), ready.classes
+        return evaluation_split(data, ready.classes, own.classes), ready.classes
     known = set(ready.classes).intersection(*(network.classes for network in ready.networks.values()))
     return subset_split(data, layout, tuple(known)), subset(layout)
 
@@ -129,7 +128,7 @@ def _image_set(ready: Networks, data: str | None, layout: str) -> tuple[Split, t
 def _imagenet_c(ready: Networks, data: str, images: int | None, listener: Listener) -> dict[str, Any]:
     splits = {
         where: _some(split, _evenly(len(split), images))
-        for where, split in corrupted_splits(data, ready.classes).items()
+        for where, split in corrupted_splits(data, ready.classes, ready.config.data.classes).items()
     }
     unreadable: list[str] = []
     cases = file_cases(splits, ready.config.data.image_size, unreadable, ready.config.data.workers)

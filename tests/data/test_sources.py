@@ -150,6 +150,49 @@ def test_the_images_to_score_a_student_on(tmp_path: Path, image_folder: Path) ->
         evaluation_split(lay_out(tmp_path / "empty", {"red": 0}), classes)
 
 
+@pytest.mark.parametrize("split", ["train/", ""])
+def test_only_the_chosen_classes_are_used(tmp_path: Path, split: str) -> None:
+    folders = [f"{split}{name}" for name in "abcd"] + ([f"val/{name}" for name in "abd"] if split else [])
+    lay_out(tmp_path, dict.fromkeys(folders, 4))
+    whole = None if split else open_source(tmp_path, 0.5, 0)  # with splits class c is in one of them only
+    source = open_source(tmp_path, 0.5, 0, ("d", "a"))
+    assert source.classes == ("a", "d")
+    assert "; 2 chosen classes" in source.note
+    for part in (source.train, source.val):
+        half = len(part) // 2
+        assert half > 0
+        assert Counter(path.parent.name for path in part.paths) == {"a": half, "d": half}
+        assert all(source.classes[label] == p.parent.name for p, label in zip(part.paths, part.labels, strict=True))
+    if whole:
+        assert open_source(tmp_path, 0.5, 0, whole.classes).train == whole.train
+
+
+def test_chosen_classes_that_are_not_there_are_named_with_the_nearest(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"n01440764": 2, "n01443537": 2, "n01484850": 2, "empty": 0})
+    with pytest.raises(UserError) as caught:
+        open_source(tmp_path, 0.2, 0, ("n01440764", "n0144353", "zebra", "empty"))
+    for phrase in (
+        f"'{tmp_path}' has no images of 3 of the 4 classes of data.classes: 'empty'",
+        "'n0144353', did you mean 'n01443537'?, 'zebra'; its 3 classes are 'n01440764'",
+    ):
+        assert phrase in str(caught.value)
+    lay_out(tmp_path, {"split/train/a": 1, "split/train/b": 1, "split/val/a": 1})
+    with pytest.raises(UserError, match=r"'b' are in .*train' but not in .*val'; both need the same"):
+        open_source(tmp_path / "split", 0.2, 0, ("a", "b"))
+    many = tuple(f"class{number}" for number in range(9))
+    with pytest.raises(UserError, match=r"no images of 9 of the 9 classes.*'class4' and others;"):
+        open_source(tmp_path, 0.2, 0, many)
+
+
+def test_a_student_of_chosen_classes_is_scored_on_a_folder_with_more(tmp_path: Path, image_folder: Path) -> None:
+    split = evaluation_split(image_folder, ("green", "red"), chosen=("green", "red"))
+    assert {path.parent.name: label for path, label in zip(split.paths, split.labels, strict=True)} == {
+        "green": 0, "red": 1
+    }  # fmt: skip
+    with pytest.raises(UserError, match="no images of the student's classes"):
+        evaluation_split(lay_out(tmp_path, {"blue": 2}), ("green", "red"), chosen=("green", "red"))
+
+
 def test_typical_size_passes_over_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     for number, size in enumerate([(20, 30), (24, 24), (90, 28), (300, 300)]):  # the last is a decompression bomb

@@ -164,9 +164,10 @@ def presized_split(
 def _store(
     folder: Path, source: Source, name: str, kind: str, make: Make, announce: Callable[[], None] = lambda: None
 ) -> Store:
-    """The store of a split, one for each data folder, way of dividing it, and kind."""
+    """The store of a split, one for each data folder, choice of its classes, way of dividing it, and kind."""
     split: Split = getattr(source, name)
-    place = hashlib.sha256(repr((os.fspath(source.root.absolute()), source.note, kind)).encode()).hexdigest()[:12]
+    what = repr((os.fspath(source.root.absolute()), source.classes, source.note, kind))
+    place = hashlib.sha256(what.encode()).hexdigest()[:12]
 
     def decode() -> Iterator[tuple[Outcome, Pixels | None]]:
         announce()

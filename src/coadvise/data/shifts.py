@@ -56,8 +56,13 @@ def subset_split(root: str | Path, layout: str, known: Sequence[str]) -> Split:
     return evaluation_split(root, classes)
 
 
-def corrupted_splits(root: str | Path, classes: Sequence[str]) -> dict[tuple[str, int], Split]:
+def corrupted_splits(
+    root: str | Path, classes: Sequence[str], chosen: Sequence[str] = ()
+) -> dict[tuple[str, int], Split]:
     """The images of ImageNet-C by corruption and severity, from ROOT/CORRUPTION/SEVERITY/CLASS/IMAGE.
+
+    Args:
+        classes, chosen: as for `evaluation_split`.
 
     Raises:
         UserError: a corruption or a severity that is not there, or classes the networks do not know.
@@ -80,7 +85,7 @@ def corrupted_splits(root: str | Path, classes: Sequence[str]) -> dict[tuple[str
             f"corruptions at severities 1 to 5; unpack what is missing there"
         )
     return {
-        (name, severity): evaluation_split(root / name / str(severity), classes)
+        (name, severity): evaluation_split(root / name / str(severity), classes, chosen)
         for name in CORRUPTIONS
         for severity in SEVERITIES
     }

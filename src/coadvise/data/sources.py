@@ -4,13 +4,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from coadvise.config import nearest
 from coadvise.data import draws
 from coadvise.data.images import open_image
 from coadvise.errors import UserError
@@ -43,16 +44,17 @@ class Source:
     note: str
 
 
-def open_source(data: str | Path, val_fraction: float, seed: int) -> Source:
+def open_source(data: str | Path, val_fraction: float, seed: int, classes: Sequence[str] = ()) -> Source:
     """Finds classes and splits.
 
     Args:
         data: "digits"; a folder with train/ and one of val/, valid/, test/; or a folder of class folders.
         val_fraction: share of each class held out where the folder has no splits.
         seed: decides which images those are.
+        classes: the class folders to use; all of them when empty.
 
     Raises:
-        UserError: no such folder, no images, one class, a class in one split only.
+        UserError: no such folder, no images, one class, a class in one split only, chosen classes that are not there.
     """
     root = _lay_out_digits() if str(data) == DIGITS else Path(data)
     if not root.is_dir():
@@ -66,12 +68,18 @@ def open_source(data: str | Path, val_fraction: float, seed: int) -> Source:
             f"'{root}' has train/ but none of val/, valid/, test/; add one, or give '{root / 'train'}' to split it"
         )
     if (root / "train").is_dir():
-        return _with_splits(root, split_names[0])
-    return _divide(root, val_fraction, seed)
+        source = _with_splits(root, split_names[0], classes)
+    else:
+        source = _divide(root, val_fraction, seed, classes)
+    return replace(source, note=f"{source.note}; {len(classes)} chosen classes") if classes else source
 
 
-def evaluation_split(data: str | Path, classes: Sequence[str]) -> Split:
+def evaluation_split(data: str | Path, classes: Sequence[str], chosen: Sequence[str] = ()) -> Split:
     """The images to score a finished student on: the validation split of `data`, or all of a plain folder of classes.
+
+    Args:
+        classes: those that the student knows, in its order.
+        chosen: the class folders to look at, which need not be all there; all of them when empty.
 
     Raises:
         UserError: the folder's classes are not the student's.
@@ -80,7 +88,7 @@ def evaluation_split(data: str | Path, classes: Sequence[str]) -> Split:
     if not root.is_dir():
         raise UserError(f"data folder '{data}' does not exist; give a folder of class folders or one with val/")
     folder = next((root / name for name in VALIDATION_NAMES if (root / name).is_dir()), root)
-    found = _class_names(folder)
+    found = [name for name in _class_names(folder) if name in chosen or not chosen]
     if unknown := sorted(set(found) - set(classes)):
         raise UserError(f"'{folder}' has classes the student does not know: {_few(unknown)}; it knows {_few(classes)}")
     split = _list_split(folder, classes)
@@ -101,8 +109,9 @@ def typical_size(root: Path, look_at: int = 100) -> int:
     return int(np.median(sides)) if sides else 0
 
 
-def _with_splits(root: Path, val_name: str) -> Source:
-    train_classes, val_classes = _class_names(root / "train"), _class_names(root / val_name)
+def _with_splits(root: Path, val_name: str, classes: Sequence[str]) -> Source:
+    train_classes = _chosen_names(root / "train", classes)
+    val_classes = [name for name in _class_names(root / val_name) if name in classes or not classes]
     _at_least_two(root / "train", train_classes)
     for has, lacks, odd in (
         ("train", val_name, sorted(set(train_classes) - set(val_classes))),
@@ -116,8 +125,8 @@ def _with_splits(root: Path, val_name: str) -> Source:
     return Source(root, tuple(train_classes), train, val, f"trained on train/, scored on {val_name}/")
 
 
-def _divide(root: Path, val_fraction: float, seed: int) -> Source:
-    classes = _class_names(root)
+def _divide(root: Path, val_fraction: float, seed: int, chosen: Sequence[str]) -> Source:
+    classes = _chosen_names(root, chosen)
     _at_least_two(root, classes)
     if {name.lower() for name in classes} <= SPLIT_NAMES:
         raise UserError(
@@ -147,6 +156,19 @@ def _class_names(folder: Path) -> list[str]:
     # Path.is_dir answers no for a link that goes in a loop; os.DirEntry raises.
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
     return [name for name in names if next(_images_below(folder / name), None) is not None]
+
+
+def _chosen_names(folder: Path, chosen: Sequence[str]) -> list[str]:
+    """The chosen classes in the order of their folders, which must all be there; all classes when none are chosen."""
+    there = _class_names(folder)
+    if missing := sorted(set(chosen) - set(there)):
+        few = ", ".join(f"'{name}'{nearest(name, there)}" for name in missing[:5])
+        raise UserError(
+            f"'{folder}' has no images of {len(missing)} of the {len(chosen)} classes of data.classes: {few}"
+            + (" and others" if len(missing) > 5 else "")
+            + f"; its {len(there)} classes are {_few(there)}; name some of them, or leave data.classes out to use all"
+        )
+    return [name for name in there if name in set(chosen)] if chosen else there
 
 
 def _list_split(folder: Path, classes: Sequence[str]) -> Split:
