@@ -37,7 +37,7 @@ from coadvise.engine import RESUMABLE, Engine, Interrupted
 from coadvise.errors import UserError
 from coadvise.evaluate import load_predictions, predict_logits
 from coadvise.fit import default_preset
-from coadvise.networks import _create, load_network
+from coadvise.networks import create_network, load_network
 from coadvise.predict import trained_parts
 from coadvise.rescore import evaluate_run
 from coadvise.run import ADVISED, ALONE, Arm, plan
@@ -371,7 +371,7 @@ def test_a_bad_configuration_is_said_and_nothing_is_written(
 ) -> None:  # fmt: skip
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if it were not installed
     monkeypatch.setattr(
-        "coadvise.networks._create", lambda about, pretrained: _create(about, False)
+        "coadvise.networks.create_network", lambda about, source: create_network(about)
     )  # downloads nothing
     with pytest.raises(UserError, match=message):
         fit(tiny_images, tiny_preset, tmp_path / "run", overrides=overrides)

@@ -11,7 +11,7 @@ from coadvise.checkpoint import MANIFEST
 from coadvise.config import ModelConfig
 from coadvise.errors import UserError
 from coadvise.models import TokenModel
-from coadvise.networks import build_network, load_network, pretrained_classes
+from coadvise.networks import build_network, load_network
 
 CLASSES = ("ant", "bee", "cow", "dog")
 CONV = ModelConfig(model="resnet_small", model_kwargs={"widths": [8, 16], "depths": [1, 1], "strides": [2, 2]})
@@ -134,6 +134,8 @@ def test_a_transformer_is_built_for_the_data_s_image_size() -> None:
     ("model", "arguments", "message"),
     [
         ("resnet_smal", {}, r"unknown model 'resnet_smal', did you mean 'resnet_small'\?"),
+        ("resnet18.none_such", {}, r"unknown weights 'resnet18\.none_such'; of resnet18 timm has resnet18\.a1_in1k, "),
+        ("hf-hub:some/one", {}, "unknown model 'hf-hub:some/one'; .*; one of a hub is a teacher with pretrained=true"),
         ("no such thing at all", {}, "unknown model 'no such thing at all'; see 'coadvise models'"),
         ("resnet_small", {"wides": [8]}, "model 'resnet_small' cannot be made with .*wides"),
         ("resnet_small", {"widths": [8, 16], "depths": [1]}, "model 'resnet_small' cannot be made with"),
@@ -143,18 +145,6 @@ def test_a_transformer_is_built_for_the_data_s_image_size() -> None:
 def test_what_cannot_be_built_is_said(model: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_network(ModelConfig(model=model, model_kwargs=arguments), CLASSES, 16, seed=0)
-
-
-def test_published_weights_bring_their_own_classes() -> None:
-    classes = pretrained_classes("resnet18")
-    assert len(classes) == 1000
-    assert classes[:2] == ["n01440764", "n01443537"]
-    with pytest.raises(UserError, match="no published weights for 'rednet26'"):
-        pretrained_classes("rednet26")
-    with pytest.raises(UserError, match="unknown model 'resnet1888'"):
-        pretrained_classes("resnet1888")
-    with pytest.raises(UserError, match="does not say what the 512 classes"):
-        pretrained_classes("vit_base_patch16_clip_224.openai")
 
 
 def test_weights_that_cannot_be_fetched_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from coadvise.checkpoint import MANIFEST, DamagedError
-from coadvise.config import RecipeConfig, RunConfig, TeacherConfig
+from coadvise.config import RecipeConfig, RunConfig
 from coadvise.data import draws
 from coadvise.data.audit import Dataset
 from coadvise.data.loader import whole_batch
@@ -18,7 +18,8 @@ from coadvise.evaluate import in_order, load_predictions, predict_logits, save_p
 from coadvise.logit_cache import StoredLogits, cache_of, form_of
 from coadvise.loss import CLASS, LossWeights
 from coadvise.models import TokenModel
-from coadvise.networks import Network, build_network, load_network, pretrained_classes
+from coadvise.networks import Network, build_network, load_network
+from coadvise.pretrained import given_network
 from coadvise.record import last_of, read_records
 from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Run
 from coadvise.teachers import Teachers, check_classes
@@ -32,7 +33,7 @@ def check_arm(arm: Arm, folder: Path, config: RunConfig, dataset: Dataset, proce
         whole_batch(recipe.batch_size, len(dataset.train), recipe.accumulate, processes)
         return checkpoint_bytes(initial_network(arm, config, dataset.classes), recipe)
     if not (folder / arm.part / MANIFEST).is_file():
-        _check_given(arm, _given_teacher(config.teachers[arm.teacher], arm, config), config, dataset.classes)
+        _check_given(arm, given_network(config.teachers[arm.teacher], config.data.image_size), config, dataset.classes)
     return 0
 
 
@@ -55,7 +56,7 @@ def train_arm(run: Run, arm: Arm) -> None:
     if (folder / MANIFEST).is_file():
         network = load_network(folder)
     elif not trained_here(arm, config):
-        network = _given_teacher(config.teachers[arm.teacher], arm, config)
+        network = given_network(config.teachers[arm.teacher], config.data.image_size)
         if len(network.classes) > len(run.dataset.classes):
             known, wanted = len(network.classes), len(run.dataset.classes)
             run.listener.say(f"{arm.name}: of the {known} classes it knows it answers for the {wanted} of the data")
@@ -140,13 +141,6 @@ def initial_network(arm: Arm, config: RunConfig, classes: Sequence[str]) -> Netw
 def teacher_seed(seed: int, name: str) -> int:
     """A teacher's own seed, so that two teachers of one architecture differ."""
     return draws.scalar_seed(seed, draws.TEACHER, 0, zlib.crc32(name.encode())) % 2**31
-
-
-def _given_teacher(teacher: TeacherConfig, arm: Arm, config: RunConfig) -> Network:
-    """A teacher from another run, or timm's pretrained weights, with the classes it was trained on."""
-    if teacher.checkpoint is not None:
-        return load_network(Path(teacher.checkpoint))
-    return build_network(teacher, pretrained_classes(teacher.model), config.data.image_size, arm.seed, pretrained=True)
 
 
 def _check_given(arm: Arm, network: Network, config: RunConfig, classes: tuple[str, ...]) -> None:

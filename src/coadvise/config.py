@@ -139,9 +139,13 @@ class TeacherConfig(ModelConfig):
 
     recipe: RecipeConfig = RecipeConfig()
     checkpoint: str | None = Field(
-        None, description="folder of a teacher that another run trained; null trains one here"
+        None, description="folder of a teacher that another run trained, or a file of weights; null trains one here"
     )
-    pretrained: bool = Field(False, description="timm's published weights; refused unless the classes agree")
+    pretrained: bool = Field(
+        False,
+        description="published weights of a model of timm's or of a hub's (hf-hub:ORG/NAME); refused unless the "
+        "classes agree",
+    )
     token: Annotated[str, AfterValidator(_advised_token)] | None = Field(
         None, description="the student's token it advises, class among them; null is that of its own name"
     )

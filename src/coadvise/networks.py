@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import timm
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from coadvise.checkpoint import MANIFEST, WEIGHTS, read_model, write_model
@@ -17,10 +16,12 @@ from coadvise.loss import CLASS
 from coadvise.models import STUDENTS, TokenModel
 from coadvise.models.folding import fold_batch_norms, sample_images
 
+HUB = "hf-hub:"  # before the name of a model that timm fetches, its configuration and its weights
 _STUDENTS = f"; students are {', '.join(STUDENTS)}"
 # What timm would fetch or open files for, and what is decided by classes, tokens and weights.
 _NOT_ARGUMENTS = frozenset({
-    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes",
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir",
+    "num_classes", "features_only",
 })  # fmt: skip
 
 
@@ -109,27 +110,10 @@ def build_network(
     about = {"model": config.model, "model_kwargs": arguments, "classes": list(classes), "image_size": image_size}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _create(about, pretrained)
+        network = create_network(about, config.model if pretrained else None)
     if tokens is not None and not isinstance(network.model, TokenModel):
         raise UserError(f"model '{config.model}' has no tokens for teachers to advise{_STUDENTS}")
     return network
-
-
-def pretrained_classes(model: str) -> list[str]:
-    """The classes of timm's published weights: ImageNet's WordNet ids, which are also its folders' names.
-
-    Raises:
-        UserError: no such model, no such weights, or weights for classes that timm does not name.
-    """
-    _known(model)
-    settings = timm.get_pretrained_cfg(model)
-    if settings is None or not settings.has_weights:
-        raise UserError(f"timm has no published weights for '{model}'; train the teacher here, or give its checkpoint")
-    subset = infer_imagenet_subset(settings.to_dict())
-    classes = ImageNetInfo(subset).label_names() if subset else []
-    if len(classes) != settings.num_classes:
-        raise UserError(f"timm does not say what the {settings.num_classes} classes of '{model}' are; train it here")
-    return classes
 
 
 def load_network(folder: Path) -> Network:
@@ -141,17 +125,14 @@ def load_network(folder: Path) -> Network:
     manifest, weights = read_model(folder)
     try:
         about = _About.model_validate(manifest).model_dump()
-        network = _create(about, False)
-        network.model.load_state_dict(weights)
+        network = create_network(about)
     except UserError as error:
         raise UserError(f"'{folder}': {error}") from None
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
         raise UserError(f"'{folder / MANIFEST}': '{where}': {fault['msg']}; it describes no network") from None
-    except RuntimeError as error:  # PyTorch lists every parameter; the first lines say enough
-        said = " ".join(str(error).split())[:300]
-        raise UserError(f"'{folder}': its weights are not those of '{manifest['model']}': {said}") from None
+    load_weights(network, weights, folder)
     network.about["sha256"] = manifest["files"][WEIGHTS]["sha256"]
     return network.eval()
 
@@ -162,28 +143,53 @@ def class_map(known: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
     return [place[name] for name in wanted] if place.keys() >= set(wanted) else None
 
 
-def _known(model: str) -> None:
+def check_name(model: str) -> None:
+    """Raises UserError for what is no model of timm's registry, or for weights that timm does not have of it."""
     if not timm.is_model(model):
-        raise UserError(f"unknown model '{model}'{nearest(model, timm.list_models())}; see 'coadvise models'")
+        hub = "; one of a hub is a teacher with pretrained=true" if model.startswith(HUB) else ""
+        raise UserError(f"unknown model '{model}'{nearest(model, timm.list_models())}; see 'coadvise models'{hub}")
+    try:
+        timm.get_pretrained_cfg(model)
+    except RuntimeError:
+        architecture = model.partition(".")[0]
+        tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise UserError(f"unknown weights '{model}'; of {architecture} timm has {tags}") from None
 
 
-def _create(about: dict[str, Any], pretrained: bool) -> Network:
-    _known(about["model"])  # timm would take "hf-hub:" and "local-dir:" names as well, and go there
+def create_network(about: dict[str, Any], source: str | None = None) -> Network:
+    """Makes what `about` describes, with weights as they fall, or as timm fetches them by a name of its own or a hub's.
+
+    Raises:
+        UserError: no such model, arguments it does not take, or weights that cannot be had.
+    """
+    check_name(about["model"])  # timm would take "hf-hub:" and "local-dir:" names as well, and go there
     arguments = dict(about["model_kwargs"])
     if forbidden := sorted(_NOT_ARGUMENTS & arguments.keys()):
         raise UserError(f"model_kwargs of '{about['model']}' may not hold {', '.join(forbidden)}; leave that out")
     if _takes_image_size(about["model"]):
         arguments["img_size"] = about["image_size"]
     try:
-        model = timm.create_model(about["model"], pretrained=pretrained, num_classes=len(about["classes"]), **arguments)
+        model = timm.create_model(
+            source or about["model"], pretrained=source is not None, num_classes=len(about["classes"]), **arguments
+        )
+        settings = model.pretrained_cfg
+        return Network(model, {"mean": list(settings["mean"]), "std": list(settings["std"]), **about})
     except OSError as error:
-        raise UserError(f"the published weights of '{about['model']}' cannot be had: {error}") from None
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"the published weights of '{source}' cannot be had: {said}") from None
     except Exception as error:  # hundreds of constructors, each with faults of its own for what it does not take
         said = " ".join(str(error).split()) or type(error).__name__
         hint = _STUDENTS if "token_names" in said else ""
         raise UserError(f"model '{about['model']}' cannot be made with {arguments}: {said}{hint}") from None
-    settings = model.pretrained_cfg
-    return Network(model, {"mean": list(settings["mean"]), "std": list(settings["std"]), **about})
+
+
+def load_weights(network: Network, weights: Mapping[str, Tensor], origin: Path) -> None:
+    """Gives a network its weights, all of them. Raises UserError where they are another network's."""
+    try:
+        network.model.load_state_dict(weights)
+    except RuntimeError as error:  # PyTorch lists every parameter; the first lines say enough
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"'{origin}': its weights are not those of '{network.about['model']}': {said}") from None
 
 
 def _takes_image_size(name: str) -> bool:

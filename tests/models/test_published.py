@@ -160,7 +160,7 @@ def test_every_depth_is_read_off_the_shapes(name: str) -> None:
 def _read_shapes(weights: dict[str, Tensor]) -> Any:
     """What a file of these weights is read as, without the bytes of it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("coadvise.models.published._read", lambda path: (weights, {}))
+        patch.setattr("coadvise.models.published.read_tensors", lambda path: (weights, {}))
         return read_published("never.pth")
 
 

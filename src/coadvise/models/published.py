@@ -76,7 +76,7 @@ def read_published(path: str | Path, distillation_token: str | None = None, **ar
             left over or of another shape.
     """
     path = Path(path)
-    tensors, metadata = _read(path)
+    tensors, metadata = read_tensors(path)
     if distillation_token is not None and "dist_token" not in tensors:
         raise UserError(f"'{path}' has no distillation token to become '{distillation_token}'; leave that out")
     names = {key: key for key in tensors}  # the name here -> the file's
@@ -148,8 +148,8 @@ def load_published(path: str | Path, distillation_token: str | None = None, **mo
     return model.eval()
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file by key, and the metadata of safetensors."""
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file by key, and the metadata of safetensors. Raises UserError; nothing in it is executed."""
     if not path.is_file():
         raise UserError(f"no checkpoint '{path}'; give a .pt, .pth or .safetensors file")
     try:
