@@ -1,13 +1,16 @@
 """docs/PAPER.md names files, commands, studies and networks that exist."""
 
+import hashlib
 import re
 from pathlib import Path
 
+import pytest
 import timm
 import typer
+from timm.data import ImageNetInfo
 
 from coadvise.cli import app
-from coadvise.config import load_config, preset_names
+from coadvise.config import load_config, preset_names, preset_text
 from coadvise.studies import STUDIES
 
 ROOT = Path(__file__).parents[1]
@@ -46,20 +49,59 @@ def test_networks_and_presets_exist() -> None:
     models = re.findall(r"student\.model=(\w+)|`((?:mixer|resnet|cit)_?\w+)`", PAPER)
     assert len(models) >= 3
     assert all(timm.is_model(one or other) for one, other in models)
-    assert "photos" in preset_names()
+    assert {"photos", "imagenet1k", "imagenet100"} <= set(preset_names())
 
 
-def test_the_recipe_of_photos_is_as_described() -> None:
-    config = load_config("photos")
+TEACHERS = {
+    "photos": ("resnet26", "rednet26"),
+    "imagenet1k": ("regnety_040.pycls_in1k", "rednet101"),
+    "imagenet100": ("regnety_040", "rednet101"),
+}
+
+
+@pytest.mark.parametrize("preset", TEACHERS)
+def test_the_recipe_of_the_large_presets_is_as_described(preset: str) -> None:
+    config = load_config(preset)
     recipe = config.student.recipe
     assert (recipe.epochs, recipe.warmup_epochs, recipe.weight_decay, recipe.clip) == (300, 20, 0.05, 15)
     assert (recipe.betas, recipe.min_learning_rate) == ((0.9, 0.999), 5e-6)
-    assert recipe.learning_rate == 1e-3 * recipe.batch_size / 512
+    size, rate, average = (256, 5e-4, 0.9998) if preset == "photos" else (8 * 128, 1e-3, 0)
+    assert (recipe.batch_size, recipe.learning_rate, recipe.ema) == (size, rate, average)
     assert (config.augment.mixup, config.augment.cutmix, config.augment.erase, config.augment.smoothing) == (
         0.8, 1.0, 0.25, 0.1
     )  # fmt: skip
     assert config.augment.rand_augment == "rand-m9-mstd0.5-inc1"
-    assert config.student.model_kwargs == {"drop_path_rate": 0.1}
-    assert (config.teachers["conv"].model, config.teachers["inv"].model) == ("resnet26", "rednet26")
+    assert (config.student.model, config.student.model_kwargs) == (
+        "cit_small_aligned_patch16_224", {"drop_path_rate": 0.1}
+    )  # fmt: skip
+    assert (config.teachers["conv"].model, config.teachers["inv"].model) == TEACHERS[preset]
     assert config.loss_weights.label == 1
     assert all((advice.weight, advice.temperature) == (1, 1) for advice in config.loss_weights.advice.values())
+
+
+@pytest.mark.parametrize("preset", ["imagenet1k", "imagenet100"])
+def test_a_preset_of_the_paper_says_what_to_expect_of_it(preset: str) -> None:
+    header = preset_text(preset).partition("\ndata:")[0]
+    command = re.search(rf"-m (coadvise fit .*--preset {preset} .*)", header)
+    assert command
+    load_config(preset, [word for word in command[1].split() if "=" in word])
+    for said in (
+        "H100-hours",
+        "an estimate that nobody has measured",
+        "top-1|no accuracy is published",
+        "Table|tables",
+    ):
+        assert re.search(said, header), said
+    words = re.findall(r"[a-z]+\.[\w.]+=[\w.]+", header)  # every change that it proposes is one
+    assert len(words) >= 4
+    load_config(preset, words)
+
+
+def test_imagenet_100_is_the_list_of_contrastive_multiview_coding() -> None:
+    classes = load_config("imagenet100").data.classes
+    assert len(set(classes)) == 100
+    assert set(classes) <= set(ImageNetInfo().label_names())
+    listed = re.findall(r"n\d{8}", preset_text("imagenet100"))  # in the order of the published file
+    assert (listed[0], listed[-1]) == ("n02869837", "n02090622")
+    assert hashlib.sha256("\n".join(listed).encode()).hexdigest()[:16] == "b06db93f7ac2851e"
+    assert load_config("imagenet1k").data.classes == ()
