@@ -99,7 +99,7 @@ def _from_file(config: ModelConfig, path: Path, image_size: int) -> Network:
     tensors, metadata = read_tensors(path)
     head = _head(config.model)
     if f"{head}.weight" in tensors and "model" not in metadata:
-        model, count = config.model, len(tensors[f"{head}.weight"])
+        model, count = config.model, next(iter(tensors[f"{head}.weight"].shape), 0)
         arguments: dict[str, Any] = dict(config.model_kwargs)
     else:
         found = read_published(path)
