@@ -12,7 +12,7 @@ from coadvise.studies import STUDIES
 
 ROOT = Path(__file__).parents[1]
 PAPER = (ROOT / "docs" / "PAPER.md").read_text()
-MAP, _, REST = PAPER.partition("Not there yet:")
+MAP = PAPER.partition("Not there yet:")[0]
 CODE = re.findall(r"`([^`]+)`", PAPER)
 
 

@@ -1,7 +1,7 @@
 """Table 4: students with a bias of their own beside the transformer: advised through one output, or a head a teacher.
 
-The recipe is the preset's for all three. Which of ResNet-10's and Mixer-Ti's rows the paper puts above which was not
-at hand; the orders are those it claims of the transformer.
+The recipe is the preset's for all three, the preset's arguments are the transformer's alone. Which of ResNet-10's and
+Mixer-Ti's rows the paper puts above which was not at hand; the orders are those it claims of the transformer.
 """
 
 from collections.abc import Callable, Mapping
