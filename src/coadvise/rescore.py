@@ -117,9 +117,8 @@ def evaluate_run(
 def _image_set(ready: Networks, data: str | None, layout: str) -> tuple[Split, tuple[str, ...]]:
     """The images to score on, and the classes among which is answered."""
     if data is None:
-        return open_source(
-            ready.config.data.source, ready.config.data.val_fraction, ready.config.seed
-        ).val, ready.classes
+        source = open_source(ready.config.data.source, ready.config.data.val_fraction, ready.config.seed)
+        return source.val, source.classes  # a given teacher by itself may know more
     if layout == FOLDER:
         return evaluation_split(data, ready.classes), ready.classes
     known = set(ready.classes).intersection(*(network.classes for network in ready.networks.values()))
