@@ -244,7 +244,7 @@ def studies(as_json: AsJson = False) -> None:
         print(json.dumps({name: study.title for name, study in STUDIES.items()}))
         return
     for name, study in STUDIES.items():
-        print(f"{name:12} {study.title}")
+        print(f"{name:14} {study.title}")
 
 
 @app.command()
@@ -259,6 +259,10 @@ def study(
     cache: Annotated[
         bool, typer.Option("--cache", help="Store the teachers' logits: students of the same views share them.")
     ] = False,
+    shift: Annotated[
+        list[str] | None,
+        typer.Option(help="Also score on this folder (ImageNet-A, -R, -C or like DATA); may be given several times."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be trained, and for how long.")
     ] = False,
@@ -280,7 +284,7 @@ def study(
         return
     terminal = Terminal(Console(stderr=as_json))
     try:
-        result = run_study(name, data, preset, seeds, out, jobs, changes, terminal, cache)
+        result = run_study(name, data, preset, seeds, out, jobs, changes, terminal, cache, shift or [])
     finally:
         terminal.bars.stop()
     if as_json:

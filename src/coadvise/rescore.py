@@ -118,7 +118,8 @@ def _image_set(ready: Networks, data: str | None, layout: str) -> tuple[Split, t
     """The images to score on, and the classes among which is answered."""
     own = ready.config.data
     if data is None:
-        return open_source(own.source, own.val_fraction, ready.config.seed, own.classes).val, ready.classes
+        source = open_source(own.source, own.val_fraction, ready.config.seed, own.classes)
+        return source.val, source.classes  # a given teacher by itself may know more
     if layout == FOLDER:
         return evaluation_split(data, ready.classes, own.classes), ready.classes
     known = set(ready.classes).intersection(*(network.classes for network in ready.networks.values()))

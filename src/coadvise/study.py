@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,11 @@ from coadvise.data.sources import open_source
 from coadvise.data.views import Views
 from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
-from coadvise.evaluate import correct, load_predictions
 from coadvise.fit import default_preset, training
-from coadvise.record import last_of, read_records
 from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Listener, Silent
 from coadvise.studies import STUDIES, Row, Study
-from coadvise.verdict import Hits, comparison, spread
+from coadvise.studies.columns import Finished, check_shift, shifted
+from coadvise.study_result import draw, markdown, measured
 
 # In the run of a teacher by itself, and in that of a student alone, the other networks are never made.
 _NO_STUDENT, _NO_TEACHER = StudentConfig(model="cit_micro_patch4_32"), TeacherConfig(model="resnet_small")
@@ -67,8 +66,11 @@ def run_study(
     overrides: Sequence[str] = (),
     listener: Listener | None = None,
     cache: bool = False,
+    shifts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains and compares all networks of a study, and writes `NAME.md` and `NAME.json` into its folder.
+
+    A study of a figure of the paper writes `NAME.svg` as well.
 
     Args:
         name: a key of `coadvise.studies.STUDIES`.
@@ -77,29 +79,46 @@ def run_study(
         out: the study's folder, which several studies of the same data may share; studies/DATA when not given.
         cache: store the teachers' logits in the study's folder, so that students of the same teachers and views share
             one pass of the teachers, as `coadvise.fit` does with its `cache`.
+        shifts: folders of other images of the same classes, ImageNet-A, -R and -C among them, on each of which all rows
+            are scored as well, in a column of its own.
 
     Returns:
-        What the JSON file holds: the title, rows (top-1 by seed, mean, spread, the paper's) and orders.
+        What the JSON file holds, see `study_result.measured`.
 
     Raises:
-        UserError: no such study, or a preset without the teachers that it needs; otherwise as `coadvise.fit`.
+        UserError: no such study, a preset without the teachers that it needs, or images for `shifts` of other classes;
+            otherwise as `coadvise.fit`.
         Interrupted: stopped by a signal; the same call goes on.
     """
     listener = listener or Silent()
     study, folder, plan = _prepare(name, data, preset, seeds, out, overrides, cache)
+    if shifts:  # before hours of training
+        given = next(iter(plan.tasks.values())).config
+        classes = open_source(given.data.source, given.data.val_fraction, given.seed, given.data.classes).classes
+        for shift in shifts:
+            check_shift(shift, classes)
+        study = replace(study, columns=(*study.columns, *map(shifted, shifts)))
     listener.say(study.title)
     for number, task in enumerate(plan.tasks.values(), 1):
         rows = ", ".join(f"'{row}'" for row, wanted in plan.rows.items() if wanted == task) or "shared by rows"
         listener.say(f"run {number} of {len(plan.tasks)}: {rows}")
         with training(task.config, task.folder, task.arms, jobs, listener, task.cache):
             pass
-    result = _result(study, plan)
+    result = measured(study, {row.name: _finished(row, plan, folder) for row in study.rows}, listener)
     write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    text = "\n".join(_markdown(result)) + "\n"
+    text = "\n".join(markdown(result)) + "\n"
     write_text(folder / f"{name}.md", text)
+    if study.figure:
+        write_text(folder / f"{name}.svg", draw(study, result))
     for line in text.splitlines():
         listener.say(line)
     return result
+
+
+def _finished(row: Row, plan: _Plan, folder: Path) -> Finished:
+    task = plan.rows[row.name]
+    arms = tuple(arm for arm in task.arms if arm.role == row.role)
+    return Finished(task.folder, arms, row.answer, folder / "scores")
 
 
 def foresee_study(
@@ -121,7 +140,7 @@ def foresee_study(
     for task in plan.tasks.values():
         config = task.config
         if dataset is None:
-            source = open_source(config.data.source, config.data.val_fraction, config.seed)
+            source = open_source(config.data.source, config.data.val_fraction, config.seed, config.data.classes)
             dataset = audit(source, config.data.image_size, in_memory=config.in_memory)
         for arm in task.arms:
             if arm.role == TEACHER and not config.teachers[arm.teacher].trained_here:
@@ -159,6 +178,11 @@ def _plan(study: Study, base: RunConfig, seeds: int, folder: Path) -> _Plan:
     rows: dict[str, _Task] = {}
     for row in study.rows:
         config = _configuration(row, base)
+        if row.role == TEACHER:
+            (name,) = config.teachers
+            task = _teacher_task(name, config, folder)
+            rows[row.name] = tasks.setdefault(task.folder, task)
+            continue
         given: dict[str, TeacherConfig] = {}
         for name, teacher in config.teachers.items():
             if row.role == ALONE:
@@ -169,9 +193,6 @@ def _plan(study: Study, base: RunConfig, seeds: int, folder: Path) -> _Plan:
                 task = _teacher_task(name, config, folder)
                 tasks.setdefault(task.folder, task)
                 given[name] = teacher.model_copy(update={"checkpoint": str(task.folder / "teachers" / name)})
-        if row.role == TEACHER:
-            rows[row.name] = task
-            continue
         asked = {} if row.role == ADVISED else {"cache": None}
         config = config.model_copy(update={"teachers": given, **asked})
         arms = [Arm(f"students/{row.role}-{seed}", row.role, seed) for seed in range(base.seed, base.seed + seeds)]
@@ -196,17 +217,20 @@ def _configuration(row: Row, base: RunConfig) -> RunConfig:
                 "take a preset with teachers conv and inv"
             )
         teachers[name] = base.teachers[origin]
-    return with_changes(base.model_copy(update={"teachers": teachers}), row.changes)
+    config = base.model_copy(update={"teachers": teachers})
+    return with_changes(config, row.changes_of(config))
 
 
 def _teacher_task(name: str, config: RunConfig, folder: Path) -> _Task:
-    """The run in which a teacher is trained by itself: nothing in it depends on whom it will advise, or how."""
+    """The run in which a teacher is trained, or had, by itself: nothing in it depends on whom it advises, or how."""
     teacher = config.teachers[name]
     own = TeacherConfig(
         model=teacher.model,
         model_kwargs=teacher.model_kwargs,
         recipe=teacher.recipe,
         augment=teacher.augment or config.augment,
+        checkpoint=teacher.checkpoint,
+        pretrained=teacher.pretrained,
     )
     alone = config.model_copy(
         update={"teachers": {name: own}, "student": _NO_STUDENT, "augment": own.augment, "cache": None},
@@ -257,72 +281,3 @@ def _training_seconds(arm: Arm, config: RunConfig, dataset: Dataset) -> float:
         engine.synchronise()
         seconds = time.perf_counter() - began
     return seconds * recipe.accumulate * recipe.epochs * (len(views) // (size * recipe.accumulate))
-
-
-# ---- what came of it ----
-
-
-def _result(study: Study, plan: _Plan) -> dict[str, Any]:
-    hits = {row.name: _hits(row, plan.rows[row.name]) for row in study.rows}
-    rows = []
-    for row in study.rows:
-        top1 = {seed: float(values.mean()) for seed, values in hits[row.name].items()}
-        rows.append(
-            {
-                "name": row.name,
-                "top1": {str(seed): value for seed, value in top1.items()},
-                "mean": sum(top1.values()) / len(top1),
-                "spread": spread(list(top1.values())),
-                "paper": row.paper,
-                "run": str(plan.rows[row.name].folder),
-            }
-        )
-    orders = []
-    for order in study.orders:
-        over_images, over_seeds = comparison(hits[order.higher], hits[order.lower])
-        intervals = [interval for interval in (over_images, over_seeds) if interval]
-        if all(i.low > 0 for i in intervals):
-            finding = "held"
-        elif all(i.high < 0 for i in intervals):
-            finding = "not held"
-        else:
-            finding = "within noise"
-        over = {"images": asdict(over_images), "seeds": asdict(over_seeds) if over_seeds else None}
-        orders.append({**asdict(order), "finding": finding, "over": over})
-    record = last_of(read_records(next(iter(plan.rows.values())).folder), "run") or {}
-    made_by = {key: record.get(key) for key in ("time", "version", "versions", "device", "command")}
-    return {"title": study.title, "rows": rows, "orders": orders, **made_by}
-
-
-def _hits(row: Row, task: _Task) -> dict[int, Hits]:
-    """Which validation images a row's answer gets right, by seed."""
-    hits = {}
-    for arm in task.arms:
-        if arm.role == row.role:
-            logits, labels = load_predictions(task.folder, arm.part)
-            hits[arm.seed] = correct(logits, labels)[row.answer].numpy()
-    return hits
-
-
-def _markdown(result: Mapping[str, Any]) -> Iterator[str]:
-    yield f"# {result['title']}"
-    yield ""
-    yield "| row | top-1 | the paper, ImageNet-1k |"
-    yield "| --- | --- | --- |"
-    for row in result["rows"]:
-        sd = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
-        paper = "-" if row["paper"] is None else f"{row['paper']:.1f} %"
-        yield f"| {row['name']} | {100 * row['mean']:.1f}{sd} % | {paper} |"
-    yield ""
-    yield "| the paper has | above | here | difference, 95 % over images | over seeds |"
-    yield "| --- | --- | --- | --- | --- |"
-    for order in result["orders"]:
-        images, seeds = (_points(order["over"][what]) for what in ("images", "seeds"))
-        yield f"| {order['higher']} | {order['lower']} | {order['finding']} | {images} | {seeds} |"
-
-
-def _points(interval: Mapping[str, float] | None) -> str:
-    if interval is None:
-        return "-"
-    mean, low, high = (100 * interval[key] for key in ("mean", "low", "high"))
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"

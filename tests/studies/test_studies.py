@@ -2,32 +2,92 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-from tiny import Stopper, make_images, never, write_preset
+import torch
+from studied import Studied
+from tiny import CLASSES, Stopper, make_images, never, write_preset
 
+from coadvise.arm import initial_network
+from coadvise.config import TeacherConfig, load_config
+from coadvise.engine import Interrupted
 from coadvise.errors import UserError
+from coadvise.rescore import evaluate_run
 from coadvise.run import TEACHER
 from coadvise.studies import STUDIES, Order, Row, Study
-from coadvise.study import _plan, foresee_study, run_study
+from coadvise.study import _configuration, _plan, foresee_study, run_study
 from coadvise.teachers import Teachers
+
+ONE = "both teachers through one output"
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp("study") / "data")
+def images(studied: Studied) -> Path:
+    return studied.images
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_study_runs_from_end_to_end(name: str, images: Path, tmp_path: Path) -> None:
-    preset = write_preset(tmp_path)
-    result = run_study(name, images, preset, 1, tmp_path / "out", 1, [])
-    assert [row["name"] for row in result["rows"]] == [row.name for row in STUDIES[name].rows]
-    assert all(0 <= row["mean"] <= 1 and row["spread"] is None for row in result["rows"])
+def test_every_study_runs_from_end_to_end(name: str, studied: Studied) -> None:
+    study = STUDIES[name]
+    result, _ = studied.run(name)
+    assert [row["name"] for row in result["rows"]] == [row.name for row in study.rows]
+    assert all(list(row["figures"]) == [column.name for column in study.columns] for row in result["rows"])
+    shares = [row["figures"]["top1"] for row in result["rows"] if "top1" in row["figures"]]
+    assert all(0 <= share["mean"] <= 1 and share["spread"] is None for share in shares)
     assert {order["finding"] for order in result["orders"]} <= {"held", "not held", "within noise"}
-    assert json.loads((tmp_path / "out" / f"{name}.json").read_text()) == result
-    table = (tmp_path / "out" / f"{name}.md").read_text()
-    assert all(row.name in table for row in STUDIES[name].rows)
+    assert json.loads((studied.out / f"{name}.json").read_text()) == result
+    table = (studied.out / f"{name}.md").read_text()
+    assert all(row.name in table for row in study.rows)
+    assert all(column.heading in table and column.note in table for column in study.columns)
+    assert (studied.out / f"{name}.svg").exists() == (study.figure is not None)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_finished_study_trains_nothing_again(name: str, studied: Studied) -> None:
+    first, _ = studied.run(name)
+    again, trained = studied.run(name)
+    assert trained == []
+    for result in (first, again):
+        for row in result["rows"]:
+            row["figures"].pop("images_per_second", None)  # a clock's
+    assert again["rows"] == first["rows"]
+    assert all(seconds == 0 for _, seconds in foresee_study(name, studied.images, studied.preset, 1, studied.out))
+
+
+def test_equal_networks_of_different_studies_are_one() -> None:
+    config = load_config("small-images", source="x")
+    plans = {name: _plan(study, config, 1, Path("out")).rows for name, study in STUDIES.items()}
+    for same in (
+        (("architectures", "plain transformer, alone"), ("students", "transformer, alone")),
+        (("naive", "conv + inv, both on the class token, summed"), ("students", f"transformer, {ONE}")),
+        (("tokens", "class + conv token"), ("architectures", "one token, conv teacher")),
+        (("tokens", "class + conv token"), ("capacity", "conv teacher, all its epochs")),
+        (("tokens", "class + conv + inv token"), ("students", "transformer, both through separate heads")),
+        (("tokens", "class + conv + inv token"), ("divergence", "average")),
+        (("tokens", "class token alone"), ("shift", "student alone")),
+        (("injection", "both aligned, advised"), ("architectures", "both tokens aligned, both teachers")),
+        (("teachers", "inv teacher"), ("architectures", "inv teacher")),
+    ):
+        assert len({plans[study][row].folder for study, row in same}) == 1, same
+
+
+@pytest.mark.parametrize("preset", ["digits", "small-images", "photos"])
+def test_every_study_s_networks_can_be_made_of_every_preset(preset: str) -> None:
+    config = load_config(preset, source="x")
+    made = set()
+    for study in STUDIES.values():
+        for task in _plan(study, config, 1, Path("out")).tasks.values():
+            for arm in task.arms:
+                if arm.role == TEACHER and not task.config.teachers[arm.teacher].trained_here:
+                    continue
+                network = task.config.teachers[arm.teacher] if arm.role == TEACHER else task.config.student
+                kind = network.model, str(network.model_kwargs), task.config.tokens * (arm.role != TEACHER)
+                if kind not in made:
+                    with torch.device("meta"):
+                        assert initial_network(arm, task.config, ("a", "b")).parameter_count > 0
+                    made.add(kind)
+    assert len(made) >= 13
 
 
 def test_what_rows_and_studies_share_is_trained_once(images: Path, tmp_path: Path) -> None:
@@ -47,9 +107,9 @@ def test_what_rows_and_studies_share_is_trained_once(images: Path, tmp_path: Pat
     other = Stopper(never)
     second = run_study("injection", images, preset, 2, out, 1, [], other)
     assert not [part for part, _ in other.steps if part.startswith("teachers/")]
-    shared = {row["name"]: row["top1"] for row in first["rows"]}["class token alone"]
-    assert {row["name"]: row["top1"] for row in second["rows"]}["random tokens, no advice"] == shared
-    assert all(row["spread"] is not None for row in second["rows"])
+    shared = {row["name"]: row["figures"] for row in first["rows"]}["class token alone"]
+    assert {row["name"]: row["figures"] for row in second["rows"]}["random tokens, no advice"] == shared
+    assert all(row["figures"]["top1"]["spread"] is not None for row in second["rows"])
 
 
 def test_students_of_the_same_views_share_one_pass_of_the_teachers(
@@ -79,22 +139,67 @@ def test_a_dry_run_names_what_is_left_and_writes_nothing(images: Path, tmp_path:
     assert [seconds for _, seconds in foresee_study("tokens", images, preset, 1, out)] == [0.0] * 6
 
 
-def test_a_claim_is_held_when_both_intervals_are_clear() -> None:
-    rows = [Row("a"), Row("b")]
-    assert Study("t", rows, [Order("a", "b")]).orders[0].higher == "a"
+def test_a_stopped_study_goes_on_to_the_same_figures(studied: Studied, tmp_path: Path) -> None:
+    stopper = Stopper(lambda part, step: (part, step) == ("students/advised-0", 2))
+    with pytest.raises(Interrupted):
+        run_study("divergence", studied.images, studied.preset, 1, tmp_path, listener=stopper)
+    assert not (tmp_path / "divergence.json").exists()
+    listener = Stopper(never)
+    result = run_study("divergence", studied.images, studied.preset, 1, tmp_path, listener=listener)
+    assert listener.steps == [("students/advised-0", 3), ("students/advised-0", 4)]
+    whole, _ = studied.run("divergence")
+    assert [row["figures"] for row in result["rows"]] == [row["figures"] for row in whole["rows"]]
+
+
+def test_the_figure_has_a_point_for_each_row(studied: Studied) -> None:
+    result, _ = studied.run("capacity")
+    root = ElementTree.parse(studied.out / "capacity.svg").getroot()
+    marks = [element for element in root.iter() if element.get("class") == "mark"]
+    assert len(marks) == len(result["rows"]) == 8
+    assert len({element.get("fill") for element in marks}) == 2
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert texts.count("larger") == 2
+    assert {"the teacher's top-1 %", "conv teacher", "inv teacher"} <= set(texts)
+
+
+def test_what_a_study_names_it_has() -> None:
     with pytest.raises(AssertionError):
-        Study("t", rows, [Order("a", "c")])
+        Study("t", [Row("a"), Row("b")], [Order("a", "c")])
     with pytest.raises(AssertionError):
         Study("t", [Row("a"), Row("a")])
 
 
 def test_a_teacher_s_row_is_the_teacher_s_own_run(tmp_path: Path) -> None:
-    from coadvise.config import load_config
-
     config = load_config(write_preset(tmp_path), source="x")
     plan = _plan(Study("t", [Row("conv", ("conv",), role=TEACHER), Row("both")]), config, 1, tmp_path)
     assert [arm.part for arm in plan.rows["conv"].arms] == ["teachers/conv"]
     assert plan.rows["both"].config.teachers["conv"].checkpoint == str(plan.rows["conv"].folder / "teachers/conv")
+
+
+def test_teachers_of_other_sizes_and_epochs_are_derived_from_the_preset() -> None:
+    def teachers(preset: str, row: str) -> TeacherConfig:
+        config = load_config(preset, source="x")
+        chosen = next(r for r in STUDIES["capacity"].rows if r.name == row)
+        return _configuration(chosen, config).teachers[row.partition(" ")[0]]
+
+    quarter = teachers("small-images", "inv teacher, 1/4 of its epochs").recipe
+    assert (quarter.epochs, quarter.warmup_epochs) == (8, 0.75)  # of 30 and 3
+    assert teachers("small-images", "conv teacher, larger").model_kwargs["depths"] == [2, 2, 2, 2]
+    assert teachers("photos", "inv teacher, larger").model == "rednet50"
+
+
+def test_a_given_teacher_is_scored_as_it_is(studied: Studied, tmp_path: Path) -> None:
+    of_three, _ = studied.run("teachers")
+    taught = Path(of_three["rows"][0]["run"]) / "teachers" / "conv"
+    two = make_images(tmp_path / "two", train=6, val=3, classes=CLASSES[1:])
+    listener = Stopper(never)
+    overrides = [f"teachers.conv.checkpoint={taught}", "teachers.inv.recipe.batch_size=6"]
+    result = run_study("teachers", two, studied.preset, 1, tmp_path / "out", 1, overrides, listener)
+    assert {part for part, _ in listener.steps} == {"teachers/inv", "corruptions"}
+    run = Path(result["rows"][0]["run"])
+    rescored = evaluate_run(run)  # it knows more classes than the data has
+    assert rescored["classes"] == 2
+    assert rescored["parts"]["teachers/conv"]["class"]["top1"] == result["rows"][0]["figures"]["top1"]["mean"]
 
 
 def test_what_cannot_be_studied_is_said(images: Path, tmp_path: Path) -> None:
@@ -104,3 +209,12 @@ def test_what_cannot_be_studied_is_said(images: Path, tmp_path: Path) -> None:
     (tmp_path / text).write_text("teachers: {a: {model: resnet_small}}\nstudent: {model: cit_micro_patch4_32}\n")
     with pytest.raises(UserError, match=r"row 'class \+ conv token' needs a teacher 'conv', the preset has a"):
         run_study("tokens", images, str(tmp_path / text))
+    preset = write_preset(tmp_path)
+    one = make_images(tmp_path / "one", classes=["cat"])
+    with pytest.raises(UserError, match="holds one class, 'cat'; at least two are needed"):
+        run_study("teachers", one, preset, 1, tmp_path / "out")
+    with pytest.raises(UserError, match=r"teachers.conv.model=resnet10t: this study knows no larger one"):
+        run_study("capacity", images, preset, 1, tmp_path / "out", 1, ["teachers.conv.model=resnet10t"])
+    with pytest.raises(UserError, match=r"leave out teachers.inv.checkpoint and .pretrained"):
+        run_study("capacity", images, preset, 1, tmp_path / "out", 1, ["teachers.inv.checkpoint=elsewhere"])
+    assert not (tmp_path / "out").exists()

@@ -93,7 +93,8 @@ class InvolutionBottleneck(nn.Module):
         x = self.bn3(self.conv3(x))
         if self.drop_path is not None:
             x = self.drop_path(x)
-        return F.relu(x + shortcut, inplace=True)
+        x += shortcut  # in place: no layer's gradient needs what x was
+        return F.relu(x, inplace=True)
 
 
 class RedNet(StagedNet):

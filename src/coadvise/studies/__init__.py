@@ -1,8 +1,28 @@
 """Studies: one file a question, configurations only. `coadvise study NAME` runs one (`coadvise.study`)."""
 
-from coadvise.studies import injection, naive, tokens
-from coadvise.studies.question import Order, Row, Study
+from coadvise.studies import (
+    architectures,
+    capacity,
+    divergence,
+    injection,
+    naive,
+    shift,
+    students,
+    teachers,
+    tokens,
+)  # fmt: skip
+from coadvise.studies.question import Figure, Order, Row, Study
 
-STUDIES: dict[str, Study] = {"naive": naive.STUDY, "tokens": tokens.STUDY, "injection": injection.STUDY}
+STUDIES: dict[str, Study] = {
+    "teachers": teachers.STUDY,
+    "architectures": architectures.STUDY,
+    "capacity": capacity.STUDY,
+    "students": students.STUDY,
+    "divergence": divergence.STUDY,
+    "naive": naive.STUDY,
+    "tokens": tokens.STUDY,
+    "injection": injection.STUDY,
+    "shift": shift.STUDY,
+}
 
-__all__ = ["STUDIES", "Order", "Row", "Study"]
+__all__ = ["STUDIES", "Figure", "Order", "Row", "Study"]

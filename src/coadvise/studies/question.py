@@ -1,10 +1,14 @@
-"""What a study is: rows to be measured, and which of them the paper puts above which."""
+"""What a study is: rows to be measured, what is measured of them, and which the paper puts above which."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from coadvise.config import RunConfig
 from coadvise.run import ADVISED
+from coadvise.studies.columns import TOP1, Column
+
+Changes = Mapping[str, Any]  # to a configuration, by dotted key
 
 
 @dataclass(frozen=True)
@@ -12,28 +16,41 @@ class Row:
     """One network of a study's table.
 
     Attributes:
-        name: as the table shows it.
+        name: as the table shows it; in a figure what follows its last comma.
         teachers: which of the preset's teachers there are; None is all of them.
-        changes: to the preset's configuration, by dotted key.
-        role: whose figure it is: the student co-advised, the student alone, or the teacher named by `teachers`.
+        changes: to the preset's configuration with these teachers, or a function that derives them from it.
+        role: whose figures they are: the student's co-advised or alone, or those of the one teacher in `teachers`.
         answer: the token that answers, or "average".
-        paper: the paper's top-1 on ImageNet-1k in percent; None where no public figure was at hand.
+        paper: the paper's figures on ImageNet-1k by column, as printed there (percent, millions); none where no public
+            one was at hand.
     """
 
     name: str
     teachers: tuple[str, ...] | None = None
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Changes | Callable[[RunConfig], Changes] = field(default_factory=dict)
     role: str = ADVISED
     answer: str = "class"
-    paper: float | None = None
+    paper: Mapping[str, str] = field(default_factory=dict)
+
+    def changes_of(self, config: RunConfig) -> Changes:
+        return self.changes(config) if callable(self.changes) else self.changes
 
 
 @dataclass(frozen=True)
 class Order:
-    """A claim: the row `higher` is more accurate than the row `lower`."""
+    """A claim: the row `higher` has more in a column than the row `lower`."""
 
     higher: str
     lower: str
+    column: str = TOP1.name
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Rows as points: one column against another, a series for rows with the same teachers."""
+
+    x: str
+    y: str
 
 
 @dataclass(frozen=True)
@@ -44,13 +61,20 @@ class Study:
         title: the table or figure of the paper, and what it asks.
         rows: in the table's order; their names differ.
         orders: what the paper claims, each to be found held, not held, or within noise.
+        columns: what is measured of each row.
+        figure: where the paper has one.
     """
 
     title: str
     rows: Sequence[Row]
     orders: Sequence[Order] = ()
+    columns: Sequence[Column] = (TOP1,)
+    figure: Figure | None = None
 
     def __post_init__(self) -> None:
-        names = [row.name for row in self.rows]
-        assert len(set(names)) == len(names)
-        assert {name for order in self.orders for name in (order.higher, order.lower)} <= set(names)
+        rows, columns = [row.name for row in self.rows], [column.name for column in self.columns]
+        assert len(set(rows)) == len(rows)
+        assert {name for order in self.orders for name in (order.higher, order.lower)} <= set(rows)
+        assert {order.column for order in self.orders} <= set(columns)
+        assert {name for row in self.rows for name in row.paper} <= set(columns)
+        assert self.figure is None or {self.figure.x, self.figure.y} <= set(columns)

@@ -1,0 +1,84 @@
+"""Figure 4: a teacher's accuracy, by its epochs and by its size, against that of the student it advises alone.
+
+The paper's claim, that a teacher's inductive bias matters more than its accuracy, is one about the whole figure: the
+series lie apart, and neither rises much. So there are no orders of single rows.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
+
+from coadvise.config import RunConfig, TeacherConfig
+from coadvise.errors import UserError
+from coadvise.models.small import REDNET_SMALL
+from coadvise.studies.columns import TEACHER_TOP1, TOP1
+from coadvise.studies.naive import RANDOM
+from coadvise.studies.question import Figure, Row, Study
+
+FAMILIES = (
+    ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    ("resnet26", "resnet50"),
+    ("rednet26", "rednet50", "rednet101", "rednet152"),
+    ("regnety_002", "regnety_004", "regnety_006", "regnety_040", "regnety_080", "regnety_160"),
+)
+LARGER = {model: larger for family in FAMILIES for model, larger in pairwise(family)}
+DEPTHS = {"resnet_small": (1, 1, 1), "rednet_small": REDNET_SMALL["depths"]}  # made larger by twice as many blocks
+
+
+def epochs(kind: str, share: float) -> Callable[[RunConfig], Mapping[str, Any]]:
+    """The configuration with a share of the teacher's epochs, warm-up among them."""
+
+    def changes(config: RunConfig) -> Mapping[str, Any]:
+        recipe, where = _trained_here(kind, config).recipe, f"teachers.{kind}.recipe"
+        return {
+            **RANDOM,
+            f"{where}.epochs": max(1, round(share * recipe.epochs)),
+            f"{where}.warmup_epochs": share * recipe.warmup_epochs,
+        }
+
+    return changes
+
+
+def larger(kind: str) -> Callable[[RunConfig], Mapping[str, Any]]:
+    """The configuration with the next larger teacher."""
+
+    def changes(config: RunConfig) -> Mapping[str, Any]:
+        teacher, where = _trained_here(kind, config), f"teachers.{kind}"
+        if teacher.model in DEPTHS:
+            depths: Any = teacher.model_kwargs.get("depths", DEPTHS[teacher.model])
+            return {**RANDOM, f"{where}.model_kwargs.depths": [2 * blocks for blocks in depths]}
+        if teacher.model not in LARGER:
+            raise UserError(
+                f"{where}.model={teacher.model}: this study knows no larger one of its kind; take one of "
+                f"{', '.join([*DEPTHS, *LARGER])}"
+            )
+        return {**RANDOM, f"{where}.model": LARGER[teacher.model]}
+
+    return changes
+
+
+def _trained_here(kind: str, config: RunConfig) -> TeacherConfig:
+    teacher = config.teachers[kind]
+    if not teacher.trained_here:
+        raise UserError(
+            f"teacher '{kind}' is a given one, and this study trains it anew, for fewer epochs and larger; leave out "
+            f"teachers.{kind}.checkpoint and .pretrained"
+        )
+    return teacher
+
+
+STUDY = Study(
+    "Figure 4: a teacher's accuracy, by epochs and size, against its student's (tokens not aligned)",
+    [
+        row
+        for kind in ("conv", "inv")
+        for row in (
+            Row(f"{kind} teacher, 1/4 of its epochs", (kind,), epochs(kind, 1 / 4)),
+            Row(f"{kind} teacher, 1/2 of its epochs", (kind,), epochs(kind, 1 / 2)),
+            Row(f"{kind} teacher, all its epochs", (kind,), RANDOM),
+            Row(f"{kind} teacher, larger", (kind,), larger(kind)),
+        )
+    ],
+    columns=[TEACHER_TOP1, TOP1],
+    figure=Figure(TEACHER_TOP1.name, TOP1.name),
+)

@@ -1,0 +1,202 @@
+"""What a study's table has in its columns: each one function of the finished networks of all rows."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coadvise.agreement import TEACHERS, divergences
+from coadvise.checkpoint import MANIFEST, WEIGHTS, write_text
+from coadvise.config import read_config
+from coadvise.data.shifts import FOLDER, IMAGENET_C, corrupted_splits, layout_of, subset_split
+from coadvise.data.sources import evaluation_split
+from coadvise.engine import Engine
+from coadvise.evaluate import correct, load_predictions
+from coadvise.networks import load_network
+from coadvise.predict import trained_parts
+from coadvise.record import last_of, read_records
+from coadvise.rescore import evaluate_run
+from coadvise.run import CONFIG, Arm, Listener
+from coadvise.speed import images_per_second
+
+# Corruptions are made and answered for 45 times: so much of them is enough for a table, and minutes on a CPU.
+SEVERITIES, IMAGES = (1, 3, 5), 1000
+
+ByImage = npt.NDArray[Any]  # [N] of the validation images, whose mean is the figure
+Value = float | ByImage
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A row's trained networks.
+
+    Attributes:
+        run: their run directory.
+        arms: which of its networks they are, one a seed.
+        answer: the token that answers, or "average".
+        scores: a folder for what took minutes to measure.
+    """
+
+    run: Path
+    arms: tuple[Arm, ...]
+    answer: str
+    scores: Path
+
+
+Measure = Callable[[Sequence[Finished], Listener], list[dict[int, Value]]]  # by row, then by seed
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of every row.
+
+    Attributes:
+        name: its key in the JSON file, in `Row.paper` and in `Order.column`.
+        heading: as the table shows it, with its unit where that is no percent sign.
+        measure: a figure that does not depend on the seed is given for the first seed alone.
+        scale, digits, unit: how a figure is shown.
+        note: what has to be said below the table.
+    """
+
+    name: str
+    heading: str
+    measure: Measure
+    scale: float = 100.0
+    digits: int = 1
+    unit: str = " %"
+    note: str = ""
+
+
+def of_each(figure: Callable[[Finished, Arm, Listener], Value]) -> Measure:
+    """A measure that looks at one network at a time."""
+
+    def measure(rows: Sequence[Finished], listener: Listener) -> list[dict[int, Value]]:
+        return [{arm.seed: figure(row, arm, listener) for arm in row.arms} for row in rows]
+
+    return measure
+
+
+def of_first(figure: Callable[[Finished, Arm], Value]) -> Measure:
+    """A measure of what networks of all seeds have in common."""
+
+    def measure(rows: Sequence[Finished], listener: Listener) -> list[dict[int, Value]]:
+        return [{row.arms[0].seed: figure(row, row.arms[0])} for row in rows]
+
+    return measure
+
+
+def kl_to(teacher: str) -> Column:
+    """KL(teacher ‖ answer) on the validation images, as `coadvise evaluate` gives it."""
+
+    def figure(row: Finished, arm: Arm, listener: Listener) -> Value:
+        logits = {part: load_predictions(row.run, part)[0] for part in (TEACHERS + teacher, arm.part)}
+        return next(found.kl for found in divergences(logits) if found.answer == row.answer)
+
+    return Column(f"kl_{teacher}", f"KL from the {teacher} teacher, nats", of_each(figure), 1, 3, "")
+
+
+def shifted(folder: str) -> Column:
+    """Accuracy on other images of the same classes, or the mean corruption error where the folder is ImageNet-C."""
+    name = Path(folder).resolve().name
+    if layout_of(folder) == IMAGENET_C:
+        note = f"{name}: at most {IMAGES} images of each corruption and severity; errors are not normalised."
+        return Column(folder, f"mean corruption error, {name}", _corruption_error(folder), note=note)
+
+    def figure(row: Finished, arm: Arm, listener: Listener) -> Value:
+        return _rescored(row, folder, listener)["parts"][arm.part][row.answer]["top1"]
+
+    return Column(folder, f"top-1, {name}", of_each(figure))
+
+
+def check_shift(folder: str, classes: Sequence[str]) -> None:
+    """Raises UserError where networks that know these classes cannot be scored on a folder."""
+    layout = layout_of(folder)
+    if layout == IMAGENET_C:
+        corrupted_splits(folder, classes)
+    elif layout == FOLDER:
+        evaluation_split(folder, classes)
+    else:
+        subset_split(folder, layout, classes)
+
+
+def _hits(row: Finished, part: str, answer: str) -> ByImage:
+    logits, labels = load_predictions(row.run, part)
+    return correct(logits, labels)[answer].numpy()
+
+
+def _teachers_hits(row: Finished, arm: Arm) -> Value:
+    """The mean where a row has several teachers."""
+    parts = [part for part in trained_parts(row.run) if part.startswith(TEACHERS)]
+    return np.mean([_hits(row, part, "class") for part in parts], axis=0)
+
+
+def _parameters(row: Finished, arm: Arm) -> Value:
+    result = last_of(read_records(row.run), "result", arm.part)
+    assert result is not None
+    return float(result["parameters"])
+
+
+def _images_per_second(rows: Sequence[Finished], listener: Listener) -> list[dict[int, Value]]:
+    """All rows in turn, at the same time and place, so nothing of it is kept."""
+    config = read_config(rows[0].run / CONFIG)
+    engine = Engine(config.engine)
+    networks = {}
+    for number, row in enumerate(rows):
+        networks[str(number)] = load_network(row.run / row.arms[0].part).for_inference()
+        engine.prepare(networks[str(number)])
+    speeds = images_per_second(networks, config.data.image_size, engine)
+    return [{row.arms[0].seed: speeds[str(number)]} for number, row in enumerate(rows)]
+
+
+def _corruption_error(folder: str | None) -> Measure:
+    """Of ImageNet-C's files, or of the validation images under the same corruptions made here."""
+
+    def figure(row: Finished, arm: Arm, listener: Listener) -> Value:
+        found = _rescored(row, folder, listener)["corruptions"]["parts"]
+        return found[arm.part][row.answer]["mean_corruption_error"]
+
+    return of_each(figure)
+
+
+def _rescored(row: Finished, folder: str | None, listener: Listener) -> Mapping[str, Any]:
+    """What `evaluate_run` finds of all networks of a run, kept as long as weights and request are the same."""
+    weights = {
+        part: json.loads((row.run / part / MANIFEST).read_text())["files"][WEIGHTS]["sha256"]
+        for part in trained_parts(row.run)
+    }
+    options: dict[str, Any] = {"images": IMAGES, "corruptions": True, "severities": SEVERITIES}
+    if folder is not None:
+        options = {"images": IMAGES if layout_of(folder) == IMAGENET_C else None}
+    request = {"data": folder, **options, "weights": weights}
+    digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:12]
+    path = row.scores / f"{row.run.name}-{digest}.json"
+    try:
+        return json.loads(path.read_text())["found"]
+    except (OSError, ValueError):
+        pass  # not measured yet, or written by half
+    listener.say(f"scoring {row.run.name} on {folder or 'corrupted validation images'}")
+    found = evaluate_run(row.run, folder, listener=listener, **options)
+    for fault in found["unreadable"]:
+        listener.say(f"not scored, cannot be read: {fault}")
+    row.scores.mkdir(exist_ok=True)
+    write_text(path, json.dumps({"request": request, "found": found}) + "\n")
+    return found
+
+
+TOP1 = Column("top1", "top-1", of_each(lambda row, arm, listener: _hits(row, arm.part, row.answer)))
+TEACHER_TOP1 = Column("teacher_top1", "the teacher's top-1", of_first(_teachers_hits))
+PARAMETERS = Column("parameters", "parameters, M", of_first(_parameters), 1e-6, 2, "")
+SPEED = Column(
+    "images_per_second", "images/s", _images_per_second, 1, 0, "",
+    note="Images/s: of the class token's answer, batches of 64, all networks in turn on this machine.",
+)  # fmt: skip
+CORRUPTION_ERROR = Column(
+    "corruption_error", "mean corruption error", _corruption_error(None),
+    note="Mean corruption error: not normalised, the validation images (at most "
+    f"{IMAGES}, evenly chosen) under 15 corruptions made here at severities {', '.join(map(str, SEVERITIES))}.",
+)  # fmt: skip

@@ -1,0 +1,25 @@
+"""A figure of points is an SVG file with everything where it belongs."""
+
+from xml.etree import ElementTree
+
+from coadvise.report.scatter import HEIGHT, WIDTH, Point, scatter
+
+
+def test_points_lie_where_their_values_are_and_inside() -> None:
+    groups = {f"series {n}": [Point(60 + n, 70 - n, "a <b> & c", 0.5), Point(65, 71 + n, "d")] for n in range(5)}
+    text = scatter(groups, "a 'title' & more", "x, %", "y, %")
+    root = ElementTree.fromstring(text)
+    marks = [element for element in root.iter() if element.get("class") == "mark"]
+    assert len(marks) == 10
+    assert len({(m.tag, m.get("fill"), m.get("transform") is None) for m in marks[:6]}) == 3
+    places = [(float(m.get("cx") or m.get("x")), float(m.get("cy") or m.get("y"))) for m in marks]  # type: ignore[arg-type]
+    assert all(0 < x < WIDTH and 0 < y < HEIGHT for x, y in places)
+    first = places[0::2]
+    assert [x for x, _ in first] == sorted(x for x, _ in first)
+    assert [y for _, y in first] == sorted(y for _, y in first)  # lower values are lower on the page
+    assert len([e for e in root.iter() if e.tag.endswith("text") and e.text == "a <b> & c"]) == 5
+
+
+def test_one_point_alone_can_be_drawn() -> None:
+    root = ElementTree.fromstring(scatter({"s": [Point(50, 50, "only")]}, "t", "x", "y"))
+    assert sum(element.get("class") == "mark" for element in root.iter()) == 1

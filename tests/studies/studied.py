@@ -1,0 +1,24 @@
+"""Studies of made images, all in one folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tiny import Stopper, never
+
+from coadvise.study import run_study
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A study's folder, in which tests share what they train."""
+
+    images: Path
+    preset: str
+    out: Path
+
+    def run(self, name: str, seeds: int = 1, **options: Any) -> tuple[dict[str, Any], list[str]]:
+        """What the study found, and the networks that had to be trained for it, by their parts."""
+        listener = Stopper(never)
+        result = run_study(name, self.images, self.preset, seeds, self.out, listener=listener, **options)
+        return result, [part for part, done in listener.steps if done == 1 and part != "corruptions"]

@@ -1,0 +1,122 @@
+"""Each column of a study's table is what its own module says of the same network."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from studied import Studied
+
+from coadvise.agreement import divergences
+from coadvise.errors import UserError
+from coadvise.evaluate import load_predictions
+from coadvise.networks import load_network
+from coadvise.rescore import evaluate_run
+from coadvise.run import TEACHER
+from coadvise.studies import STUDIES, Order, Row, Study
+from coadvise.studies.columns import IMAGES, SEVERITIES, TOP1
+
+
+def figures(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row["figures"] for row in result["rows"]}
+
+
+def runs(result: dict[str, Any]) -> dict[str, Path]:
+    return {row["name"]: Path(row["run"]) for row in result["rows"]}
+
+
+def test_kl_is_agreement_s(studied: Studied) -> None:
+    result, _ = studied.run("divergence", 2)
+    run = runs(result)["inv token"]
+    for seed in (0, 1):
+        parts = ("teachers/conv", "teachers/inv", f"students/advised-{seed}")
+        wanted = {(d.answer, d.teacher): d.kl for d in divergences({p: load_predictions(run, p)[0] for p in parts})}
+        rows = {"class token": "class", "conv token": "conv", "inv token": "inv", "average": "average"}
+        for name, answer in rows.items():
+            got = [figures(result)[name][f"kl_{teacher}"]["seeds"][str(seed)] for teacher in ("conv", "inv")]
+            assert got == [wanted[answer, "conv"], wanted[answer, "inv"]]
+    order = result["orders"][0]
+    assert order["over"]["images"] is None
+    conv = [figures(result)[f"{row} token"]["kl_conv"]["mean"] for row in ("inv", "conv")]
+    assert order["over"]["seeds"]["mean"] == pytest.approx(conv[0] - conv[1])
+
+
+def test_corruption_error_is_that_of_evaluate_and_is_kept(studied: Studied) -> None:
+    result, _ = studied.run("shift")
+    run = runs(result)["co-advised, inv token"]
+    found = evaluate_run(run, corruptions=True, severities=SEVERITIES, images=IMAGES)["corruptions"]["parts"]
+    for name, answer in (("co-advised, inv token", "inv"), ("co-advised, average", "average")):
+        wanted = found["students/advised-0"][answer]["mean_corruption_error"]
+        assert figures(result)[name]["corruption_error"]["seeds"]["0"] == wanted
+    kept = max((studied.out / "scores").glob(f"{run.name}-*.json"), key=lambda path: path.stat().st_mtime_ns)
+    written = kept.stat().st_mtime_ns
+    assert figures(studied.run("shift")[0]) == figures(result)
+    assert kept.stat().st_mtime_ns == written
+    kept.write_text("{")  # damaged
+    assert figures(studied.run("shift")[0]) == figures(result)
+    assert json.loads(kept.read_text())["request"]["images"] == IMAGES
+
+
+def test_networks_of_more_seeds_are_scored_as_well(studied: Studied) -> None:
+    first, _ = studied.run("shift")
+    more, _ = studied.run("shift", 2)
+    for name, columns in figures(more).items():
+        seeds = columns["corruption_error"]["seeds"]
+        assert list(seeds) == ["0", "1"]
+        assert seeds["0"] == figures(first)[name]["corruption_error"]["seeds"]["0"]
+
+
+def test_parameters_and_speed_are_the_model_s(studied: Studied) -> None:
+    result, _ = studied.run("architectures", 2)
+    for row in STUDIES["architectures"].rows:
+        part = f"teachers/{row.teachers[0]}" if row.role == TEACHER else f"students/{row.role}-0"  # type: ignore[index]
+        network = load_network(runs(result)[row.name] / part)
+        found = figures(result)[row.name]
+        assert found["parameters"]["seeds"] == {"0": sum(p.numel() for p in network.model.parameters())}
+        assert found["images_per_second"]["mean"] > 0
+        assert found["images_per_second"]["spread"] is None
+    assert (
+        load_network(runs(result)["plain transformer, alone"] / "students/alone-0").about["model_kwargs"]["token_names"]
+        == []
+    )
+
+
+def test_a_teacher_s_accuracy_is_that_of_the_row_s_teacher(studied: Studied) -> None:
+    result, _ = studied.run("capacity")
+    for name, run in runs(result).items():
+        logits, labels = load_predictions(run, f"teachers/{name[:4].strip()}")
+        wanted = (logits["class"].argmax(-1) == labels).double().mean().item()
+        assert figures(result)[name]["teacher_top1"]["mean"] == pytest.approx(wanted)
+
+
+def test_other_images_have_a_column_each(studied: Studied, tmp_path: Path) -> None:
+    white, val = tmp_path / "white", studied.images / "val"
+    for number, label in enumerate(("blue", "green", "red")):
+        (white / label).mkdir(parents=True)
+        Image.fromarray(np.full((16, 16, 3), 255, np.uint8)).save(white / label / f"{number}.png")
+    result, _ = studied.run("teachers", shifts=[str(white), str(val)])
+    for row in figures(result).values():
+        assert row[str(white)]["mean"] == pytest.approx(1 / 3)  # one answer to three equal images
+        assert row[str(val)]["mean"] == row["top1"]["mean"]
+    assert "top-1, white" in (studied.out / "teachers.md").read_text()
+
+
+def test_other_images_of_other_classes_are_refused_before_training(studied: Studied, tmp_path: Path) -> None:
+    (tmp_path / "other" / "cat").mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(tmp_path / "other" / "cat" / "0.png")
+    for folder, said in (("other", "has classes the student does not know: 'cat'"), ("none", "does not exist")):
+        with pytest.raises(UserError, match=said):
+            studied.run("teachers", shifts=[str(tmp_path / folder)], overrides=["seed=7"])
+    (tmp_path / "c" / "fog" / "1").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"lacks gaussian_noise, .* of ImageNet-C"):
+        studied.run("teachers", shifts=[str(tmp_path / "c")], overrides=["seed=7"])
+    assert not [path for path in studied.out.rglob("config.yaml") if "seed: 7" in path.read_text()]
+
+
+def test_what_a_study_compares_it_measures() -> None:
+    with pytest.raises(AssertionError):
+        Study("t", [Row("a"), Row("b")], [Order("a", "b", "kl_conv")], [TOP1])
+    with pytest.raises(AssertionError):
+        Study("t", [Row("a", paper={"parameters": "22"})])
