@@ -13,15 +13,18 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from timm.data import ImageNetInfo
 from timm.models import save_for_hf
-from tiny import make_images, records
+from tiny import Stopper, make_images, records, write_preset
 from torch import nn
 
 from coadvise import fit
-from coadvise.config import TeacherConfig
+from coadvise.arm import initial_network
+from coadvise.config import TeacherConfig, load_config
+from coadvise.engine import Interrupted
 from coadvise.errors import UserError
 from coadvise.networks import Network, load_network
 from coadvise.pretrained import given_network, pretrained_classes
 from coadvise.rescore import evaluate_run
+from coadvise.run import ADVISED, ALONE, Arm
 from coadvise.teachers import Teacher
 
 TINY = {"widths": [8, 16], "depths": [1, 1], "strides": [2, 2]}
@@ -247,3 +250,82 @@ def test_a_teacher_of_a_thousand_classes_advises_on_two_chosen_folders_by_their_
     shutil.rmtree(run / "students")
     start(baseline=True)
     assert len(list((run / "students").iterdir())) == 2
+
+
+# a student that starts from published weights -------------------------------------------------------------------------
+
+TINY_VIT = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 3, "mlp_ratio": 2.0}
+
+
+def write_deit(path: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """A distilled DeiT of the tiny preset's widths, for half its image size and other classes."""
+    torch.manual_seed(5)
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5, **{**TINY_VIT, **changes})
+    torch.save({"model": model.state_dict()}, path)
+    return model.state_dict()
+
+
+def test_students_start_from_published_weights(tmp_path: Path) -> None:
+    weights = write_deit(tmp_path / "deit.pth")
+    config = load_config(write_preset(tmp_path), [f"student.start={tmp_path / 'deit.pth'}"])
+    said: list[str] = []
+    students = {
+        role: initial_network(Arm(f"students/{role}-0", role, 0), config, ("blue", "green", "red"), said.append).model
+        for role in (ADVISED, ALONE)
+    }
+    for name in ("blocks.0.attn.qkv.weight", "patch_embed.proj.weight", "norm.bias", "cls_token"):
+        assert all(torch.equal(student.state_dict()[name], weights[name]) for student in students.values())
+    advised, alone = (student.state_dict() for student in students.values())
+    assert torch.equal(
+        advised["reg_token"][:, 0], weights["dist_token"][:, 0]
+    )  # the conv token: DeiT's teacher was one
+    assert advised["pos_embed"].shape == (1, 3 + 16, 24)
+    assert all(torch.equal(advised[name], alone[name]) for name in advised)
+    fresh = [f"{tmp_path / 'deit.pth'}: {what}" for what in (
+        "token 'inv' is freshly initialised: its vector, its position and its head",
+        "heads for 3 classes instead of 5 are freshly initialised",
+    )]  # fmt: skip
+    assert said == 2 * fresh
+
+
+def test_a_run_starts_from_published_weights_and_goes_on(tmp_path: Path) -> None:
+    write_deit(tmp_path / "deit.pth")
+    images, preset = make_images(tmp_path / "data"), write_preset(tmp_path)
+    start = [f"student.start={tmp_path / 'deit.pth'}"]
+    stopped = tmp_path / "stopped"
+    with pytest.raises(Interrupted):
+        fit(
+            images,
+            preset,
+            stopped,
+            overrides=start,
+            listener=Stopper(lambda part, done: "advised" in part and done == 1),
+        )
+    fit(images, preset, stopped, overrides=start)
+    fit(images, preset, tmp_path / "whole", overrides=start)
+    fit(images, preset, tmp_path / "anew")
+    runs = [load_network(tmp_path / run / "students/advised-0").state_dict() for run in ("stopped", "whole", "anew")]
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    assert not torch.equal(runs[1]["model.norm.weight"], runs[2]["model.norm.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "match"),
+    [
+        ({"embed_dim": 48}, [], "deit.pth': its weights are not those of 'cit_micro_patch4_32'"),
+        ({}, ["student.start=nowhere.pth"], "no checkpoint 'nowhere.pth'; give a .pth?"),
+        (
+            {},
+            ["student.model=resnet10_coadvised", "student.model_kwargs={}"],
+            "resnet10_coadvised' is no vision transfor",
+        ),
+    ],
+)
+def test_a_start_that_does_not_fit(changes: dict[str, Any], overrides: list[str], match: str, tmp_path: Path) -> None:
+    write_deit(tmp_path / "deit.pth", **changes)
+    with pytest.raises(UserError, match=match):
+        fit(
+            make_images(tmp_path / "data"), write_preset(tmp_path), tmp_path / "out",
+            overrides=[f"student.start={tmp_path / 'deit.pth'}", *overrides],
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()

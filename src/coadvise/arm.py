@@ -1,7 +1,7 @@
 """One network of a run: made or had, trained, scored, recorded."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from coadvise.logit_cache import StoredLogits, cache_of, form_of
 from coadvise.loss import CLASS, LossWeights
 from coadvise.models import TokenModel
 from coadvise.networks import Network, build_network, load_network
-from coadvise.pretrained import given_network
+from coadvise.pretrained import given_network, start_from
 from coadvise.record import last_of, read_records
 from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Run
 from coadvise.teachers import Teachers, check_classes
@@ -63,7 +63,7 @@ def train_arm(run: Run, arm: Arm) -> None:
         if run.engine.is_main:
             network.save(folder)
     else:
-        network = initial_network(arm, config, run.dataset.classes)
+        network = initial_network(arm, config, run.dataset.classes, run.listener.say)
         network = train(_job(run, arm, network), run.checkpoints(arm), run.engine, run.record, run.listener.progress)
         if run.engine.is_main:
             network.save(folder)
@@ -125,13 +125,22 @@ def recipe_of(arm: Arm, config: RunConfig) -> RecipeConfig:
     return config.teachers[arm.teacher].recipe if arm.role == TEACHER else config.student.recipe
 
 
-def initial_network(arm: Arm, config: RunConfig, classes: Sequence[str]) -> Network:
-    """An untrained network; an advised student and the same one alone start from the same weights."""
+def initial_network(
+    arm: Arm, config: RunConfig, classes: Sequence[str], say: Callable[[str], None] = lambda text: None
+) -> Network:
+    """An untrained network; an advised student and the same one alone start from the same weights.
+
+    Args:
+        say: is told what a student that starts from a file of weights does not find there.
+    """
     if arm.role == TEACHER:
         teacher = config.teachers[arm.teacher]
         return build_network(teacher, classes, config.data.image_size, teacher_seed(config.seed, arm.teacher))
     network = build_network(config.student, classes, config.data.image_size, arm.seed, tokens=config.tokens)
     assert isinstance(network.model, TokenModel)
+    if config.student.start is not None:
+        for note in start_from(network, config.student.start, arm.seed):
+            say(note)
     if arm.role == ALONE:  # heads that nobody advises get no gradient
         for head in network.model.advised_heads():
             head.requires_grad_(False)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from importlib import resources
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import (
@@ -29,7 +29,20 @@ MOST_YAML = 2**17  # bytes of a configuration, and things in it once YAML's alia
 
 
 class _Part(BaseModel):
+    """`_unwritten` keys are not written while they have their default.
+
+    Studies find their runs by a hash of what is written, also the runs from before there were these keys.
+    """
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    _unwritten: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = written(self)
+        fields = type(self).model_fields
+        default = {key for key in self._unwritten if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in values.items() if key not in default}
 
 
 def _class_folders(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -44,6 +57,7 @@ def _class_folders(names: tuple[str, ...]) -> tuple[str, ...]:
 class DataConfig(_Part):
     """Which images, how large, and how a folder without splits is divided."""
 
+    _unwritten: ClassVar[frozenset[str]] = frozenset({"classes"})
     source: str = Field("", description="the data folder, or digits; given on the command line")
     classes: Annotated[tuple[str, ...], AfterValidator(_class_folders)] = Field(
         (), description="the class folders to use, for training and validation alike; none are named to use them all"
@@ -65,12 +79,6 @@ class DataConfig(_Part):
         if 0 < self.presize < self.image_size:
             raise ValueError(f"presize must be 0, or at least the image_size of {self.image_size} pixels")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_no_choice(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """All classes are not written: studies find their runs by a hash of this, also those from before the key."""
-        values: dict[str, Any] = written(self)
-        return values if self.classes else {key: value for key, value in values.items() if key != "classes"}
 
 
 class AugmentConfig(_Part):
@@ -167,6 +175,11 @@ class StudentConfig(ModelConfig):
     combine: Literal["sum", "mean"] = Field(
         "sum", description="several teachers on one token: a KL term each, or one to their mean"
     )
+    start: str | None = Field(
+        None, description="file of weights to start from, a DeiT's or what 'coadvise convert' wrote; null starts anew"
+    )
+
+    _unwritten: ClassVar[frozenset[str]] = frozenset({"start"})
 
 
 class CacheConfig(_Part):

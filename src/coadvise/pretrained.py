@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import load_model_config_from_hf
 
 from coadvise.config import ModelConfig, TeacherConfig
 from coadvise.errors import UserError
-from coadvise.models.published import read_published, read_tensors
+from coadvise.models.published import load_with_notes, read_published, read_tensors
+from coadvise.models.student import Student
 from coadvise.networks import HUB, Network, build_network, check_name, create_network, load_network, load_weights
 
 _TIMM = f"{HUB}timm/"  # timm's own place there
@@ -34,6 +36,34 @@ def given_network(teacher: TeacherConfig, image_size: int) -> Network:
     if teacher.model.startswith(HUB):
         return _from_hub(teacher, image_size)
     return build_network(teacher, pretrained_classes(teacher.model), image_size, seed=0, pretrained=True)
+
+
+def start_from(network: Network, path: str | Path, seed: int) -> list[str]:
+    """Gives an untrained student the weights of a file that `coadvise.load_published` reads.
+
+    Heads for other classes than the file's are fresh, a function of `seed`, and so are tokens that it does not have;
+    position embeddings follow the image size.
+
+    Returns:
+        What is fresh, a sentence each.
+
+    Raises:
+        UserError: no such file, a layout or sizes other than the student's, or a student that is no vision transformer.
+    """
+    model = network.model
+    if not isinstance(model, Student):
+        raise UserError(f"student.start: '{network.about['model']}' is no vision transformer; leave it out")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        published, notes = load_with_notes(
+            path,
+            token_names=list(model.token_names),
+            num_heads=model.blocks[0].attn.num_heads,
+            num_classes=len(network.classes),
+            img_size=network.about["image_size"],
+        )
+    load_weights(network, published.state_dict(), Path(path))
+    return [f"{path}: {note}" for note in notes]
 
 
 def pretrained_classes(model: str) -> list[str]:

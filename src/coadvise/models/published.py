@@ -131,6 +131,16 @@ def load_published(path: str | Path, distillation_token: str | None = None, **mo
     Raises:
         UserError: As ``read_published``.
     """
+    model, notes = load_with_notes(path, distillation_token, **model_kwargs)
+    for note in notes:
+        warnings.warn(f"{path}: {note}", stacklevel=2)
+    return model
+
+
+def load_with_notes(
+    path: str | Path, distillation_token: str | None = None, **model_kwargs: Any
+) -> tuple[nn.Module, list[str]]:
+    """``load_published`` that returns what is freshly initialised, a sentence each, in place of warnings."""
     adapted = {key: model_kwargs.pop(key) for key in _ADAPTED if key in model_kwargs}
     found = read_published(path, distillation_token, **model_kwargs)
     model = _create(path, found.model, {**found.arguments, **adapted})
@@ -143,9 +153,7 @@ def load_published(path: str | Path, distillation_token: str | None = None, **mo
     notes = list(found.notes)
     if adapted.get("num_classes", classes) not in (0, classes):
         notes.append(f"heads for {adapted['num_classes']} classes instead of {classes} are freshly initialised")
-    for note in notes:
-        warnings.warn(f"{path}: {note}", stacklevel=2)
-    return model.eval()
+    return model.eval(), notes
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
