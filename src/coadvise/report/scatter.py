@@ -40,8 +40,9 @@ def scatter(series: Mapping[str, Sequence[Point]], title: str, x_label: str, y_l
         places = [(_across(x, point.x), _down(y, point.y)) for point in group]
         line = " ".join(f"{px:.1f},{py:.1f}" for px, py in places)
         parts.append(tag("polyline", points=line, fill="none", stroke=colour, stroke_opacity="0.3"))
-        for point, (px, py) in zip(group, places, strict=True):
-            parts += _labelled(point, px, py, y, colour, _mark(shape, px, py, colour, "mark"))
+        for turn, (point, (px, py)) in enumerate(zip(group, places, strict=True)):
+            down = 16 if turn % 2 else -6  # below and above in turn, as neighbours of a series often lie close
+            parts += _labelled(point, px, py, down, y, colour, _mark(shape, px, py, colour, "mark"))
     return tag(
         "svg", *parts, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {HEIGHT}", width=WIDTH, height=HEIGHT,
         font_family="Liberation Sans, Arial, sans-serif", font_size=12, fill=INK, role="img", aria_label=title,
@@ -72,13 +73,13 @@ def _axes(x: Scale, y: Scale, x_label: str, y_label: str) -> list[Markup]:
     return [*parts, tag("text", y_label, text_anchor="middle", transform=turned)]
 
 
-def _labelled(point: Point, px: float, py: float, y: Scale, colour: str, mark: Markup) -> list[Markup]:
+def _labelled(point: Point, px: float, py: float, down: int, y: Scale, colour: str, mark: Markup) -> list[Markup]:
     parts = []
     if point.spread is not None:
         low, high = _down(y, point.y - point.spread), _down(y, point.y + point.spread)
         parts.append(tag("line", x1=px, x2=px, y1=low, y2=high, stroke=colour))
     left = px > WIDTH - RIGHT - NARROW
-    label = tag("text", point.label, x=px + (-9 if left else 9), y=py - 6, text_anchor="end" if left else "start")
+    label = tag("text", point.label, x=px + (-9 if left else 9), y=py + down, text_anchor="end" if left else "start")
     return [*parts, mark, label]
 
 
