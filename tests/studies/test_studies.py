@@ -182,8 +182,9 @@ def test_teachers_of_other_sizes_and_epochs_are_derived_from_the_preset() -> Non
         chosen = next(r for r in STUDIES["capacity"].rows if r.name == row)
         return _configuration(chosen, config).teachers[row.partition(" ")[0]]
 
+    whole = load_config("small-images").teachers["inv"].recipe
     quarter = teachers("small-images", "inv teacher, 1/4 of its epochs").recipe
-    assert (quarter.epochs, quarter.warmup_epochs) == (8, 0.75)  # of 30 and 3
+    assert (quarter.epochs, quarter.warmup_epochs) == (round(whole.epochs / 4), whole.warmup_epochs / 4)
     assert teachers("small-images", "conv teacher, larger").model_kwargs["depths"] == [2, 2, 2, 2]
     assert teachers("photos", "inv teacher, larger").model == "rednet50"
 
