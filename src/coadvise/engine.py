@@ -229,7 +229,7 @@ def keep_freed_memory() -> bool:
     """Has the C library keep what is freed, for the next step to use. Returns whether it does.
 
     Otherwise glibc gives the maps of every step back to the system, and gets them again page by page, each zeroed
-    first: up to a quarter of a small teacher's time (benchmarks/allocator.py). The process then keeps the most memory
+    first: up to a fifth of a small teacher's time (benchmarks/allocator.py). The process then keeps the most memory
     that it ever needed. Another C library is left as it is.
     """
     try:

@@ -96,7 +96,7 @@ def run_study(
         given = next(iter(plan.tasks.values())).config
         classes = open_source(given.data.source, given.data.val_fraction, given.seed, given.data.classes).classes
         for shift in shifts:
-            check_shift(shift, classes)
+            check_shift(shift, classes, given.data.classes)
         study = replace(study, columns=(*study.columns, *map(shifted, shifts)))
     listener.say(study.title)
     for number, task in enumerate(plan.tasks.values(), 1):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from studied import Studied
+from tiny import CLASSES, make_images
 
 from coadvise.agreement import divergences
 from coadvise.errors import UserError
@@ -16,7 +17,7 @@ from coadvise.networks import load_network
 from coadvise.rescore import evaluate_run
 from coadvise.run import TEACHER
 from coadvise.studies import STUDIES, Order, Row, Study
-from coadvise.studies.columns import IMAGES, SEVERITIES, TOP1
+from coadvise.studies.columns import IMAGES, SEVERITIES, TOP1, check_shift
 
 
 def figures(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -120,3 +121,10 @@ def test_what_a_study_compares_it_measures() -> None:
         Study("t", [Row("a"), Row("b")], [Order("a", "b", "kl_conv")], [TOP1])
     with pytest.raises(AssertionError):
         Study("t", [Row("a", paper={"parameters": "22"})])
+
+
+def test_a_shift_is_asked_for_the_chosen_classes_alone(tmp_path: Path) -> None:
+    folder = str(make_images(tmp_path / "other", train=1, val=2))
+    with pytest.raises(UserError, match="has classes the student does not know: 'red'"):
+        check_shift(folder, CLASSES[:2])
+    check_shift(folder, CLASSES[:2], CLASSES[:2])

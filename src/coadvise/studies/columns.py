@@ -113,13 +113,13 @@ def shifted(folder: str) -> Column:
     return Column(folder, f"top-1, {name}", of_each(figure))
 
 
-def check_shift(folder: str, classes: Sequence[str]) -> None:
-    """Raises UserError where networks that know these classes cannot be scored on a folder."""
+def check_shift(folder: str, classes: Sequence[str], chosen: Sequence[str] = ()) -> None:
+    """Raises UserError where networks that know these classes cannot be scored on a folder, or its chosen classes."""
     layout = layout_of(folder)
     if layout == IMAGENET_C:
-        corrupted_splits(folder, classes)
+        corrupted_splits(folder, classes, chosen)
     elif layout == FOLDER:
-        evaluation_split(folder, classes)
+        evaluation_split(folder, classes, chosen)
     else:
         subset_split(folder, layout, classes)
 
