@@ -32,15 +32,19 @@ def check_arm(arm: Arm, folder: Path, config: RunConfig, dataset: Dataset, proce
         recipe = recipe_of(arm, config)
         whole_batch(recipe.batch_size, len(dataset.train), recipe.accumulate, processes)
         return checkpoint_bytes(initial_network(arm, config, dataset.classes), recipe)
-    if not (folder / arm.part / MANIFEST).is_file():
+    if not is_trained(folder, arm):
         _check_given(arm, given_network(config.teachers[arm.teacher], config.data.image_size), config, dataset.classes)
     return 0
 
 
+def is_trained(folder: Path, arm: Arm) -> bool:
+    """Whether the run in `folder` has the network."""
+    return (folder / arm.part / MANIFEST).is_file()
+
+
 def is_done(folder: Path, arm: Arm) -> bool:
     """Whether a network of the run in `folder` is trained and scored."""
-    result = last_of(read_records(folder), "result", arm.part)
-    return result is not None and (folder / arm.part / MANIFEST).is_file()
+    return is_trained(folder, arm) and last_of(read_records(folder), "result", arm.part) is not None
 
 
 def train_arm(run: Run, arm: Arm) -> None:
@@ -53,7 +57,7 @@ def train_arm(run: Run, arm: Arm) -> None:
             return
         except DamagedError as error:
             run.listener.say(f"{arm.name}: damaged predictions, made again: {error}")
-    if (folder / MANIFEST).is_file():
+    if is_trained(run.folder, arm):
         network = load_network(folder)
     elif not trained_here(arm, config):
         network = given_network(config.teachers[arm.teacher], config.data.image_size)

@@ -25,6 +25,11 @@ AllowUnreadable = Annotated[
     bool, typer.Option("--allow-unreadable", help="Leave out images that cannot be read, and still exit with 0.")
 ]
 
+Reuse = Annotated[
+    Path | None,
+    typer.Option(help="A run on the same images; networks of it that would be trained just so again are taken."),
+]
+
 
 def shown(text: str) -> str:
     """Text of any origin in one line a terminal shows and does not obey: file and class names may hold anything."""
@@ -98,6 +103,7 @@ def fit(
         bool,
         typer.Option("--allow-changes", help="Go on with a run of another configuration; its finished networks stay."),
     ] = False,
+    reuse: Reuse = None,
     as_json: AsJson = False,
 ) -> None:
     """Train teachers and a co-advised student on a folder of labelled images."""
@@ -107,7 +113,7 @@ def fit(
     terminal = Terminal(Console(stderr=as_json))
     try:
         folder = run_fit(
-            data, preset, out, seed, baseline, seeds, jobs, overrides or [], terminal, cache, allow_changes
+            data, preset, out, seed, baseline, seeds, jobs, overrides or [], terminal, cache, allow_changes, reuse
         )
     finally:
         terminal.bars.stop()  # gives the cursor back
@@ -263,6 +269,7 @@ def study(
         list[str] | None,
         typer.Option(help="Also score on this folder (ImageNet-A, -R, -C or like DATA); may be given several times."),
     ] = None,
+    reuse: Reuse = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be trained, and for how long.")
     ] = False,
@@ -284,7 +291,7 @@ def study(
         return
     terminal = Terminal(Console(stderr=as_json))
     try:
-        result = run_study(name, data, preset, seeds, out, jobs, changes, terminal, cache, shift or [])
+        result = run_study(name, data, preset, seeds, out, jobs, changes, terminal, cache, shift or [], reuse)
     finally:
         terminal.bars.stop()
     if as_json:

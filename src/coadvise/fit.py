@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from coadvise.arm import check_arm, is_done, train_arm
+from coadvise.arm import check_arm, is_done, is_trained, train_arm
 from coadvise.cache_build import check_caches, complete
 from coadvise.conclude import conclude
 from coadvise.config import CacheConfig, RunConfig, load_config
@@ -15,6 +15,7 @@ from coadvise.data.sources import DIGITS, open_source, typical_size
 from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
 from coadvise.jobs import in_processes
+from coadvise.reuse import check_reuse, take
 from coadvise.run import (
     ADVISED,
     DATA,
@@ -44,6 +45,7 @@ def fit(
     listener: Listener | None = None,
     cache: str | Path | None = None,
     allow_changes: bool = False,
+    reuse: str | Path | None = None,
 ) -> Path:
     """Trains teachers and a co-advised student on a folder of labelled images, and says what came of it.
 
@@ -63,6 +65,8 @@ def fit(
         cache: a folder of teachers' logits for the students' views: what is missing is stored first, then students are
             advised by what is stored there, rounded to float16, and no teacher is asked in their steps.
         allow_changes: go on with a run of another configuration; what it has finished already stays as it is.
+        reuse: a run directory on the same images, whose networks are taken where all that decides their numbers is the
+            same here, in place of training them again.
 
     Returns:
         The run directory: config.yaml, data.json, metrics.jsonl, teachers/, students/, predictions/, report.html.
@@ -83,7 +87,7 @@ def fit(
     config = config.model_copy(update={"engine": settled(config.engine)})  # a run keeps the precision it began with
     folder = Path(out or f"runs/{Path(data).resolve().name}-{Path(preset).stem}-seed{config.seed}")
     arms = plan(config, seeds, baseline)
-    with training(config, folder, arms, jobs, listener, cache, allow_changes) as run:
+    with training(config, folder, arms, jobs, listener, cache, allow_changes, reuse) as run:
         conclude(run, arms)
     return folder
 
@@ -97,6 +101,7 @@ def training(
     listener: Listener,
     cache: str | Path | None = None,
     allow_changes: bool = False,
+    reuse: str | Path | None = None,
 ) -> Iterator[Run]:
     """Trains the networks of a run that are not trained yet, teachers first, and holds the run directory meanwhile.
 
@@ -117,6 +122,8 @@ def training(
     # a network that cannot be made, had, trained or saved is an error before anything is written
     check_space(folder, [check_arm(arm, folder, config, dataset, engine.processes) for arm in arms], jobs)
     summary_writer(config)
+    if reuse is not None:
+        check_reuse(Path(reuse), dataset, config.data.image_size)
     advised = [arm.seed for arm in arms if arm.role == ADVISED and not is_done(folder, arm)]
     if cache is not None:  # before hours of training teachers
         check_caches(Path(cache), config, dataset, advised)
@@ -128,10 +135,15 @@ def training(
         listener.say(f"run directory: {folder}")
         for line in changed:
             listener.say(f"changed: {line}")
-        _train(run, [arm for arm in arms if arm.role == TEACHER], jobs)
+        teachers, students = [a for a in arms if a.role == TEACHER], [a for a in arms if a.role != TEACHER]
+        if reuse is not None:
+            take(run, teachers, Path(reuse))
+        _train(run, teachers, jobs)
+        if reuse is not None:
+            take(run, students, Path(reuse))
         if cache is not None and advised:
-            complete(run, advised, jobs)
-        _train(run, [arm for arm in arms if arm.role != TEACHER], jobs)
+            complete(run, [a.seed for a in students if a.seed in advised and not is_trained(folder, a)], jobs)
+        _train(run, students, jobs)
         yield run
 
 

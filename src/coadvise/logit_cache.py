@@ -120,14 +120,15 @@ def fingerprint(config: RunConfig, dataset: Dataset, teachers: Mapping[str, Path
             "classes": _digest(json.dumps(dataset.classes).encode()),
         },
         "views": {**views, "image_size": config.data.image_size, "presize": config.data.presize, "seed": seed},
-        "teachers": {name: _teacher(folder) for name, folder in teachers.items()},
+        "teachers": {name: teacher_fingerprint(folder) for name, folder in teachers.items()},
         "precision": config.engine.precision,
         "stored": str(form_of(config, len(dataset.classes))),
         "code": {"views": VIEWS, "coadvise": version("coadvise"), **{name: version(name) for name in libraries}},
     }
 
 
-def _teacher(folder: Path) -> dict[str, Any]:
+def teacher_fingerprint(folder: Path) -> dict[str, Any]:
+    """All that a trained teacher's answers depend on. Raises UserError where there is none, or it is damaged."""
     about, _ = read_model(folder)
     kept = {name: about[name] for name in ("model", "model_kwargs", "mean", "std")}
     weights = about["files"]["model.safetensors"]["sha256"]

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor, nn
 
-from coadvise.checkpoint import MANIFEST, WEIGHTS, read_model, write_model
+from coadvise.checkpoint import MANIFEST, read_model, write_model
 from coadvise.config import ModelConfig, nearest
 from coadvise.errors import UserError
 from coadvise.loss import CLASS
@@ -133,7 +133,6 @@ def load_network(folder: Path) -> Network:
         where = ".".join(str(part) for part in fault["loc"])
         raise UserError(f"'{folder / MANIFEST}': '{where}': {fault['msg']}; it describes no network") from None
     load_weights(network, weights, folder)
-    network.about["sha256"] = manifest["files"][WEIGHTS]["sha256"]
     return network.eval()
 
 

@@ -114,7 +114,7 @@ class Run:
             UserError: the run was begun with other images to be scored.
         """
         if self.engine.is_main:
-            data = _data_record(self.dataset, self.config.data.image_size)
+            data = data_record(self.dataset, self.config.data.image_size)
             for change in _changes(self.folder, data):
                 self.record.say(change)
             write_text(self.folder / CONFIG, self.config.to_yaml())
@@ -235,7 +235,8 @@ def open_record(folder: Path, config: RunConfig, engine: Engine, say: Callable[[
     return Recorder(folder, engine.is_main, say, also)
 
 
-def _data_record(dataset: Dataset, image_size: int) -> dict[str, Any]:
+def data_record(dataset: Dataset, image_size: int) -> dict[str, Any]:
+    """What `data.json` holds of a run's images."""
     root, count = dataset.source.root, len(dataset.classes)
     splits = {
         name: {"images": len(split), "per_class": split.per_class(count), "unreadable": list(split.unreadable)}
@@ -253,12 +254,21 @@ def _data_record(dataset: Dataset, image_size: int) -> dict[str, Any]:
     }
 
 
+def written_data(folder: Path) -> dict[str, Any]:
+    """What a run's `data.json` holds; nothing where there is none that can be read."""
+    try:
+        data = json.loads((folder / DATA).read_text())
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
 def _changes(folder: Path, data: dict[str, Any]) -> Iterator[str]:
     """How a run's images differ from those it was begun with. Raises UserError where those to be scored differ."""
     try:
-        splits = json.loads((folder / DATA).read_text())["splits"]
+        splits = written_data(folder)["splits"]
         scored, trained = [str(path) for path in splits["val"]["paths"]], splits["train"]["images"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (LookupError, TypeError):
         return  # a new run, or nothing to compare with
     scored_now, trained_now = data["splits"]["val"]["paths"], data["splits"]["train"]["images"]
     if scored != scored_now:  # networks that were scored on other images cannot be compared

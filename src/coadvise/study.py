@@ -18,7 +18,7 @@ import numpy as np
 
 from coadvise.arm import initial_network, recipe_of
 from coadvise.checkpoint import MANIFEST, write_text
-from coadvise.config import CacheConfig, RunConfig, StudentConfig, TeacherConfig, load_config, nearest, with_changes
+from coadvise.config import CacheConfig, RunConfig, TeacherConfig, load_config, nearest, with_changes
 from coadvise.data.audit import Dataset, audit
 from coadvise.data.loader import whole_batch
 from coadvise.data.sources import open_source
@@ -26,13 +26,11 @@ from coadvise.data.views import Views
 from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
 from coadvise.fit import default_preset, training
-from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Listener, Silent
+from coadvise.reuse import NO_STUDENT, by_itself
+from coadvise.run import ADVISED, TEACHER, Arm, Listener, Silent
 from coadvise.studies import STUDIES, Row, Study
 from coadvise.studies.columns import Finished, check_shift, shifted
 from coadvise.study_result import draw, markdown, measured
-
-# In the run of a teacher by itself, and in that of a student alone, the other networks are never made.
-_NO_STUDENT, _NO_TEACHER = StudentConfig(model="cit_micro_patch4_32"), TeacherConfig(model="resnet_small")
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,7 @@ def run_study(
     listener: Listener | None = None,
     cache: bool = False,
     shifts: Sequence[str] = (),
+    reuse: str | Path | None = None,
 ) -> dict[str, Any]:
     """Trains and compares all networks of a study, and writes `NAME.md` and `NAME.json` into its folder.
 
@@ -81,6 +80,7 @@ def run_study(
             one pass of the teachers, as `coadvise.fit` does with its `cache`.
         shifts: folders of other images of the same classes, ImageNet-A, -R and -C among them, on each of which all rows
             are scored as well, in a column of its own.
+        reuse: as `coadvise.fit` takes it: networks of a run that `coadvise.fit` made, which are some of the study's.
 
     Returns:
         What the JSON file holds, see `study_result.measured`.
@@ -102,7 +102,7 @@ def run_study(
     for number, task in enumerate(plan.tasks.values(), 1):
         rows = ", ".join(f"'{row}'" for row, wanted in plan.rows.items() if wanted == task) or "shared by rows"
         listener.say(f"run {number} of {len(plan.tasks)}: {rows}")
-        with training(task.config, task.folder, task.arms, jobs, listener, task.cache):
+        with training(task.config, task.folder, task.arms, jobs, listener, task.cache, reuse=reuse):
             pass
     result = measured(study, {row.name: _finished(row, plan, folder) for row in study.rows}, listener)
     write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
@@ -185,16 +185,12 @@ def _plan(study: Study, base: RunConfig, seeds: int, folder: Path) -> _Plan:
             continue
         given: dict[str, TeacherConfig] = {}
         for name, teacher in config.teachers.items():
-            if row.role == ALONE:
-                given[name] = _NO_TEACHER.model_copy(update={"token": teacher.token})
-            elif not teacher.trained_here:
-                given[name] = teacher
-            else:
+            given[name] = teacher
+            if row.role == ADVISED and teacher.trained_here:
                 task = _teacher_task(name, config, folder)
                 tasks.setdefault(task.folder, task)
                 given[name] = teacher.model_copy(update={"checkpoint": str(task.folder / "teachers" / name)})
-        asked = {} if row.role == ADVISED else {"cache": None}
-        config = config.model_copy(update={"teachers": given, **asked})
+        config = by_itself(config.model_copy(update={"teachers": given}), row.role)
         arms = [Arm(f"students/{row.role}-{seed}", row.role, seed) for seed in range(base.seed, base.seed + seeds)]
         if row.role == ADVISED:
             arms = [Arm(f"teachers/{name}", TEACHER, base.seed, name) for name in given] + arms
@@ -223,18 +219,7 @@ def _configuration(row: Row, base: RunConfig) -> RunConfig:
 
 def _teacher_task(name: str, config: RunConfig, folder: Path) -> _Task:
     """The run in which a teacher is trained, or had, by itself: nothing in it depends on whom it advises, or how."""
-    teacher = config.teachers[name]
-    own = TeacherConfig(
-        model=teacher.model,
-        model_kwargs=teacher.model_kwargs,
-        recipe=teacher.recipe,
-        augment=teacher.augment or config.augment,
-        checkpoint=teacher.checkpoint,
-        pretrained=teacher.pretrained,
-    )
-    alone = config.model_copy(
-        update={"teachers": {name: own}, "student": _NO_STUDENT, "augment": own.augment, "cache": None},
-    )
+    alone = by_itself(config, TEACHER, name)
     place = folder / "teachers" / f"{name}-{_hash(alone, folder)}"
     return _Task(place, alone, (Arm(f"teachers/{name}", TEACHER, config.seed, name),))
 
@@ -245,7 +230,7 @@ def _cache(config: RunConfig, folder: Path) -> Path | None:
         return None
     how = {"token": None, "weight": 1.0, "temperature": 1.0, "hard": False}  # they advise changes nothing they say
     teachers = {name: teacher.model_copy(update=how) for name, teacher in config.teachers.items()}
-    same = config.model_copy(update={"teachers": teachers, "student": _NO_STUDENT})
+    same = config.model_copy(update={"teachers": teachers, "student": NO_STUDENT})
     return folder / "logits" / _hash(same, folder)
 
 

@@ -1,0 +1,99 @@
+"""Networks that another run has trained already: taken from it in place of training the same ones again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from coadvise.arm import is_done, is_trained
+from coadvise.config import RunConfig, StudentConfig, TeacherConfig, read_config
+from coadvise.data.audit import Dataset
+from coadvise.errors import UserError
+from coadvise.logit_cache import teacher_fingerprint
+from coadvise.networks import build_network, load_network
+from coadvise.record import read_records
+from coadvise.run import ADVISED, ALONE, CONFIG, FREE, TEACHER, Arm, Run, data_record, written_data
+
+# In the run of a teacher by itself, and in that of a student alone, the other networks are never made.
+NO_STUDENT, _NO_TEACHER = StudentConfig(model="cit_micro_patch4_32"), TeacherConfig(model="resnet_small")
+_HOW = ("token", "weight", "temperature", "hard")  # what a configuration says of a teacher's advice
+
+
+def by_itself(config: RunConfig, role: str, teacher: str = "") -> RunConfig:
+    """What is left of a configuration once all is gone that cannot change a network's numbers.
+
+    Args:
+        role: the network's; an advised student depends on everything.
+        teacher: its name, where the network is one.
+    """
+    if role == TEACHER:
+        trained = config.teachers[teacher]
+        augment = trained.augment or config.augment
+        how = {key: TeacherConfig.model_fields[key].default for key in _HOW}
+        own = trained.model_copy(update={**how, "augment": augment})
+        same = {"teachers": {teacher: own}, "student": NO_STUDENT, "augment": augment, "cache": None}
+        return config.model_copy(update=same)
+    if role == ALONE:  # of those who do not advise it, it has the tokens
+        tokens = {name: _NO_TEACHER.model_copy(update={"token": t.token}) for name, t in config.teachers.items()}
+        return config.model_copy(update={"teachers": tokens, "cache": None})
+    return config
+
+
+def check_reuse(other: Path, dataset: Dataset, image_size: int) -> None:
+    """Raises UserError for what is no run, a run on other images than these, or one that was changed on its way."""
+    if not (other / CONFIG).is_file():
+        raise UserError(f"'{other}' is no run directory (no {CONFIG}); give --reuse one that 'coadvise fit' made")
+    here, there = data_record(dataset, image_size), written_data(other)
+    for data in (here, there):
+        data["root"] = str(Path(str(data.get("root"))).resolve())
+    if differ := [what for what in here if there.get(what) != here[what]]:
+        raise UserError(
+            f"'{other}' was trained on other images (its {', '.join(differ)}); give --reuse a run on the same ones"
+        )
+    for record in read_records(other):
+        if changed := [line for line in record.get("changed", ()) if line.partition(":")[0] not in FREE]:
+            raise UserError(
+                f"'{other}' was changed on its way ({changed[0]}), so its configuration need not be that of all its "
+                "networks; give --reuse a run without --allow-changes"
+            )
+
+
+def take(run: Run, arms: Sequence[Arm], other: Path) -> None:
+    """Copies into `run`, with their curves, those of `arms` that `other` has trained from the same configuration.
+
+    An advised student is the same only where its teachers are, byte for byte, so these must be there before. What is
+    copied counts as trained here; it is scored again.
+
+    Raises:
+        UserError: a network of `other` is damaged.
+    """
+    theirs, classes = read_config(other / CONFIG), run.dataset.classes
+    for arm in arms if run.engine.is_main else ():
+        if is_trained(run.folder, arm) or not is_done(other, arm):
+            continue
+        if _decides(run.folder, run.config, arm, classes) != _decides(other, theirs, arm, classes):
+            continue
+        network = load_network(other / arm.part)
+        run.record.rewind(arm.part, 0)
+        for record in read_records(other):
+            if record["kind"] in ("train", "eval") and record["part"] == arm.part:
+                run.record.add(**record)
+        run.record.add("reused", part=arm.part, run=str(other))
+        network.save(run.folder / arm.part)
+        run.listener.say(f"{arm.name}: the same as in {other}, taken from there")
+    run.engine.barrier()
+
+
+def _decides(folder: Path, config: RunConfig, arm: Arm, classes: tuple[str, ...]) -> dict[str, Any]:
+    """All that decides an arm's numbers beside the images, in plain values."""
+    values = by_itself(config, arm.role, arm.teacher).model_dump(mode="json")
+    for key in ("data.source", *FREE):
+        group, _, name = key.partition(".")
+        values[group].pop(name)
+    if arm.role != TEACHER:  # which tokens are aligned may be written out, or be what the model does by itself
+        student = build_network(config.student, classes, config.data.image_size, arm.seed, tokens=config.tokens)
+        values["student"]["model_kwargs"]["aligned"] = getattr(student.model, "aligned", None)
+    if arm.role == ADVISED:
+        for name, teacher in values["teachers"].items():
+            fingerprint = teacher_fingerprint(folder / "teachers" / name)
+            values["teachers"][name] = {"network": fingerprint, **{key: teacher[key] for key in _HOW}}
+    return values

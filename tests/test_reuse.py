@@ -1,0 +1,102 @@
+"""Networks of another run are taken where they would be trained just so again, and nowhere else."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny import Stopper, make_images, never, records
+
+from coadvise import fit
+from coadvise.config import load_config
+from coadvise.errors import UserError
+from coadvise.reuse import by_itself
+from coadvise.run import ADVISED, ALONE, TEACHER
+from coadvise.study import run_study
+
+PARTS = ("teachers/conv", "teachers/inv", "students/advised-0", "students/alone-0")
+TEACHERS, STUDENTS = PARTS[:2], PARTS[2:]
+
+
+def trained(data: Path, preset: str, out: Path, reuse: Path, *overrides: str) -> tuple[str, ...]:
+    """The parts that a run had to train though it might take those of another one."""
+    listener = Stopper(never)
+    fit(data, preset, out, baseline=True, overrides=overrides, listener=listener, reuse=reuse)
+    return tuple(part for part in PARTS if (part, 1) in listener.steps)
+
+
+def weights(run: Path, part: str) -> bytes:
+    return (run / part / "model.safetensors").read_bytes()
+
+
+def test_the_same_run_again_trains_nothing(finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
+    assert trained(tiny_images, tiny_preset, tmp_path / "run", finished) == ()
+    assert all(weights(tmp_path / "run", part) == weights(finished, part) for part in PARTS)
+    for kind in ("train", "eval", "result", "verdict"):
+        ours, theirs = (sorted(map(str, records(run, kind))) for run in (tmp_path / "run", finished))
+        assert ours == theirs
+    assert [record["part"] for record in records(tmp_path / "run", "reused")] == list(PARTS)
+
+
+@pytest.mark.parametrize(
+    ("override", "again"),
+    [
+        ("student.recipe.learning_rate=0.01", STUDENTS),
+        ("augment.flip=false", PARTS),  # the tiny teachers have no views of their own
+        ("teachers.conv.temperature=3", ("students/advised-0",)),
+        ("teachers.inv.recipe.epochs=1", ("teachers/inv", "students/advised-0")),
+        ("engine.precision=bfloat16", PARTS),
+        ("data.workers=1", ()),
+    ],
+)
+def test_what_a_change_can_reach_is_trained_again(
+    override: str, again: tuple[str, ...], finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    assert trained(tiny_images, tiny_preset, tmp_path / "run", finished, override) == again
+    if again in (STUDENTS, ("students/advised-0",)):  # advised by teachers that were taken, as by one's own
+        fit(tiny_images, tiny_preset, tmp_path / "anew", overrides=[override])
+        assert weights(tmp_path / "run", "students/advised-0") == weights(tmp_path / "anew", "students/advised-0")
+
+
+def test_a_study_takes_what_fit_has_trained(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
+    aligned = ["student.model=cit_micro_aligned_patch4_32"]  # aligned by itself, in the study's rows by an argument
+    run = fit(tiny_images, tiny_preset, tmp_path / "run", baseline=True, overrides=aligned)
+    anew = run_study("injection", tiny_images, tiny_preset, out=tmp_path / "anew", overrides=aligned)
+    listener = Stopper(never)
+    study = tmp_path / "study"
+    found = run_study("injection", tiny_images, tiny_preset, out=study, overrides=aligned, listener=listener, reuse=run)
+    assert [row["figures"] for row in found["rows"]] == [row["figures"] for row in anew["rows"]]
+    taken = [record["part"] for part in study.glob("*/*") for record in records(part, "reused")]
+    assert sorted(taken) == sorted(PARTS)
+    assert sum(step == 1 for _, step in listener.steps) == 4, "of six rows two, and both teachers, were there"
+
+
+def test_what_cannot_be_reused_is_refused_before_anything_is_written(
+    finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    other = make_images(tmp_path / "other", train=7)
+    with pytest.raises(UserError, match=r"is no run directory .*give --reuse one that"):
+        trained(tiny_images, tiny_preset, tmp_path / "run", other)
+    with pytest.raises(UserError, match=r"trained on other images \(its root, splits\)"):
+        trained(other, tiny_preset, tmp_path / "run", finished)
+    changed = Path(shutil.copytree(finished, tmp_path / "changed"))
+    fit(tiny_images, tiny_preset, changed, overrides=["student.recipe.epochs=3"], allow_changes=True)
+    with pytest.raises(UserError, match=r"changed on its way \(student.recipe.epochs: 2 -> 3\)"):
+        trained(tiny_images, tiny_preset, tmp_path / "run", changed)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_network_is_not_taken(finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(finished, tmp_path / "damaged"))
+    (damaged / "teachers/conv/model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="damaged model"):
+        trained(tiny_images, tiny_preset, tmp_path / "run", damaged)
+
+
+def test_by_itself_leaves_out_what_cannot_matter() -> None:
+    config = load_config("small-images", source="x")
+    warmer = load_config("small-images", ["teachers.conv.temperature=9", "student.recipe.epochs=1"], source="x")
+    assert by_itself(config, TEACHER, "conv") == by_itself(warmer, TEACHER, "conv")
+    assert by_itself(config, TEACHER, "conv") != by_itself(warmer, TEACHER, "inv")
+    warmer = load_config("small-images", ["teachers.conv.temperature=9"], source="x")
+    assert by_itself(config, ALONE) == by_itself(warmer, ALONE)
+    assert by_itself(config, ADVISED) != by_itself(warmer, ADVISED)
