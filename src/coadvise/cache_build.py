@@ -14,7 +14,7 @@ from coadvise.checkpoint import MANIFEST
 from coadvise.config import RunConfig, parse_config, read_config
 from coadvise.data.audit import Dataset, audit
 from coadvise.data.loader import epoch_batches
-from coadvise.data.sources import open_source
+from coadvise.data.sources import source_of
 from coadvise.data.views import Batch, Views
 from coadvise.engine import Engine, Interrupted, settled
 from coadvise.errors import UserError
@@ -73,7 +73,7 @@ def build_cache(
                 f"teacher '{name}' of '{folder}' is not trained yet; run the same 'coadvise fit' again first"
             )
     engine = Engine(config.engine)
-    source = open_source(config.data.source, config.data.val_fraction, config.seed, config.data.classes)
+    source = source_of(config)
     if not engine.is_main:  # one process speaks
         listener = Silent()
     dataset = audit(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)

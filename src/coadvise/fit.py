@@ -11,7 +11,7 @@ from coadvise.conclude import conclude
 from coadvise.config import CacheConfig, RunConfig, load_config
 from coadvise.data.audit import Dataset, audit
 from coadvise.data.quarantine import check_share
-from coadvise.data.sources import DIGITS, open_source, typical_size
+from coadvise.data.sources import DIGITS, source_of, typical_size
 from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
 from coadvise.jobs import in_processes
@@ -109,7 +109,7 @@ def training(
         UserError, Interrupted, StorageError, LostProcessError: as `fit`.
     """
     changed = check_folder(folder, config, allow_changes)
-    source = open_source(config.data.source, config.data.val_fraction, config.seed, config.data.classes)
+    source = source_of(config)
     engine = Engine(config.engine)
     if not engine.is_main:  # one process speaks
         listener = Silent()

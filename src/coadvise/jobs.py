@@ -19,7 +19,7 @@ import torch
 
 from coadvise.config import RunConfig
 from coadvise.data.audit import audit
-from coadvise.data.sources import open_source
+from coadvise.data.sources import source_of
 from coadvise.engine import Engine, Interrupted
 from coadvise.errors import StorageError, UserError
 from coadvise.record import Recorder
@@ -115,7 +115,7 @@ def _work(
     threading.Thread(target=_outlive_nobody, daemon=True).start()
     listener = _ToParent(name, messages)
     try:
-        source = open_source(config.data.source, config.data.val_fraction, config.seed, config.data.classes)
+        source = source_of(config)
         dataset = audit(source, config.data.image_size, config.in_memory, config.data.presize)
         engine = Engine(config.engine)
         say = listener.say

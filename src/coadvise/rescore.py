@@ -15,7 +15,7 @@ from coadvise.corruptions import CORRUPTIONS, SEVERITIES
 from coadvise.data.audit import audit_split
 from coadvise.data.loader import still_batches
 from coadvise.data.shifts import FOLDER, IMAGENET_C, LAYOUTS, corrupted_splits, layout_of, subset, subset_split
-from coadvise.data.sources import Split, evaluation_split, open_source
+from coadvise.data.sources import Split, evaluation_split, source_of
 from coadvise.engine import Engine
 from coadvise.errors import UserError
 from coadvise.evaluate import in_order, predict_each, scores
@@ -116,12 +116,11 @@ def evaluate_run(
 
 def _image_set(ready: Networks, data: str | None, layout: str) -> tuple[Split, tuple[str, ...]]:
     """The images to score on, and the classes among which is answered."""
-    own = ready.config.data
     if data is None:
-        source = open_source(own.source, own.val_fraction, ready.config.seed, own.classes)
+        source = source_of(ready.config)
         return source.val, source.classes  # a given teacher by itself may know more
     if layout == FOLDER:
-        return evaluation_split(data, ready.classes, own.classes), ready.classes
+        return evaluation_split(data, ready.classes, ready.config.data.classes), ready.classes
     known = set(ready.classes).intersection(*(network.classes for network in ready.networks.values()))
     return subset_split(data, layout, tuple(known)), subset(layout)
 

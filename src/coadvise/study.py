@@ -21,7 +21,7 @@ from coadvise.checkpoint import MANIFEST, write_text
 from coadvise.config import CacheConfig, RunConfig, TeacherConfig, load_config, nearest, with_changes
 from coadvise.data.audit import Dataset, audit
 from coadvise.data.loader import whole_batch
-from coadvise.data.sources import open_source
+from coadvise.data.sources import source_of
 from coadvise.data.views import Views
 from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
@@ -94,7 +94,7 @@ def run_study(
     study, folder, plan = _prepare(name, data, preset, seeds, out, overrides, cache)
     if shifts:  # before hours of training
         given = next(iter(plan.tasks.values())).config
-        classes = open_source(given.data.source, given.data.val_fraction, given.seed, given.data.classes).classes
+        classes = source_of(given).classes
         for shift in shifts:
             check_shift(shift, classes, given.data.classes)
         study = replace(study, columns=(*study.columns, *map(shifted, shifts)))
@@ -140,7 +140,7 @@ def foresee_study(
     for task in plan.tasks.values():
         config = task.config
         if dataset is None:
-            source = open_source(config.data.source, config.data.val_fraction, config.seed, config.data.classes)
+            source = source_of(config)
             dataset = audit(source, config.data.image_size, in_memory=config.in_memory)
         for arm in task.arms:
             if arm.role == TEACHER and not config.teachers[arm.teacher].trained_here:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from coadvise.config import nearest
+from coadvise.config import RunConfig, nearest
 from coadvise.data import draws
 from coadvise.data.images import open_image
 from coadvise.errors import UserError
@@ -42,6 +42,11 @@ class Source:
     train: Split
     val: Split
     note: str
+
+
+def source_of(config: RunConfig) -> Source:
+    """The images of a run, as `open_source` finds them."""
+    return open_source(config.data.source, config.data.val_fraction, config.seed, config.data.classes)
 
 
 def open_source(data: str | Path, val_fraction: float, seed: int, classes: Sequence[str] = ()) -> Source:
