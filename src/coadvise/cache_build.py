@@ -18,7 +18,7 @@ from coadvise.data.sources import source_of
 from coadvise.data.views import Batch, Views
 from coadvise.engine import Engine, Interrupted, settled
 from coadvise.errors import UserError
-from coadvise.jobs import in_processes
+from coadvise.jobs import in_processes, of_run
 from coadvise.logit_cache import Arrays, Form, LogitCache, cache_of, fingerprint, form_of, refuse_stand_ins, seed_folder
 from coadvise.record import Recorder
 from coadvise.run import CONFIG, Listener, Run, Silent
@@ -127,8 +127,8 @@ def complete(run: Run, seeds: Sequence[int], jobs: int = 1, epochs: int | None =
         seconds = missing * images * _seconds_a_view(run, seeds[0]) / run.engine.processes
         say(f"{text}, about {_duration(seconds)}")
     if jobs > 1:
-        task = partial(fill, seeds=tuple(seeds), epochs=epochs)
-        in_processes(run, {f"{PART}, process {n}": task for n in range(1, jobs + 1)}, jobs)
+        task = of_run(run, partial(fill, seeds=tuple(seeds), epochs=epochs))
+        in_processes({f"{PART}, process {n}": task for n in range(1, jobs + 1)}, jobs, run.engine, run.listener)
     else:
         fill(run, seeds, epochs)
     say(f"{whole}, all stored")

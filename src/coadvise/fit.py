@@ -14,7 +14,7 @@ from coadvise.data.quarantine import check_share
 from coadvise.data.sources import DIGITS, source_of, typical_size
 from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
-from coadvise.jobs import in_processes
+from coadvise.jobs import in_processes, of_run
 from coadvise.reuse import check_reuse, take
 from coadvise.run import (
     ADVISED,
@@ -150,7 +150,9 @@ def training(
 def _train(run: Run, arms: Sequence[Arm], jobs: int) -> None:
     """Trains networks that do not depend on each other."""
     if jobs > 1:
-        in_processes(run, {arm.part: partial(train_arm, arm=arm) for arm in arms}, jobs)
+        in_processes(
+            {arm.part: of_run(run, partial(train_arm, arm=arm)) for arm in arms}, jobs, run.engine, run.listener
+        )
     else:
         for arm in arms:
             train_arm(run, arm)

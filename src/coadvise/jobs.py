@@ -1,4 +1,4 @@
-"""Several tasks of a run at the same time, each in a process of its own: mostly, networks to train.
+"""Several tasks at the same time, each in a process of its own: networks to train, runs of a study.
 
 The threads of a small network wait for each other many times a step: on 2 cores two processes of one thread each get
 half as much again done as one process of two threads (docs/LOG.md).
@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import Empty
@@ -23,20 +24,25 @@ from coadvise.data.sources import source_of
 from coadvise.engine import Engine, Interrupted
 from coadvise.errors import StorageError, UserError
 from coadvise.record import Recorder
-from coadvise.run import Run, open_record
+from coadvise.run import Listener, Run, open_record
 
-Task = Callable[[Run], None]  # goes to another process, so it must be a function of a module, or a partial of one
+Task = Callable[[Listener], None]  # goes to another process, so it must be a function of a module, or a partial of one
 
 
-def in_processes(run: Run, tasks: Mapping[str, Task], jobs: int) -> None:
-    """Does tasks that do not depend on each other, at most `jobs` at a time; each gets the run as its process has it.
+def of_run(run: Run, task: Callable[[Run], None]) -> Task:
+    """A task that gets the run as its process has it."""
+    return partial(_with_run, run.folder, run.config, run.cache, run.record.write, task)
+
+
+def in_processes(tasks: Mapping[str, Task], jobs: int, engine: Engine, listener: Listener) -> None:
+    """Does tasks that do not depend on each other, at most `jobs` at a time; each tells `listener` what it does.
 
     Raises:
         UserError, StorageError: what the first task that failed raised; the others are stopped as by a signal, and can
             go on.
         Interrupted: a signal asked for a stop; every task has saved what it has to save.
     """
-    if run.engine.processes > 1:
+    if engine.processes > 1:
         raise UserError(
             "--jobs trains networks side by side, torchrun one network on several processes; use one of them"
         )
@@ -46,26 +52,25 @@ def in_processes(run: Run, tasks: Mapping[str, Task], jobs: int) -> None:
     waiting, working = list(tasks.items()), dict[str, BaseProcess]()
     fault: Exception | None = None
     told_to_stop: set[str] = set()
-    with run.engine.stops_gently():
+    with engine.stops_gently():
         while working or (waiting and fault is None):
             while waiting and len(working) < jobs and fault is None:
                 name, task = waiting.pop(0)
-                same = (run.folder, run.config, run.cache, run.record.write)
-                working[name] = context.Process(target=_work, args=(name, task, *same, threads, messages))
+                working[name] = context.Process(target=_work, args=(name, task, threads, messages))
                 working[name].start()
             try:
                 kind, name, content = messages.get(timeout=0.5)
             except Empty:
                 kind, name, content = _look_after(working)
             if kind == "say":
-                run.listener.say(content)
+                listener.say(content)
             elif kind == "progress":
-                run.listener.progress(*content)
+                listener.progress(*content)
             elif kind in ("done", "fault"):
                 working.pop(name).join()
                 if kind == "fault":  # Ctrl-C reaches the children too, and one may end before it can save
-                    fault = fault or (Interrupted("stopped") if run.engine.stop_requested else content)
-            if fault is not None or run.engine.stop_requested:
+                    fault = fault or (Interrupted("stopped") if engine.stop_requested else content)
+            if fault is not None or engine.stop_requested:
                 fault = fault or Interrupted("stopped")
                 for name in working.keys() - told_to_stop:
                     working[name].terminate()  # SIGTERM: it saves its step
@@ -107,22 +112,24 @@ def _outlive_nobody() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _work(
-    name: str, task: Task, folder: Path, config: RunConfig, cache: Path | None, write: bool, threads: int, messages: Any
-) -> None:
-    """In the child: opens the run as the parent has it and does one task."""
+def _work(name: str, task: Task, threads: int, messages: Any) -> None:
+    """In the child: does one task."""
     torch.set_num_threads(threads)
     threading.Thread(target=_outlive_nobody, daemon=True).start()
-    listener = _ToParent(name, messages)
     try:
-        source = source_of(config)
-        dataset = audit(source, config.data.image_size, config.in_memory, config.data.presize)
-        engine = Engine(config.engine)
-        say = listener.say
-        record = open_record(folder, config, engine, say) if write else Recorder(folder, False, say)
-        with engine.stops_gently():
-            task(Run(folder, config, dataset, engine, record, listener, cache))
+        task(_ToParent(name, messages))
     except (UserError, StorageError, Interrupted) as error:
         messages.put(("fault", name, error))
     else:
         messages.put(("done", name, None))
+
+
+def _with_run(
+    folder: Path, config: RunConfig, cache: Path | None, write: bool, task: Callable[[Run], None], listener: Listener
+) -> None:
+    """In the child: opens the run as the parent has it."""
+    dataset = audit(source_of(config), config.data.image_size, config.in_memory, config.data.presize)
+    engine = Engine(config.engine)
+    record = open_record(folder, config, engine, listener.say) if write else Recorder(folder, False, listener.say)
+    with engine.stops_gently():
+        task(Run(folder, config, dataset, engine, record, listener, cache))

@@ -11,12 +11,13 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from coadvise.arm import initial_network, recipe_of
+from coadvise.arm import initial_network, is_done, recipe_of
 from coadvise.checkpoint import MANIFEST, write_text
 from coadvise.config import CacheConfig, RunConfig, TeacherConfig, load_config, nearest, with_changes
 from coadvise.data.audit import Dataset, audit
@@ -26,6 +27,7 @@ from coadvise.data.views import Views
 from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
 from coadvise.fit import default_preset, training
+from coadvise.jobs import in_processes
 from coadvise.reuse import NO_STUDENT, by_itself
 from coadvise.run import ADVISED, TEACHER, Arm, Listener, Silent
 from coadvise.studies import STUDIES, Row, Study
@@ -44,6 +46,10 @@ class _Task:
     config: RunConfig
     arms: tuple[Arm, ...]
     cache: Path | None = None
+
+    @property
+    def of_students(self) -> bool:
+        return any(arm.role != TEACHER for arm in self.arms)
 
 
 @dataclass(frozen=True)
@@ -99,11 +105,8 @@ def run_study(
             check_shift(shift, classes, given.data.classes)
         study = replace(study, columns=(*study.columns, *map(shifted, shifts)))
     listener.say(study.title)
-    for number, task in enumerate(plan.tasks.values(), 1):
-        rows = ", ".join(f"'{row}'" for row, wanted in plan.rows.items() if wanted == task) or "shared by rows"
-        listener.say(f"run {number} of {len(plan.tasks)}: {rows}")
-        with training(task.config, task.folder, task.arms, jobs, listener, task.cache, reuse=reuse):
-            pass
+    for students in (False, True):  # who are advised by the teachers
+        _train(plan, [task for task in plan.tasks.values() if task.of_students == students], jobs, listener, reuse)
     result = measured(study, {row.name: _finished(row, plan, folder) for row in study.rows}, listener)
     write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
     text = "\n".join(markdown(result)) + "\n"
@@ -113,6 +116,43 @@ def run_study(
     for line in text.splitlines():
         listener.say(line)
     return result
+
+
+def _train(plan: _Plan, tasks: Sequence[_Task], jobs: int, listener: Listener, reuse: str | Path | None) -> None:
+    """Makes runs that do not depend on each other: several at a time, or several networks of one at a time."""
+    missing = [task for task in tasks if not all(is_done(task.folder, arm) for arm in task.arms)]
+    names = {
+        task.folder: ", ".join(row for row, wanted in plan.rows.items() if wanted == task)
+        or f"{task.arms[0].name} {task.folder.name}"
+        for task in tasks
+    }
+    listener.say(f"{len(tasks)} runs, {len(missing)} to be made: {'; '.join(names[task.folder] for task in missing)}")
+    if jobs > 1 and len(missing) > 1:
+        side_by_side = {names[t.folder]: partial(_make, t, names[t.folder], reuse) for t in missing}
+        in_processes(side_by_side, jobs, Engine(missing[0].config.engine), listener)
+    for task in tasks:
+        with training(task.config, task.folder, task.arms, jobs, listener, task.cache, reuse=reuse):
+            pass
+
+
+def _make(task: _Task, name: str, reuse: str | Path | None, listener: Listener) -> None:
+    """In a process of its own: one run, its networks one after the other."""
+    with training(task.config, task.folder, task.arms, 1, _Of(name, listener), task.cache, reuse=reuse):
+        pass
+
+
+@dataclass(frozen=True)
+class _Of:
+    """A listener that hears whose words they are."""
+
+    name: str
+    listener: Listener
+
+    def say(self, text: str) -> None:
+        self.listener.say(f"{self.name}: {text}")
+
+    def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        self.listener.progress(f"{self.name}: {part}", done, total, figures)
 
 
 def _finished(row: Row, plan: _Plan, folder: Path) -> Finished:

@@ -219,3 +219,24 @@ def test_what_cannot_be_studied_is_said(images: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"leave out teachers.inv.checkpoint and .pretrained"):
         run_study("capacity", images, preset, 1, tmp_path / "out", 1, ["teachers.inv.checkpoint=elsewhere"])
     assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_at_a_time_find_what_one_after_the_other_does(
+    studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)  # one thread a process, as this one has
+    one, _ = studied.run("tokens")
+    listener = Stopper(never)
+    out = tmp_path / "two"
+    two = run_study("tokens", studied.images, studied.preset, out=out, jobs=2, listener=listener)
+    assert [row["figures"] for row in two["rows"]] == [row["figures"] for row in one["rows"]]
+    assert two["orders"] == one["orders"]
+    said = {part for part, _ in listener.steps}
+    assert {"class token alone: students/alone-0", "class + conv token: students/advised-0"} <= said
+    assert {path.name for path in (out / "students").iterdir()} == {Path(row["run"]).name for row in one["rows"]}
+
+
+def test_a_run_that_fails_is_named_and_the_study_goes_on_later(studied: Studied, tmp_path: Path) -> None:
+    poison = ["student.recipe.learning_rate=1e30"]
+    with pytest.raises(UserError, match=r"students/\w+-0: .* not finite"):
+        run_study("tokens", studied.images, studied.preset, out=tmp_path, jobs=2, overrides=poison)
