@@ -102,8 +102,13 @@ def training(
     cache: str | Path | None = None,
     allow_changes: bool = False,
     reuse: str | Path | None = None,
+    introduce: bool = True,
 ) -> Iterator[Run]:
     """Trains the networks of a run that are not trained yet, teachers first, and holds the run directory meanwhile.
+
+    Args:
+        introduce: say what the data are, and which run directory it is.
+        others: as `fit` takes them.
 
     Raises:
         UserError, Interrupted, StorageError, LostProcessError: as `fit`.
@@ -114,7 +119,7 @@ def training(
     if not engine.is_main:  # one process speaks
         listener = Silent()
     dataset = audit(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
-    for line in describe(dataset):
+    for line in describe(dataset) if introduce else ():
         listener.say(line)
     for what, split in (("training", dataset.train), ("validation", dataset.val)):
         if lost := split.unreadable:
@@ -132,7 +137,8 @@ def training(
         record = open_record(folder, config, engine, listener.say)
         run = Run(folder, config, dataset, engine, record, listener, Path(cache) if cache is not None else None)
         run.describe(sorted({arm.seed for arm in arms}), changed)
-        listener.say(f"run directory: {folder}")
+        if introduce:
+            listener.say(f"run directory: {folder}")
         for line in changed:
             listener.say(f"changed: {line}")
         teachers, students = [a for a in arms if a.role == TEACHER], [a for a in arms if a.role != TEACHER]

@@ -47,10 +47,6 @@ class _Task:
     arms: tuple[Arm, ...]
     cache: Path | None = None
 
-    @property
-    def of_students(self) -> bool:
-        return any(arm.role != TEACHER for arm in self.arms)
-
 
 @dataclass(frozen=True)
 class _Plan:
@@ -104,9 +100,8 @@ def run_study(
         for shift in shifts:
             check_shift(shift, classes, given.data.classes)
         study = replace(study, columns=(*study.columns, *map(shifted, shifts)))
-    listener.say(study.title)
-    for students in (False, True):  # who are advised by the teachers
-        _train(plan, [task for task in plan.tasks.values() if task.of_students == students], jobs, listener, reuse)
+    listener.say(f"{study.title}: {len(plan.tasks)} runs in {folder}")
+    _train(plan, jobs, listener, reuse)
     result = measured(study, {row.name: _finished(row, plan, folder) for row in study.rows}, listener)
     write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
     text = "\n".join(markdown(result)) + "\n"
@@ -118,26 +113,27 @@ def run_study(
     return result
 
 
-def _train(plan: _Plan, tasks: Sequence[_Task], jobs: int, listener: Listener, reuse: str | Path | None) -> None:
-    """Makes runs that do not depend on each other: several at a time, or several networks of one at a time."""
-    missing = [task for task in tasks if not all(is_done(task.folder, arm) for arm in task.arms)]
+def _train(plan: _Plan, jobs: int, listener: Listener, reuse: str | Path | None) -> None:
+    """Makes all runs, teachers' first: several at a time, or where one is missing several of its networks."""
     names = {
         task.folder: ", ".join(row for row, wanted in plan.rows.items() if wanted == task)
         or f"{task.arms[0].name} {task.folder.name}"
-        for task in tasks
+        for task in plan.tasks.values()
     }
-    listener.say(f"{len(tasks)} runs, {len(missing)} to be made: {'; '.join(names[task.folder] for task in missing)}")
-    if jobs > 1 and len(missing) > 1:
-        side_by_side = {names[t.folder]: partial(_make, t, names[t.folder], reuse) for t in missing}
-        in_processes(side_by_side, jobs, Engine(missing[0].config.engine), listener)
-    for task in tasks:
-        with training(task.config, task.folder, task.arms, jobs, listener, task.cache, reuse=reuse):
-            pass
+    for students in (False, True):
+        tasks = [t for t in plan.tasks.values() if students == any(arm.role != TEACHER for arm in t.arms)]
+        missing = [task for task in tasks if not all(is_done(task.folder, arm) for arm in task.arms)]
+        if jobs > 1 and len(missing) > 1:
+            side_by_side = {names[t.folder]: partial(_make, t, 1, names[t.folder], reuse) for t in missing}
+            in_processes(side_by_side, jobs, Engine(missing[0].config.engine), listener)
+            tasks = [task for task in tasks if task not in missing]
+        for task in tasks:  # also what is done: its predictions may be damaged
+            _make(task, jobs, names[task.folder], reuse, listener)
 
 
-def _make(task: _Task, name: str, reuse: str | Path | None, listener: Listener) -> None:
-    """In a process of its own: one run, its networks one after the other."""
-    with training(task.config, task.folder, task.arms, 1, _Of(name, listener), task.cache, reuse=reuse):
+def _make(task: _Task, jobs: int, name: str, reuse: str | Path | None, listener: Listener) -> None:
+    heard = _Of(name, listener)
+    with training(task.config, task.folder, task.arms, jobs, heard, task.cache, reuse=reuse, introduce=False):
         pass
 
 

@@ -1,5 +1,6 @@
 """Studies of made images, all in one folder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,13 @@ from typing import Any
 from tiny import Stopper, never
 
 from coadvise.study import run_study
+
+
+class StudyStopper(Stopper):
+    """A stopper that does not look at whose part it is: rows have one network of a seed each."""
+
+    def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        super().progress(part.rpartition(": ")[2], done, total, figures)
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,6 @@ class Studied:
 
     def run(self, name: str, seeds: int = 1, **options: Any) -> tuple[dict[str, Any], list[str]]:
         """What the study found, and the networks that had to be trained for it, by their parts."""
-        listener = Stopper(never)
+        listener = StudyStopper(never)
         result = run_study(name, self.images, self.preset, seeds, self.out, listener=listener, **options)
         return result, [part for part, done in listener.steps if done == 1 and part != "corruptions"]

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from studied import Studied
+from studied import Studied, StudyStopper
 from tiny import CLASSES, Stopper, make_images, never, write_preset
 
 from coadvise.arm import initial_network
@@ -91,7 +91,7 @@ def test_every_study_s_networks_can_be_made_of_every_preset(preset: str) -> None
 
 
 def test_what_rows_and_studies_share_is_trained_once(images: Path, tmp_path: Path) -> None:
-    preset, out, listener = write_preset(tmp_path), tmp_path / "out", Stopper(never)
+    preset, out, listener = write_preset(tmp_path), tmp_path / "out", StudyStopper(never)
     run_study("tokens", images, preset, 2, out, 1, [], listener)
     trained = [part for part, done in listener.steps if done == 1]
     assert sorted(trained) == sorted(
@@ -101,10 +101,10 @@ def test_what_rows_and_studies_share_is_trained_once(images: Path, tmp_path: Pat
             *(f"students/{role}-{s}" for role in ("alone", *3 * ["advised"]) for s in (0, 1)),
         ]
     )
-    again = Stopper(never)
+    again = StudyStopper(never)
     first = run_study("tokens", images, preset, 2, out, 1, [], again)
     assert again.steps == []
-    other = Stopper(never)
+    other = StudyStopper(never)
     second = run_study("injection", images, preset, 2, out, 1, [], other)
     assert not [part for part, _ in other.steps if part.startswith("teachers/")]
     shared = {row["name"]: row["figures"] for row in first["rows"]}["class token alone"]
@@ -140,11 +140,11 @@ def test_a_dry_run_names_what_is_left_and_writes_nothing(images: Path, tmp_path:
 
 
 def test_a_stopped_study_goes_on_to_the_same_figures(studied: Studied, tmp_path: Path) -> None:
-    stopper = Stopper(lambda part, step: (part, step) == ("students/advised-0", 2))
+    stopper = StudyStopper(lambda part, step: (part, step) == ("students/advised-0", 2))
     with pytest.raises(Interrupted):
         run_study("divergence", studied.images, studied.preset, 1, tmp_path, listener=stopper)
     assert not (tmp_path / "divergence.json").exists()
-    listener = Stopper(never)
+    listener = StudyStopper(never)
     result = run_study("divergence", studied.images, studied.preset, 1, tmp_path, listener=listener)
     assert listener.steps == [("students/advised-0", 3), ("students/advised-0", 4)]
     whole, _ = studied.run("divergence")
@@ -193,7 +193,7 @@ def test_a_given_teacher_is_scored_as_it_is(studied: Studied, tmp_path: Path) ->
     of_three, _ = studied.run("teachers")
     taught = Path(of_three["rows"][0]["run"]) / "teachers" / "conv"
     two = make_images(tmp_path / "two", train=6, val=3, classes=CLASSES[1:])
-    listener = Stopper(never)
+    listener = StudyStopper(never)
     overrides = [f"teachers.conv.checkpoint={taught}", "teachers.inv.recipe.batch_size=6"]
     result = run_study("teachers", two, studied.preset, 1, tmp_path / "out", 1, overrides, listener)
     assert {part for part, _ in listener.steps} == {"teachers/inv", "corruptions"}
