@@ -1,18 +1,21 @@
 """The README's commands run, and its Python does."""
 
 import functools
+import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import coadvise
 from coadvise.config import load_config
 from coadvise.data.sources import open_source
+from coadvise.record import last_of, read_records
 
 FEW_STEPS = [
     f"{network}.recipe.{key}=1"
@@ -74,3 +77,62 @@ def test_fit_commands_parse() -> None:
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"^make ([a-z]+)", "\n".join(_blocks("sh")), re.M)) <= targets
+
+
+def _percent(figure: dict[str, Any], key: str) -> str:
+    spread = f" ± {100 * figure['spread']:.1f}" if figure["spread"] is not None else ""
+    return f"{100 * figure[key]:.1f}{spread} %"
+
+
+def _results() -> str:
+    return README.partition("## Results")[2].replace("**", "")
+
+
+def _verdict(name: str) -> dict[str, Any]:
+    verdict = last_of(read_records(ROOT / "results" / name), "verdict")
+    assert verdict is not None
+    return verdict
+
+
+def test_the_results_are_what_the_record_says() -> None:
+    verdict = _verdict("cifar10-500")
+    for row in verdict["rows"]:
+        name = re.sub(r" \((.*)\)", r", \1", row["name"])
+        figures = f"{_percent(row, 'top1')} | {row['parameters'] / 1e6:.2f} M | {row['images_per_second']:.0f}"
+        assert f"| {name} | {figures} |" in _results()
+    said = re.sub(r"over 5000 test", "over 5,000 test", verdict["sentence"]).replace("95 % interval +2", "+2")
+    assert said in _results()
+
+
+@pytest.mark.parametrize(("epochs", "name"), [(40, "-40-epochs"), (50, ""), (100, "-100-epochs")])
+def test_the_table_by_epochs_is_what_the_records_say(epochs: int, name: str) -> None:
+    verdict = _verdict(f"cifar10-500{name}")
+    rows = {row["name"]: _percent(row, "top1") for row in verdict["rows"]}
+    answers = [
+        rows[key] for key in ("student alone", "student co-advised (class token)", "student co-advised (average)")
+    ]
+    interval = verdict["difference"]["seeds"] or verdict["difference"]
+    over = "seeds" if verdict["difference"]["seeds"] else "images"
+    mean, low, high = (f"{100 * interval[key]:+.1f}" for key in ("mean", "low", "high"))
+    (line,) = [line for line in _results().splitlines() if line.startswith(f"| {epochs}, ")]
+    assert line.endswith(f"| {len(verdict['seeds'])} | {' | '.join(answers)} | {mean} ({low} to {high} over {over}) |")
+
+
+@pytest.mark.parametrize("study", ["tokens", "injection"])
+def test_the_studies_are_what_their_files_say(study: str) -> None:
+    found = json.loads((ROOT / f"results/cifar10-500-studies/{study}.json").read_text())
+    for row in found["rows"]:
+        assert f"| {row['name']} | {_percent(row['figures']['top1'], 'mean')} |" in _results()
+    held = {(order["higher"], order["lower"]) for order in found["orders"] if order["finding"] == "held"}
+    both = "both aligned, advised"
+    wanted = {
+        "tokens": {("class + conv token", "class token alone")},
+        "injection": {
+            (both, "both aligned, no advice"),
+            (both, "random tokens, advised"),
+            (both, "conv token aligned, advised"),
+            (both, "inv token aligned, advised"),
+        },
+    }
+    assert held == wanted[study], "the README says in words which claims held"
+    assert all(order["finding"] != "not held" for order in found["orders"])

@@ -107,8 +107,11 @@ def training(
     """Trains the networks of a run that are not trained yet, teachers first, and holds the run directory meanwhile.
 
     Args:
+        config: as `load_config` gives it, its engine settled.
+        folder: the run directory.
+        arms: the networks wanted, as `run.plan` gives them.
+        jobs, listener, cache, allow_changes, reuse: as `fit` takes them.
         introduce: say what the data are, and which run directory it is.
-        others: as `fit` takes them.
 
     Raises:
         UserError, Interrupted, StorageError, LostProcessError: as `fit`.
@@ -129,8 +132,8 @@ def training(
     summary_writer(config)
     if reuse is not None:
         check_reuse(Path(reuse), dataset, config.data.image_size)
-    advised = [arm.seed for arm in arms if arm.role == ADVISED and not is_done(folder, arm)]
     if cache is not None:  # before hours of training teachers
+        advised = [arm.seed for arm in arms if arm.role == ADVISED and not is_done(folder, arm)]
         check_caches(Path(cache), config, dataset, advised)
 
     with owned(folder, engine), engine.stops_gently(), engine.in_company():
@@ -147,8 +150,9 @@ def training(
         _train(run, teachers, jobs)
         if reuse is not None:
             take(run, students, Path(reuse))
+        advised = [arm.seed for arm in students if arm.role == ADVISED and not is_trained(folder, arm)]
         if cache is not None and advised:
-            complete(run, [a.seed for a in students if a.seed in advised and not is_trained(folder, a)], jobs)
+            complete(run, advised, jobs)
         _train(run, students, jobs)
         yield run
 

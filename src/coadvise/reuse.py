@@ -18,18 +18,26 @@ NO_STUDENT, _NO_TEACHER = StudentConfig(model="cit_micro_patch4_32"), TeacherCon
 _HOW = ("token", "weight", "temperature", "hard")  # what a configuration says of a teacher's advice
 
 
+def unadvising(teacher: TeacherConfig) -> TeacherConfig:
+    """A teacher without whom it advises and how, which changes nothing that it says."""
+    return teacher.model_copy(update={key: TeacherConfig.model_fields[key].default for key in _HOW})
+
+
 def by_itself(config: RunConfig, role: str, teacher: str = "") -> RunConfig:
     """What is left of a configuration once all is gone that cannot change a network's numbers.
 
     Args:
-        role: the network's; an advised student depends on everything.
+        role: the network's (`run.TEACHER`, `ADVISED` or `ALONE`); an advised student depends on everything.
         teacher: its name, where the network is one.
+
+    Returns:
+        A configuration with which the network is trained to the same numbers. Equal ones mean equal networks, given the
+        same images and seed, and for an advised student the same teachers.
     """
     if role == TEACHER:
-        trained = config.teachers[teacher]
-        augment = trained.augment or config.augment
-        how = {key: TeacherConfig.model_fields[key].default for key in _HOW}
-        own = trained.model_copy(update={**how, "augment": augment})
+        own = unadvising(config.teachers[teacher])
+        augment = own.augment or config.augment
+        own = own.model_copy(update={"augment": augment})
         same = {"teachers": {teacher: own}, "student": NO_STUDENT, "augment": augment, "cache": None}
         return config.model_copy(update=same)
     if role == ALONE:  # of those who do not advise it, it has the tokens

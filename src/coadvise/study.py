@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from coadvise.arm import initial_network, is_done, recipe_of
-from coadvise.checkpoint import MANIFEST, write_text
+from coadvise.arm import initial_network, is_done, is_trained, recipe_of
+from coadvise.checkpoint import write_text
 from coadvise.config import CacheConfig, RunConfig, TeacherConfig, load_config, nearest, with_changes
 from coadvise.data.audit import Dataset, audit
 from coadvise.data.loader import whole_batch
@@ -28,7 +28,7 @@ from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
 from coadvise.fit import default_preset, training
 from coadvise.jobs import in_processes
-from coadvise.reuse import NO_STUDENT, by_itself
+from coadvise.reuse import NO_STUDENT, by_itself, unadvising
 from coadvise.run import ADVISED, TEACHER, Arm, Listener, Silent
 from coadvise.studies import STUDIES, Row, Study
 from coadvise.studies.columns import Finished, check_shift, shifted
@@ -120,20 +120,21 @@ def _train(plan: _Plan, jobs: int, listener: Listener, reuse: str | Path | None)
         or f"{task.arms[0].name} {task.folder.name}"
         for task in plan.tasks.values()
     }
+    first = next(iter(plan.tasks.values()))  # of runs on the same images one says what these are
     for students in (False, True):
         tasks = [t for t in plan.tasks.values() if students == any(arm.role != TEACHER for arm in t.arms)]
         missing = [task for task in tasks if not all(is_done(task.folder, arm) for arm in task.arms)]
         if jobs > 1 and len(missing) > 1:
-            side_by_side = {names[t.folder]: partial(_make, t, 1, names[t.folder], reuse) for t in missing}
+            side_by_side = {names[t.folder]: partial(_make, t, 1, names[t.folder], t == first, reuse) for t in missing}
             in_processes(side_by_side, jobs, Engine(missing[0].config.engine), listener)
             tasks = [task for task in tasks if task not in missing]
         for task in tasks:  # also what is done: its predictions may be damaged
-            _make(task, jobs, names[task.folder], reuse, listener)
+            _make(task, jobs, names[task.folder], task == first, reuse, listener)
 
 
-def _make(task: _Task, jobs: int, name: str, reuse: str | Path | None, listener: Listener) -> None:
+def _make(task: _Task, jobs: int, name: str, introduce: bool, reuse: str | Path | None, listener: Listener) -> None:
     heard = _Of(name, listener)
-    with training(task.config, task.folder, task.arms, jobs, heard, task.cache, reuse=reuse, introduce=False):
+    with training(task.config, task.folder, task.arms, jobs, heard, task.cache, reuse=reuse, introduce=introduce):
         pass
 
 
@@ -182,7 +183,7 @@ def foresee_study(
             if arm.role == TEACHER and not config.teachers[arm.teacher].trained_here:
                 continue
             kind = f"{task.folder.name}/{arm.role}"
-            if (task.folder / arm.part / MANIFEST).is_file():
+            if is_trained(task.folder, arm):
                 seconds[kind] = 0.0
             elif not seconds.get(kind):
                 seconds[kind] = _training_seconds(arm, config, dataset)
@@ -264,8 +265,7 @@ def _cache(config: RunConfig, folder: Path) -> Path | None:
     """Where the logits lie that advise a configuration's students: one place for equal teachers and views."""
     if config.cache is None:
         return None
-    how = {"token": None, "weight": 1.0, "temperature": 1.0, "hard": False}  # they advise changes nothing they say
-    teachers = {name: teacher.model_copy(update=how) for name, teacher in config.teachers.items()}
+    teachers = {name: unadvising(teacher) for name, teacher in config.teachers.items()}
     same = config.model_copy(update={"teachers": teachers, "student": NO_STUDENT})
     return folder / "logits" / _hash(same, folder)
 

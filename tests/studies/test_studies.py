@@ -236,7 +236,7 @@ def test_two_runs_at_a_time_find_what_one_after_the_other_does(
     assert {path.name for path in (out / "students").iterdir()} == {Path(row["run"]).name for row in one["rows"]}
 
 
-def test_a_run_that_fails_is_named_and_the_study_goes_on_later(studied: Studied, tmp_path: Path) -> None:
+def test_of_runs_side_by_side_one_that_fails_ends_the_study(studied: Studied, tmp_path: Path) -> None:
     poison = ["student.recipe.learning_rate=1e30"]
     with pytest.raises(UserError, match=r"students/\w+-0: .* not finite"):
         run_study("tokens", studied.images, studied.preset, out=tmp_path, jobs=2, overrides=poison)
