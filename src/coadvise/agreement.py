@@ -6,9 +6,9 @@ from itertools import combinations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div
 
 from coadvise.evaluate import log_probabilities
-from coadvise.loss import advice_divergence
 
 Logits = Mapping[str, Mapping[str, Tensor]]  # [N, K] by part and token, the same images and classes in all
 TEACHERS = "teachers/"
@@ -54,12 +54,18 @@ def divergences(logits: Logits) -> list[Divergence]:
     """From every student's every answer to every teacher of the run."""
     teachers = {part.removeprefix(TEACHERS): tokens for part, tokens in logits.items() if part.startswith(TEACHERS)}
     return [
-        Divergence(part, answer, name, advice_divergence(values.double(), teacher["class"].double()).item())
+        Divergence(part, answer, name, divergence_by_image(values, teacher["class"]).mean().item())
         for part, tokens in logits.items()
         if not part.startswith(TEACHERS)
         for answer, values in log_probabilities(tokens).items()
         for name, teacher in teachers.items()
     ]
+
+
+def divergence_by_image(answer: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher ‖ answer) of each image at temperature 1, in nats, [N] in float64. Both are logits [N, K]."""
+    answer, teacher = answer.double().log_softmax(-1), teacher.double().log_softmax(-1)
+    return kl_div(answer, teacher, reduction="none", log_target=True).sum(-1)
 
 
 def agreements(logits: Logits, labels: Tensor) -> list[Agreement]:

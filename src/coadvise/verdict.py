@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
+ByImage = npt.NDArray[Any]  # [N] of the test images
 Hits = npt.NDArray[np.bool_]
 
 
@@ -23,11 +25,12 @@ class Interval:
         return f"{100 * self.mean:+.1f} points (95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f})"
 
 
-def paired_interval(with_advice: Sequence[Hits], without: Sequence[Hits]) -> Interval:
-    """Difference in accuracy, paired over test images: each image's mean difference over seeds is one observation.
+def paired_interval(with_advice: Sequence[ByImage], without: Sequence[ByImage]) -> Interval:
+    """Difference of a figure, paired over test images: each image's mean difference over seeds is one observation.
 
     Args:
-        with_advice, without: one [N] array a seed, which images were answered rightly.
+        with_advice, without: one [N] array a seed: which images were answered rightly, or any figure that has one value
+            an image.
 
     Returns:
         Mean and normal 95 % interval. It says how far other test images could have changed the difference, given these

@@ -8,27 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from coadvise.agreement import TEACHERS, divergences
+from coadvise.agreement import TEACHERS, divergence_by_image
 from coadvise.checkpoint import MANIFEST, WEIGHTS, write_text
 from coadvise.config import read_config
 from coadvise.data.shifts import FOLDER, IMAGENET_C, corrupted_splits, layout_of, subset_split
 from coadvise.data.sources import evaluation_split
 from coadvise.engine import Engine
-from coadvise.evaluate import correct, load_predictions
+from coadvise.evaluate import correct, load_predictions, log_probabilities
 from coadvise.networks import load_network
 from coadvise.predict import trained_parts
 from coadvise.record import last_of, read_records
 from coadvise.rescore import evaluate_run
 from coadvise.run import CONFIG, Arm, Listener
 from coadvise.speed import images_per_second
+from coadvise.verdict import ByImage
 
 # Corruptions are made and answered for 45 times: so much of them is enough for a table, and minutes on a CPU.
 SEVERITIES, IMAGES = (1, 3, 5), 1000
 
-ByImage = npt.NDArray[Any]  # [N] of the validation images, whose mean is the figure
-Value = float | ByImage
+Value = float | ByImage  # by validation image, the figure is the mean
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,8 @@ def kl_to(teacher: str) -> Column:
     """KL(teacher ‖ answer) on the validation images, as `coadvise evaluate` gives it."""
 
     def figure(row: Finished, arm: Arm, listener: Listener) -> Value:
-        logits = {part: load_predictions(row.run, part)[0] for part in (TEACHERS + teacher, arm.part)}
-        return next(found.kl for found in divergences(logits) if found.answer == row.answer)
+        advice, answers = (load_predictions(row.run, part)[0] for part in (TEACHERS + teacher, arm.part))
+        return divergence_by_image(log_probabilities(answers)[row.answer], advice["class"]).numpy()
 
     return Column(f"kl_{teacher}", f"KL from the {teacher} teacher, nats", of_each(figure), 1, 3, "")
 
