@@ -100,8 +100,8 @@ def test_the_results_are_what_the_record_says() -> None:
         name = re.sub(r" \((.*)\)", r", \1", row["name"])
         figures = f"{_percent(row, 'top1')} | {row['parameters'] / 1e6:.2f} M | {row['images_per_second']:.0f}"
         assert f"| {name} | {figures} |" in _results()
-    said = re.sub(r"over 5000 test", "over 5,000 test", verdict["sentence"]).replace("95 % interval +2", "+2")
-    assert said in _results()
+    images, seeds = verdict["sentence"].replace("5000", "5,000").split(" images, ")
+    assert f"{images} images, {seeds.replace('95 % interval ', '')}" in _results()
 
 
 @pytest.mark.parametrize(("epochs", "name"), [(40, "-40-epochs"), (50, ""), (100, "-100-epochs")])
