@@ -104,7 +104,7 @@ def test_the_results_are_what_the_record_says() -> None:
     assert f"{images} images, {seeds.replace('95 % interval ', '')}" in _results()
 
 
-@pytest.mark.parametrize(("epochs", "name"), [(40, "-40-epochs"), (50, ""), (100, "-100-epochs")])
+@pytest.mark.parametrize(("epochs", "name"), [(40, "-40-epochs"), (50, ""), (100, "-100-epochs"), (80, "-not-aligned")])
 def test_the_table_by_epochs_is_what_the_records_say(epochs: int, name: str) -> None:
     verdict = _verdict(f"cifar10-500{name}")
     rows = {row["name"]: _percent(row, "top1") for row in verdict["rows"]}
