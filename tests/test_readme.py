@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import coadvise
-from coadvise.config import load_config
+from coadvise.config import load_config, read_config
 from coadvise.data.sources import open_source
 from coadvise.record import last_of, read_records
 
@@ -116,6 +116,11 @@ def test_the_table_by_epochs_is_what_the_records_say(epochs: int, name: str) -> 
     mean, low, high = (f"{100 * interval[key]:+.1f}" for key in ("mean", "low", "high"))
     (line,) = [line for line in _results().splitlines() if line.startswith(f"| {epochs}, ")]
     assert line.endswith(f"| {len(verdict['seeds'])} | {' | '.join(answers)} | {mean} ({low} to {high} over {over}) |")
+
+
+@pytest.mark.parametrize("run", sorted((ROOT / "results").glob("*/config.yaml")), ids=lambda path: path.parent.name)
+def test_a_record_s_configuration_is_a_preset_that_repeats_it(run: Path) -> None:
+    assert load_config(str(run), source="photos/cifar10-500") == read_config(run)
 
 
 @pytest.mark.parametrize("study", ["tokens", "injection"])

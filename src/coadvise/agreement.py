@@ -54,7 +54,7 @@ def divergences(logits: Logits) -> list[Divergence]:
     """From every student's every answer to every teacher of the run."""
     teachers = {part.removeprefix(TEACHERS): tokens for part, tokens in logits.items() if part.startswith(TEACHERS)}
     return [
-        Divergence(part, answer, name, divergence_by_image(values, teacher["class"]).mean().item())
+        Divergence(part, answer, name, float(divergence_by_image(values, teacher["class"]).numpy().mean()))
         for part, tokens in logits.items()
         if not part.startswith(TEACHERS)
         for answer, values in log_probabilities(tokens).items()
