@@ -2,14 +2,18 @@ import os
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tiny import Stopper, assert_same_weights, command, make_images, never, records, weights_of
 
 from coadvise import fit
-from coadvise.engine import RESUMABLE
+from coadvise.config import EngineConfig
+from coadvise.engine import RESUMABLE, Engine
 from coadvise.errors import UserError
+from coadvise.jobs import in_processes
+from coadvise.run import Listener, Silent
 
 PARTS = ("teachers/conv", "teachers/inv", "students/advised-0", "students/alone-0")
 
@@ -33,6 +37,46 @@ def test_two_networks_at_a_time_are_trained_as_one_after_the_other(
             assert got == wanted
     assert records(two, "verdict") == records(one, "verdict")
     assert {part for part, _ in listener.steps} == set(PARTS)
+
+
+def _leave(path: Path, listener: Listener) -> None:
+    path.touch()
+
+
+def _leave_once_there_is(path: Path, other: Path, listener: Listener) -> None:
+    deadline = time.monotonic() + 300
+    while not other.exists():
+        if time.monotonic() > deadline:
+            raise UserError(f"no {other.name}")
+        time.sleep(0.05)
+    path.touch()
+
+
+def _leave_if_there_is(path: Path, other: Path, listener: Listener) -> None:
+    if not other.exists():
+        raise UserError(f"no {other.name}")
+    path.touch()
+
+
+def test_a_task_that_must_wait_lets_others_go_ahead(tmp_path: Path) -> None:
+    long, waits, free = tmp_path / "long", tmp_path / "waits", tmp_path / "free"
+    tasks = {
+        "long": partial(_leave_once_there_is, long, free),  # never done if "waits" kept "free" from beginning
+        "waits": partial(_leave_if_there_is, waits, long),
+        "free": partial(_leave, free),
+    }
+    in_processes(tasks, 2, Engine(EngineConfig()), Silent(), after={"waits": ["long", "done before"]})
+    assert waits.exists()
+
+
+def test_what_waits_for_a_task_that_fails_is_not_begun(tmp_path: Path) -> None:
+    tasks = {
+        "fails": partial(_leave_if_there_is, tmp_path / "never", tmp_path / "nothing"),
+        "waits": partial(_leave, tmp_path / "waits"),
+    }
+    with pytest.raises(UserError, match="no nothing"):
+        in_processes(tasks, 2, Engine(EngineConfig()), Silent(), after={"waits": ["fails"]})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_that_fails_is_said_and_the_run_goes_on_later(tiny_preset: str, tmp_path: Path) -> None:

@@ -145,24 +145,27 @@ def training(
         for line in changed:
             listener.say(f"changed: {line}")
         teachers, students = [a for a in arms if a.role == TEACHER], [a for a in arms if a.role != TEACHER]
+        between = reuse is not None or cache is not None  # something is done once all teachers are there
         if reuse is not None:
             take(run, teachers, Path(reuse))
-        _train(run, teachers, jobs)
+        if between:
+            _train(run, teachers, jobs)
         if reuse is not None:
             take(run, students, Path(reuse))
         advised = [arm.seed for arm in students if arm.role == ADVISED and not is_trained(folder, arm)]
         if cache is not None and advised:
             complete(run, advised, jobs)
-        _train(run, students, jobs)
+        _train(run, students if between else [*teachers, *students], jobs)
         yield run
 
 
 def _train(run: Run, arms: Sequence[Arm], jobs: int) -> None:
-    """Trains networks that do not depend on each other."""
+    """Trains networks, advised students after all teachers."""
     if jobs > 1:
-        in_processes(
-            {arm.part: of_run(run, partial(train_arm, arm=arm)) for arm in arms}, jobs, run.engine, run.listener
-        )
+        tasks = {arm.part: of_run(run, partial(train_arm, arm=arm)) for arm in arms}
+        teachers = [arm.part for arm in arms if arm.role == TEACHER]
+        after = {arm.part: teachers for arm in arms if arm.role == ADVISED}
+        in_processes(tasks, jobs, run.engine, run.listener, after)
     else:
         for arm in arms:
             train_arm(run, arm)

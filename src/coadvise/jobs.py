@@ -9,11 +9,12 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import Empty
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,8 +35,18 @@ def of_run(run: Run, task: Callable[[Run], None]) -> Task:
     return partial(_with_run, run.folder, run.config, run.cache, run.record.write, task)
 
 
-def in_processes(tasks: Mapping[str, Task], jobs: int, engine: Engine, listener: Listener) -> None:
-    """Does tasks that do not depend on each other, at most `jobs` at a time; each tells `listener` what it does.
+def in_processes(
+    tasks: Mapping[str, Task],
+    jobs: int,
+    engine: Engine,
+    listener: Listener,
+    after: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> None:
+    """Does tasks in order, at most `jobs` at a time; each tells `listener` what it does.
+
+    Args:
+        after: of tasks that cannot begin before others are done, which these are; later tasks go ahead of them. What is
+            none of `tasks` counts as done.
 
     Raises:
         UserError, StorageError: what the first task that failed raised; the others are stopped as by a signal, and can
@@ -49,14 +60,15 @@ def in_processes(tasks: Mapping[str, Task], jobs: int, engine: Engine, listener:
     context = multiprocessing.get_context("spawn")  # a fork would copy PyTorch's threads in mid-work
     messages = context.Queue()
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    waiting, working = list(tasks.items()), dict[str, BaseProcess]()
+    waiting, working = dict(tasks), dict[str, BaseProcess]()
     fault: Exception | None = None
     told_to_stop: set[str] = set()
     with engine.stops_gently():
         while working or (waiting and fault is None):
-            while waiting and len(working) < jobs and fault is None:
-                name, task = waiting.pop(0)
-                working[name] = context.Process(target=_work, args=(name, task, threads, messages))
+            undone = waiting.keys() | working.keys()
+            ready = [name for name in waiting if undone.isdisjoint(after.get(name, ()))] if fault is None else []
+            for name in ready[: jobs - len(working)]:
+                working[name] = context.Process(target=_work, args=(name, waiting.pop(name), threads, messages))
                 working[name].start()
             try:
                 kind, name, content = messages.get(timeout=0.5)

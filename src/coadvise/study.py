@@ -47,6 +47,11 @@ class _Task:
     arms: tuple[Arm, ...]
     cache: Path | None = None
 
+    @property
+    def needs(self) -> list[Path]:
+        """The run directories in which its teachers are made."""
+        return [Path(t.checkpoint).parent.parent for t in self.config.teachers.values() if t.checkpoint is not None]
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -120,16 +125,16 @@ def _train(plan: _Plan, jobs: int, listener: Listener, reuse: str | Path | None)
         or f"{task.arms[0].name} {task.folder.name}"
         for task in plan.tasks.values()
     }
-    first = next(iter(plan.tasks.values()))  # of runs on the same images one says what these are
-    for students in (False, True):
-        tasks = [t for t in plan.tasks.values() if students == any(arm.role != TEACHER for arm in t.arms)]
-        missing = [task for task in tasks if not all(is_done(task.folder, arm) for arm in task.arms)]
-        if jobs > 1 and len(missing) > 1:
-            side_by_side = {names[t.folder]: partial(_make, t, 1, names[t.folder], t == first, reuse) for t in missing}
-            in_processes(side_by_side, jobs, Engine(missing[0].config.engine), listener)
-            tasks = [task for task in tasks if task not in missing]
-        for task in tasks:  # also what is done: its predictions may be damaged
-            _make(task, jobs, names[task.folder], task == first, reuse, listener)
+    tasks = sorted(plan.tasks.values(), key=lambda task: any(arm.role != TEACHER for arm in task.arms))
+    first = tasks[0]  # of runs on the same images one says what these are
+    missing = [task for task in tasks if not all(is_done(task.folder, arm) for arm in task.arms)]
+    if jobs > 1 and len(missing) > 1:
+        side_by_side = {names[t.folder]: partial(_make, t, 1, names[t.folder], t == first, reuse) for t in missing}
+        after = {names[t.folder]: [names[folder] for folder in t.needs if folder in names] for t in missing}
+        in_processes(side_by_side, jobs, Engine(missing[0].config.engine), listener, after)
+        tasks = [task for task in tasks if task not in missing]
+    for task in tasks:  # also what is done: its predictions may be damaged
+        _make(task, jobs, names[task.folder], task == first, reuse, listener)
 
 
 def _make(task: _Task, jobs: int, name: str, introduce: bool, reuse: str | Path | None, listener: Listener) -> None:
