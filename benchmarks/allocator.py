@@ -3,7 +3,7 @@
     python benchmarks/allocator.py                         bfloat16, batch 64, one thread
     python benchmarks/allocator.py --precision float32
 
-What is kept is set once in a process (`coadvise.engine.keep_freed_memory`), so each figure comes from a process of its
+What is kept is set once in a process (`coadvise.memory.keep_freed_memory`), so each figure comes from a process of its
 own; the two kinds take turns, and the median of each is shown, in images a second of processor time. The question and
 what came of it: docs/LOG.md.
 """

@@ -1,6 +1,5 @@
 """Where a run computes: device, precision and processes, by lightning-fabric; and the signals that stop it."""
 
-import ctypes
 import logging
 import os
 import platform
@@ -23,8 +22,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from coadvise.config import EngineConfig
 from coadvise.data.views import Batch
 from coadvise.errors import LostProcessError, UserError
-
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
+from coadvise.memory import keep_freed_memory
 
 RESUMABLE = 75  # exit code of a run that was stopped and goes on with the same command (EX_TEMPFAIL)
 ANSWER_SECONDS = 3.0  # for a process to say that it, too, waits for others
@@ -223,22 +221,6 @@ def _cpu_has_bfloat16() -> bool:
         return False
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "").split()
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
-
-
-def keep_freed_memory() -> bool:
-    """Has the C library keep what is freed, for the next step to use. Returns whether it does.
-
-    Otherwise glibc gives the maps of every step back to the system, and gets them again page by page, each zeroed
-    first: up to a fifth of a small teacher's time (benchmarks/allocator.py). The process then keeps the most memory
-    that it ever needed. Another C library is left as it is.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    # Some versions of glibc take no more than 32 MiB as the size from which on maps come from the system directly.
-    kept = mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)
-    return bool(kept and mallopt(_M_TRIM_THRESHOLD, -1) and mallopt(_M_TOP_PAD, 2**26))
 
 
 def plain_attention(network: nn.Module) -> None:

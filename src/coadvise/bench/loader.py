@@ -3,7 +3,8 @@
 Photographs are scikit-learn's two sample images, cut, scaled and mirrored at random to 500 x 375 pixels and saved as
 JPEG at quality 90 (about 50 kB, as ImageNet's). Views are DeiT's at 224 pixels: random resized crop (bicubic), flip,
 rand-m9-mstd0.5-inc1, erasing with probability 0.25. The peer is timm's `create_loader` with its prefetcher and its
-defaults; both sides also normalise. timm's posterize is mended on both sides, since it stops on Pillow 13.
+defaults; both sides also normalise. timm's posterize is mended on both sides, since it stops on Pillow 13. Freed memory
+is kept, as in every process that makes views for a run; the peer gains from that too.
 
     files        every view decodes its file: ours without data.presize
     presized     ours with data.presize=288, as in the preset photos; the store was made before
@@ -32,6 +33,7 @@ from coadvise.data.audit import AuditedSplit, audit_split, presized_split
 from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, take_no_bits
 from coadvise.data.sources import Source, Split
 from coadvise.data.views import Views
+from coadvise.memory import keep_freed_memory
 
 BATCH_SIZE, BATCHES, SMALL_BATCHES = 64, 3, 30
 CLASSES = 4
@@ -177,6 +179,7 @@ def small(setting: Setting, batch_size: int) -> Row:
 
 def run(setting: Setting) -> Table:
     batch_size = setting.batch_size or BATCH_SIZE
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder, one_thread():
         rows, note = large(Path(folder), batch_size, setting.repeats)
         rows.append(small(setting, batch_size))

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from torch.utils.data import DataLoader, Dataset
 
 from coadvise.errors import UserError
+from coadvise.memory import keep_freed_memory
 
 LOOK_EVERY = 5.0  # seconds without a batch after which the loader processes are looked at
 PATIENCE = 30.0  # seconds on one file after which a loader process hangs
@@ -98,6 +99,7 @@ class _Noted(Dataset[Any]):
 
 def _begin(rows: Any, worker: int) -> None:
     """In a loader process, first."""
+    keep_freed_memory()  # a training process on a GPU does not, and a batch of 64 views of 224 pixels takes 39 MB
     global _own
     _own = np.frombuffer(rows).reshape(-1, 3)[worker]
     _own[0] = os.getpid()
