@@ -1,19 +1,23 @@
 import os
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import Stopper, assert_same_weights, command, make_images, never, records, weights_of
 
 from coadvise import fit
 from coadvise.config import EngineConfig
-from coadvise.engine import RESUMABLE, Engine
+from coadvise.engine import RESUMABLE, Engine, Interrupted
 from coadvise.errors import UserError
-from coadvise.jobs import in_processes
+from coadvise.jobs import Task, in_processes
 from coadvise.run import Listener, Silent
+from coadvise.study import run_study
 
 PARTS = ("teachers/conv", "teachers/inv", "students/advised-0", "students/alone-0")
 
@@ -77,6 +81,29 @@ def test_what_waits_for_a_task_that_fails_is_not_begun(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no nothing"):
         in_processes(tasks, 2, Engine(EngineConfig()), Silent(), after={"waits": ["fails"]})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_student_alone_waits_for_no_teacher(
+    tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[set[str], dict[str, list[str]]]] = []
+
+    def ask(tasks: Mapping[str, Task], jobs: int, engine: Engine, listener: Listener, after: Any) -> None:
+        asked.append((set(tasks), after))
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr(sys.modules["coadvise.fit"], "in_processes", ask)  # the package has the function by that name
+    with pytest.raises(Interrupted):
+        fit(tiny_images, tiny_preset, tmp_path / "run", baseline=True, jobs=2)
+    monkeypatch.setattr(sys.modules["coadvise.study"], "in_processes", ask)
+    with pytest.raises(Interrupted):
+        run_study("tokens", tiny_images, tiny_preset, out=tmp_path / "study", jobs=2)
+    (parts, after), (rows, needs) = asked
+    assert (parts, after) == (set(PARTS), {"students/advised-0": ["teachers/conv", "teachers/inv"]})
+    conv, inv = (next(row for row in rows if row.startswith(f"{kind} teacher")) for kind in ("conv", "involution"))
+    assert needs["class token alone"] == []
+    assert needs["class + conv token"] == [conv]
+    assert needs["class + conv + inv token"] == [conv, inv]
 
 
 def test_a_network_that_fails_is_said_and_the_run_goes_on_later(tiny_preset: str, tmp_path: Path) -> None:
