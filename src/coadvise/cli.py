@@ -288,6 +288,8 @@ def study(
             print(f"{'done' if not seconds else f'{seconds / 60:.1f} min':>10}  {network}")
         total = sum(seconds for _, seconds in rows) / 60
         print(f"{total:7.1f} min  in all, one network after the other")
+        if reuse is not None:
+            print("             what --reuse would take is counted too: that is found out once teachers are there")
         return
     terminal = Terminal(Console(stderr=as_json))
     try:

@@ -27,6 +27,9 @@ def test_a_study_by_its_options(studied: Studied, capsys: pytest.CaptureFixture[
     code, out, _ = said(capsys, "study", "teachers", *where, "--dry-run")
     assert code == 0
     assert out.count("done") == 2
+    assert "--reuse" not in out
+    code, out, _ = said(capsys, "study", "teachers", *where, "--dry-run", "--reuse", "nowhere")
+    assert "what --reuse would take is counted too" in out
 
 
 def test_mistakes_are_named(studied: Studied, capsys: pytest.CaptureFixture[str]) -> None:
