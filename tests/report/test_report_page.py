@@ -13,6 +13,7 @@ from PIL import Image
 
 from coadvise.report import write_report
 from coadvise.report.disagreement import thumbnail
+from coadvise.report.markup import points
 from coadvise.report.page import SECTIONS
 from coadvise.report.read import read_run
 
@@ -102,6 +103,21 @@ def test_calibration_and_distance_to_the_teachers_are_shown(build):
             record.pop(key, None)
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert "How far from each teacher?" not in report(run).all_text
+
+
+def test_every_answer_is_set_against_the_student_alone(build):
+    run = build(seeds=(0, 1))
+    *records, verdict = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    mean = next(row["difference"]["mean"] for row in verdict["rows"] if row["answer"] == "average")
+    spans = [" to ".join(points(mean + sign * half) for sign in (-1, 1)) for half in (0.019, 0.031)]
+    text = report(run).all_text
+    assert all(f"{points(mean)} ({span})" in text for span in spans)
+    for row in verdict["rows"]:  # a run from before these were recorded
+        row.pop("difference", None)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (*records, verdict)))
+    text = report(run).all_text
+    assert "to alone" not in text
+    assert not any(span in text for span in spans)
 
 
 def test_the_same_run_gives_the_same_page(build):

@@ -10,6 +10,8 @@ from coadvise.report.charts import Bar, Dot, Scale, axis, dot_row, fit_scale, ke
 from coadvise.report.markup import Markup, compact, count, duration, join, percent, points, tag
 from coadvise.report.read import ADVISED, ALONE, AVERAGE, Record, Run, group_of, mapping, number, sequence
 
+Span = tuple[float, float, float]  # a mean and its 95 % interval, as shares
+
 
 @dataclass(frozen=True)
 class Row:
@@ -22,6 +24,8 @@ class Row:
     spread: float | None
     parameters: float | None
     images_per_second: float | None
+    difference: Span | None  # top-1 more than the student alone, with its interval over images
+    over_seeds: Span | None  # the same with that over seeds
 
     @property
     def shape(self) -> str:
@@ -59,8 +63,15 @@ def _row(name: str, group: str, token: str, record: Record) -> Row | None:
     top1 = number(record.get("top1"))
     if top1 is None:
         return None
-    numbers = (number(record.get(field)) for field in ("spread", "parameters", "images_per_second"))
-    return Row(name, group, token, top1, *numbers)
+    spread, parameters, speed = (number(record.get(field)) for field in ("spread", "parameters", "images_per_second"))
+    difference = mapping(record.get("difference"))
+    spans = _span(difference), _span(mapping(difference.get("seeds")))
+    return Row(name, group, token, top1, spread, parameters, speed, *spans)
+
+
+def _span(record: Record) -> Span | None:
+    mean, low, high = (number(record.get(field)) for field in ("mean", "low", "high"))
+    return None if mean is None or low is None or high is None else (mean, low, high)
 
 
 def state_of(run: Run) -> str:
@@ -81,18 +92,17 @@ def headline(run: Run) -> Markup:
     """The verdict's sentence and the difference it rests on; without them, what is missing."""
     verdict = run.last("verdict")
     difference = mapping(verdict.get("difference"))
-    mean, low, high = (number(difference.get(field)) for field in ("mean", "low", "high"))
+    over_images, over = _span(difference), mapping(difference.get("seeds"))
     if not verdict:
         return join([tag("h1", "No verdict yet"), tag("p", state_of(run), class_="lead")])
     sentence = tag("h1", str(verdict.get("sentence") or "The parts are measured"))
-    if mean is None or low is None or high is None:
+    if over_images is None:
         why = "No student was trained without advice, so there is nothing to set the co-advised student against."
         return join([sentence, tag("p", why, class_="lead")])
-    over = mapping(difference.get("seeds"))
-    spans = [(f"over {difference.get('over') or 'images'}", low, mean, high)]
-    seeds_low, seeds_mean, seeds_high = (number(over.get(field)) for field in ("low", "mean", "high"))
-    if seeds_low is not None and seeds_mean is not None and seeds_high is not None:
-        spans.append((f"over {count(number(over.get('n')))} seeds", seeds_low, seeds_mean, seeds_high))
+    spans = [(f"over {difference.get('over') or 'images'}", over_images)]
+    if over_seeds := _span(over):
+        spans.append((f"over {count(number(over.get('n')))} seeds", over_seeds))
+    mean, low, high = over_images
     verdict_tone = "tone-gain" if low > 0 else "tone-loss" if high < 0 else "tone-alone"
     big = tag(
         "p", tag("b", points(mean), class_=verdict_tone), tag("span", "points of top-1 from advice"), class_="big"
@@ -100,15 +110,15 @@ def headline(run: Run) -> Markup:
     return join([sentence, tag("div", big, _difference(spans, verdict_tone), class_="difference")])
 
 
-def _difference(spans: Sequence[tuple[str, float, float, float]], verdict_tone: str) -> Markup:
-    x = fit_scale([edge for _, low, _, high in spans for edge in (low, high)], include=(0.0,))
+def _difference(spans: Sequence[tuple[str, Span]], verdict_tone: str) -> Markup:
+    x = fit_scale([edge for _, (_, low, high) in spans for edge in (low, high)], include=(0.0,))
     rows = [
         dot_row(
             name,
             track(x, [Dot(mean, "dot", verdict_tone, points(mean))], [Bar(low, high, "band", verdict_tone)], zero=True),
             f"{points(low)} to {points(high)}",
         )
-        for name, low, mean, high in spans
+        for name, (mean, low, high) in spans
     ]
     note = "Co-advised minus alone, points, with its 95 % interval. Zero is no help."
     return tag(
@@ -164,20 +174,29 @@ def _whole(value: float) -> str:
 
 
 def _table(run: Run, rows: Sequence[Row]) -> Markup:
-    head = ("", "top-1", "spread over seeds", "parameters", "images/s")
+    compared = any(row.difference for row in rows)
+    several = any(row.over_seeds for row in rows)
+    gains = [*["to alone"] * compared, *["over seeds"] * several]
+    head = ("", "top-1", "spread over seeds", *gains, "parameters", "images/s")
     body = [
         tag(
             "tr",
             tag("th", row.name, scope="row"),
             tag("td", percent(row.top1)),
             tag("td", f"± {100 * row.spread:.1f}" if row.spread is not None else "–"),
+            *(tag("td", _gain(span)) for span in (row.difference, row.over_seeds)[: len(gains)]),
             tag("td", compact(row.parameters)),
             tag("td", count(row.images_per_second)),
             class_="chief" if row.group == ADVISED and row.token == "class" else None,
         )
         for row in rows
     ]
-    return table(head, body)
+    note = "To alone: points of top-1 more than the student alone has, with the 95 % interval over images."
+    return join([table(head, body), tag("p", note, class_="note")]) if compared else table(head, body)
+
+
+def _gain(span: Span | None) -> str:
+    return f"{points(span[0])} ({points(span[1])} to {points(span[2])})" if span else "–"
 
 
 def table(head: Sequence[str], body: Sequence[Markup]) -> Markup:
