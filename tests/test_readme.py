@@ -16,6 +16,7 @@ import coadvise
 from coadvise.config import load_config, read_config
 from coadvise.data.sources import open_source
 from coadvise.record import last_of, read_records
+from coadvise.verdict import seed_interval
 
 FEW_STEPS = [
     f"{network}.recipe.{key}=1"
@@ -102,6 +103,11 @@ def test_the_results_are_what_the_record_says() -> None:
         assert f"| {name} | {figures} |" in _results()
     images, seeds = verdict["sentence"].replace("5000", "5,000").split(" images, ")
     assert f"{images} images, {seeds.replace('95 % interval ', '')}" in _results()
+    tops = {r["part"]: r["top1"] for r in read_records(ROOT / "results/cifar10-500") if r["kind"] == "result"}
+    gains = [tops[f"students/advised-{n}"]["average"] - tops[f"students/alone-{n}"]["class"] for n in verdict["seeds"]]
+    average = str(seed_interval(gains)).replace("95 % interval ", "")
+    assert f"in place of the class token: {average} over seeds" in " ".join(_results().split())
+    assert f"Unrounded, the first is {100 * verdict['difference']['mean']:.2f}." in _results()
 
 
 @pytest.mark.parametrize("name", ["", "-width-96", "-40-epochs", "-100-epochs", "-not-aligned"])
