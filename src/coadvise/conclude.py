@@ -3,8 +3,9 @@
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from coadvise.agreement import divergences
 from coadvise.checkpoint import storing
@@ -17,8 +18,6 @@ from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Run
 from coadvise.speed import images_per_second
 from coadvise.verdict import Hits, Interval, comparison, sentence, spread
 
-Difference = tuple[Interval, Interval | None]  # over images and, of several seeds, over seeds
-
 
 def conclude(run: Run, arms: Sequence[Arm]) -> None:
     """Measures speed (of the class answer, as in use), compares, writes verdict and report."""
@@ -29,16 +28,19 @@ def conclude(run: Run, arms: Sequence[Arm]) -> None:
     for network in networks.values():
         run.engine.prepare(network)
     speeds = images_per_second(networks, run.config.data.image_size, run.engine)
-    advised, alone = _hits(run.folder, arms, ADVISED), _hits(run.folder, arms, ALONE).get(CLASS, {})
-    differences = {answer: comparison(hits, alone) for answer, hits in advised.items() if alone}
+    predictions = {arm.part: load_predictions(run.folder, arm.part) for arm in arms}
+    advised, alone = _hits(arms, ADVISED, predictions), _hits(arms, ALONE, predictions).get(CLASS, {})
+    seeds = sorted(advised[CLASS])
+    compared = {answer: comparison(hits, alone) for answer, hits in advised.items() if alone}
+    differences = {answer: _difference(*intervals, len(seeds)) for answer, intervals in compared.items()}
     rows = _rows(arms, {part: result for part, result in results.items() if result}, speeds, differences)
     text = "Trained without a baseline: run again with --baseline to learn whether advice helped."
     if alone:
-        text = sentence(*differences[CLASS], len(run.dataset.val))
-    logits = {arm.part: load_predictions(run.folder, arm.part)[0] for arm in arms}
+        text = sentence(*compared[CLASS], len(run.dataset.val))
+    logits = {part: tokens for part, (tokens, _) in predictions.items()}
     run.record.add(
-        "verdict", images=len(run.dataset.val), seeds=sorted(advised[CLASS]), rows=rows,
-        difference=_difference(differences.get(CLASS), len(alone)), sentence=text,
+        "verdict", images=len(run.dataset.val), seeds=seeds, rows=rows,
+        difference=differences.get(CLASS), sentence=text,
         divergences=[asdict(divergence) for divergence in divergences(logits)],
     )  # fmt: skip
     with storing(run.folder):
@@ -64,11 +66,11 @@ def _rows(
     arms: Sequence[Arm],
     results: Mapping[str, Mapping[str, Any]],
     speeds: Mapping[str, float],
-    differences: Mapping[str, Difference],
+    differences: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """One row a teacher, one for the student alone, one an answer of the co-advised student; means over seeds."""
 
-    def row(name: str, same: Sequence[Arm], answer: str, difference: Difference | None = None) -> dict[str, Any]:
+    def row(name: str, same: Sequence[Arm], answer: str, difference: Mapping[str, Any] | None = None) -> dict[str, Any]:
         values = [results[arm.part]["top1"][answer] for arm in same]
         return {
             "name": name,
@@ -78,7 +80,7 @@ def _rows(
             "spread": spread(values),
             "parameters": results[same[0].part]["parameters"],
             "images_per_second": statistics.median(speeds[arm.part] for arm in same),
-            "difference": _difference(difference, len(same)),
+            "difference": difference,
         }
 
     rows = [row(arm.name, [arm], CLASS) for arm in arms if arm.role == TEACHER]
@@ -91,20 +93,19 @@ def _rows(
     return rows
 
 
-def _difference(found: Difference | None, seeds: int) -> dict[str, Any] | None:
+def _difference(over_images: Interval, over_seeds: Interval | None, seeds: int) -> dict[str, Any]:
     """What advice changed, as shares of the images, with both intervals."""
-    if found is None:
-        return None
-    over_images, over_seeds = found
     several = {**asdict(over_seeds), "n": seeds} if over_seeds else None
     return {**asdict(over_images), "over": "images", "seeds": several}
 
 
-def _hits(folder: Path, arms: Sequence[Arm], role: str) -> dict[str, dict[int, Hits]]:
+def _hits(
+    arms: Sequence[Arm], role: str, predictions: Mapping[str, tuple[Mapping[str, Tensor], Tensor]]
+) -> dict[str, dict[int, Hits]]:
     """Which validation images each answer gets right, by seed."""
     hits: dict[str, dict[int, Hits]] = {}
     for arm in arms:
         if arm.role == role:
-            for answer, right in correct(*load_predictions(folder, arm.part)).items():
+            for answer, right in correct(*predictions[arm.part]).items():
                 hits.setdefault(answer, {})[arm.seed] = right.numpy()
     return hits

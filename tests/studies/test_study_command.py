@@ -28,7 +28,7 @@ def test_a_study_by_its_options(studied: Studied, capsys: pytest.CaptureFixture[
     assert code == 0
     assert out.count("done") == 2
     assert "--reuse" not in out
-    code, out, _ = said(capsys, "study", "teachers", *where, "--dry-run", "--reuse", "nowhere")
+    code, out, _ = said(capsys, "study", "teachers", *where, "--dry-run", "--reuse", str(studied.out))
     assert "what --reuse would take is counted too" in out
 
 

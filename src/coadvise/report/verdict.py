@@ -191,7 +191,8 @@ def _table(run: Run, rows: Sequence[Row]) -> Markup:
         )
         for row in rows
     ]
-    note = "To alone: points of top-1 more than the student alone has, with the 95 % interval over images."
+    intervals = "95 % interval over images" + ", and beside it the one over seeds" * several
+    note = f"To alone: points of top-1 more than the student alone has, with the {intervals}."
     return join([table(head, body), tag("p", note, class_="note")]) if compared else table(head, body)
 
 
