@@ -88,15 +88,18 @@ def test_other_image_sizes(aligned: dict[str, str] | None) -> None:
         fixed(images(40))
 
 
-def test_large_batches_go_through_the_stems_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = student(aligned=BOTH)
-    whole = net.for_inference()(images(batch=7))
-    monkeypatch.setattr(inference, "CHUNK", 3 * 32 * 32)
-    seen: list[int] = []
+@pytest.mark.parametrize("aligned", [None, BOTH])
+def test_large_batches_go_through_in_pieces(aligned: dict[str, str] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = student(aligned=aligned)
     made = net.for_inference()
-    made.patch_embed.stems[0].register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    seen: list[int] = []
+    made.last.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    whole = made(images(batch=7))
+    monkeypatch.setattr(
+        inference, "CHUNK", 3 * made.prefix.shape[1] * 96 + 3 * 64 * 96 + 1
+    )  # 64 patches, 4 x 24 values
     torch.testing.assert_close(made(images(batch=7)), whole)
-    assert seen == [3, 3, 1]
+    assert seen == [7, 3, 3, 1]
 
 
 @pytest.mark.parametrize("aligned", [None, BOTH])

@@ -21,7 +21,7 @@ from coadvise.bench.table import Row, Setting, Table, interleaved, machine
 from coadvise.models import Student
 
 SIZE = 224
-CUDA_BATCH, CPU_BATCH = 64, 8  # on two cores a call of the larger networks takes about a second
+BATCH_SIZE = 64
 CALLS = 10  # a timed turn on CUDA, where one call alone would mostly measure the launching
 DEIT_TINY, DEIT_SMALL = "deit_tiny_distilled_patch16_224", "deit_small_distilled_patch16_224"
 COMPARISONS = (  # row, student, peer, goal
@@ -62,7 +62,7 @@ def student(name: str) -> nn.Module:
 def run(setting: Setting) -> Table:
     """Times the five networks."""
     on_gpu = setting.device.type == "cuda"
-    batch = setting.batch_size or (CUDA_BATCH if on_gpu else CPU_BATCH)
+    batch = setting.batch_size or BATCH_SIZE
     torch.manual_seed(0)
     images = torch.randn(batch, 3, SIZE, SIZE, device=setting.device).contiguous(memory_format=torch.channels_last)
     models = {name: timm.create_model(name).eval() for name in (DEIT_TINY, DEIT_SMALL)}

@@ -7,6 +7,7 @@
   product over all their channels. A token is the mean of its own stem's projection, so the mean comes first, and one
   vector an image is projected.
 - Batch norm is folded into the stems' convolutions.
+- On a CPU a batch goes through a few images at a time, so that what is made of them stays in its caches.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from coadvise.models.stems import AlignedPatchEmbed
 if TYPE_CHECKING:
     from coadvise.models.student import Student
 
-# Pixels that go through the stems at a time on a CPU, four images of 224: larger maps would leave its caches, and come
-# in memory that the system has to hand over anew each time.
-CHUNK = 4 * 224 * 224
+# Values of an MLP's hidden layer, a block's largest tensor, that are made at a time on a CPU: 5 MB in float32, four
+# images of 224 pixels at width 384. More would leave its caches, in memory that the system hands over anew each time.
+CHUNK = 1_250_000
 
 
 class ClassAnswer(nn.Module):
@@ -54,6 +55,7 @@ class ClassAnswer(nn.Module):
         self.blocks = plain.blocks[:-1]
         self.last = ClassTokenBlock(plain.blocks[-1])
         self.norm, self.head = plain.norm, plain.head
+        self.patch_size = plain.patch_embed.patch_size
         count = plain.num_prefix_tokens
         prefix, place = plain.pos_embed[:, :count].clone(), plain.pos_embed.new_zeros(count, len(plain.aligned))
         prefix[:, 0] += plain.cls_token[:, 0]
@@ -68,6 +70,13 @@ class ClassAnswer(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._answer(x)
+        patches = x.shape[-2] * x.shape[-1] // (self.patch_size[0] * self.patch_size[1])
+        hidden = (self.prefix.shape[1] + patches) * self.last.mlp.fc1.out_features
+        return torch.cat([self._answer(images) for images in x.split(max(1, CHUNK // hidden))])
+
+    def _answer(self, x: Tensor) -> Tensor:
         prefix = self.prefix
         if isinstance(self.patch_embed, SharedStems):
             patches, tokens = self.patch_embed(x)
@@ -144,18 +153,11 @@ class SharedStems(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.embed.checked(x).contiguous(memory_format=torch.channels_last)
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            parts = [self._chunk(part) for part in x.split(max(1, CHUNK // (x.shape[2] * x.shape[3])))]
-            patches, tokens = (torch.cat(part) for part in zip(*parts, strict=True))
-        else:
-            patches, tokens = self._chunk(x)
-        return patches if self.embed.output_fmt is not None else patches.flatten(1, 2), tokens
-
-    def _chunk(self, x: Tensor) -> tuple[Tensor, Tensor]:
         maps = [self._patches(stem(x)) for stem in self.stems]
         pixels = torch.stack(maps, dim=3)  # [B, H', W', stems, side * side * 64]
         tokens = torch.einsum("bsf,dsf->bsd", pixels.mean(dim=(1, 2)), self.weight) + self.bias
-        return F.linear(pixels.flatten(3), self.weight.flatten(1), self.bias.sum(0)), tokens
+        patches = F.linear(pixels.flatten(3), self.weight.flatten(1), self.bias.sum(0))
+        return patches if self.embed.output_fmt is not None else patches.flatten(1, 2), tokens
 
     def _patches(self, x: Tensor) -> Tensor:
         """Cut [B, 64, h, w] into what each patch of the projection covers: [B, H', W', side * side * 64]."""
