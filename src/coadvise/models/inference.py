@@ -153,13 +153,13 @@ class SharedStems(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.embed.checked(x).contiguous(memory_format=torch.channels_last)
-        maps = [self._patches(stem(x)) for stem in self.stems]
-        pixels = torch.stack(maps, dim=3)  # [B, H', W', stems, side * side * 64]
+        pixels = torch.stack([self._patches(stem(x)) for stem in self.stems], dim=3)
+        pixels = pixels.flatten(4)  # [B, H', W', stems, side * side * 64]
         tokens = torch.einsum("bsf,dsf->bsd", pixels.mean(dim=(1, 2)), self.weight) + self.bias
         patches = F.linear(pixels.flatten(3), self.weight.flatten(1), self.bias.sum(0))
         return patches if self.embed.output_fmt is not None else patches.flatten(1, 2), tokens
 
     def _patches(self, x: Tensor) -> Tensor:
-        """Cut [B, 64, h, w] into what each patch of the projection covers: [B, H', W', side * side * 64]."""
+        """Cut [B, 64, h, w] into what each patch of the projection covers: [B, H', W', side, side, 64], a view."""
         x = x.permute(0, 2, 3, 1).unflatten(2, (-1, self.side)).unflatten(1, (-1, self.side))
-        return x.transpose(2, 3).flatten(3)
+        return x.transpose(2, 3)
