@@ -102,6 +102,22 @@ def test_large_batches_go_through_in_pieces(aligned: dict[str, str] | None, monk
     assert seen == [7, 3, 3, 1]
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 100, 96, 384), (1000, 384, 96)])
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_linear_is_pytorchs_and_has_its_gradient(shape: tuple[int, ...], gelu: bool, biased: bool) -> None:
+    *rows, inputs, outputs = shape
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*rows, inputs, generator=generator)
+    weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
+    bias = torch.randn(outputs, generator=generator) if biased else None
+    wanted = nn.functional.linear(x, weight, bias)
+    wanted = nn.functional.gelu(wanted) if gelu else wanted
+    torch.testing.assert_close(inference.linear(x, weight, bias, gelu=gelu), wanted, rtol=1e-5, atol=1e-5)
+    inference.linear(x.requires_grad_(), weight, bias, gelu=gelu).sum().backward()
+    assert x.grad is not None
+
+
 @pytest.mark.parametrize("aligned", [None, BOTH])
 def test_in_bfloat16_it_is_as_near_as_the_student(aligned: dict[str, str] | None) -> None:
     net = student(aligned=aligned)

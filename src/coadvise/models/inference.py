@@ -7,6 +7,7 @@
   product over all their channels. A token is the mean of its own stem's projection, so the mean comes first, and one
   vector an image is projected.
 - Batch norm is folded into the stems' convolutions.
+- In float32 on a CPU linear layers are oneDNN's, with GELU in the same pass.
 - On a CPU a batch goes through a few images at a time, so that what is made of them stays in its caches.
 """
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 # Values of an MLP's hidden layer, a block's largest tensor, that are made at a time on a CPU: 5 MB in float32, four
 # images of 224 pixels at width 384. More would leave its caches, in memory that the system hands over anew each time.
 CHUNK = 1_250_000
+ONEDNN_FROM = (
+    10_000_000  # multiplications; a call of oneDNN takes some microseconds more than one of MKL, PyTorch's own
+)
 
 
 class ClassAnswer(nn.Module):
@@ -53,6 +57,10 @@ class ClassAnswer(nn.Module):
         self.grid_size = plain.patch_embed.grid_size
         self.dynamic_img_size = plain.dynamic_img_size
         self.blocks = plain.blocks[:-1]
+        for block in self.blocks:
+            block.attn.qkv, block.attn.proj = Linear(block.attn.qkv), Linear(block.attn.proj)
+            block.mlp.fc1, block.mlp.act = Linear(block.mlp.fc1, gelu=True), nn.Identity()
+            block.mlp.fc2 = Linear(block.mlp.fc2)
         self.last = ClassTokenBlock(plain.blocks[-1])
         self.norm, self.head = plain.norm, plain.head
         self.patch_size = plain.patch_embed.patch_size
@@ -156,10 +164,38 @@ class SharedStems(nn.Module):
         pixels = torch.stack([self._patches(stem(x)) for stem in self.stems], dim=3)
         pixels = pixels.flatten(4)  # [B, H', W', stems, side * side * 64]
         tokens = torch.einsum("bsf,dsf->bsd", pixels.mean(dim=(1, 2)), self.weight) + self.bias
-        patches = F.linear(pixels.flatten(3), self.weight.flatten(1), self.bias.sum(0))
+        patches = linear(pixels.flatten(3), self.weight.flatten(1), self.bias.sum(0))
         return patches if self.embed.output_fmt is not None else patches.flatten(1, 2), tokens
 
     def _patches(self, x: Tensor) -> Tensor:
         """Cut [B, 64, h, w] into what each patch of the projection covers: [B, H', W', side, side, 64], a view."""
         x = x.permute(0, 2, 3, 1).unflatten(2, (-1, self.side)).unflatten(1, (-1, self.side))
         return x.transpose(2, 3)
+
+
+class Linear(nn.Module):
+    """A frozen linear layer [..., in] to [..., out], with GELU behind it if wanted, by `linear`."""
+
+    def __init__(self, layer: nn.Linear, *, gelu: bool = False) -> None:
+        super().__init__()
+        self.weight, self.bias, self.gelu = layer.weight, layer.bias, gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias, gelu=self.gelu)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
+    """`F.linear`, and GELU behind it if wanted."""
+    if (
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() * weight.shape[0] > ONEDNN_FROM
+        and not x.requires_grad  # it has no gradient
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.is_available()
+    ):
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+        return y
+    y = F.linear(x, weight, bias)
+    return F.gelu(y) if gelu else y
