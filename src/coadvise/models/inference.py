@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 # Values of an MLP's hidden layer, a block's largest tensor, that are made at a time on a CPU: 5 MB in float32, four
 # images of 224 pixels at width 384. More would leave its caches, in memory that the system hands over anew each time.
 CHUNK = 1_250_000
-ONEDNN_FROM = (
-    10_000_000  # multiplications; a call of oneDNN takes some microseconds more than one of MKL, PyTorch's own
-)
+# Multiplications from which oneDNN is taken: a call takes some microseconds more than one of MKL, PyTorch's own.
+ONEDNN_FROM = 10_000_000
 
 
 class ClassAnswer(nn.Module):
