@@ -282,6 +282,30 @@ def test_tokens_are_the_teachers_own_or_the_named_ones() -> None:
         parse_config(valid(teachers={"b": {"model": "r", "token": "average"}}))
 
 
+def test_a_teacher_may_advise_several_tokens() -> None:
+    teachers = {"a": {"model": "r", "token": ["a", "class"]}, "b": {"model": "r", "token": ["class", "c"]}}
+    config = parse_config(valid(teachers=teachers))
+    assert config.tokens == ("a", "c")
+    assert config.loss_weights.by_token == {"a": ["a"], "class": ["a", "b"], "c": ["b"]}
+    assert parse_config(yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("token", "fault"),
+    [
+        ([], "a list of names"),
+        (["class", "class"], "class listed more than once"),
+        (["a", "average"], "'average'"),
+        (["a", "B"], "'B'"),
+        (3, "a list of names"),
+        (["a", 3], "a list of names"),
+    ],
+)
+def test_a_wrong_list_of_tokens_is_said(token: object, fault: str) -> None:
+    with pytest.raises(UserError, match=rf"teachers\.b\.token.*{fault}"):
+        parse_config(valid(teachers={"b": {"model": "r", "token": token}}))
+
+
 def test_teachers_that_cannot_be_averaged_are_refused() -> None:
     teachers = {"a": {"model": "r", "token": "class", "temperature": 2}, "b": {"model": "r", "token": "class"}}
     student = {"model": "s", "combine": "mean"}

@@ -440,6 +440,7 @@ def test_a_run_in_use_is_refused(finished: Path, tiny_images: Path, tiny_preset:
         (["teachers.conv.token=class", "teachers.inv.token=class"], ["class"]),  # naive distillation
         (["teachers.conv.token=class", "teachers.inv.token=class", "student.combine=mean"], ["class"]),
         (["teachers.inv.token=conv"], ["class", "conv", "average"]),
+        (["teachers.conv.token=[conv, class]", "teachers.inv.token=[class]"], ["class", "conv", "average"]),
         (["teachers.conv.hard=true"], ["class", "conv", "inv", "average"]),
         (["teachers.conv2.model=resnet_small"], ["class", "conv", "inv", "conv2", "average"]),
         (["student.model_kwargs.aligned={conv: conv}"], ["class", "conv", "inv", "average"]),

@@ -135,6 +135,33 @@ def test_tokens_are_named_once_each_in_the_teachers_order():
     assert weights.by_token["two"] == ["b", "c"]
 
 
+def test_a_teacher_of_several_tokens_advises_each():
+    tokens, teachers = ({name: torch.randn(4, 5) for name in names} for names in (("class", "a", "b"), ("a", "b")))
+    labels = torch.tensor([0, 1, 2, 3])
+    both = {"a": Advice(0.7, 2.0, ("a", "class")), "b": Advice(0.9, 3.0, ("class", "b"))}
+    losses = co_advise_loss(tokens, teachers, labels, LossWeights(0.5, both))
+    own = co_advise_loss(tokens, teachers, labels, LossWeights(0.5, {"a": Advice(0.7, 2.0), "b": Advice(0.9, 3.0)}))
+    on_class = {"a": Advice(0.7, 2.0, "class"), "b": Advice(0.9, 3.0, "class")}
+    naive = co_advise_loss(tokens, teachers, labels, LossWeights(0.0, on_class))
+    torch.testing.assert_close(losses["total"], own["total"] + naive["total"])
+    assert list(losses) == ["total", "class", "a", "b"]
+    for name in teachers:
+        torch.testing.assert_close(losses[name], (own[name] + naive[name]) / 2)
+    assert LossWeights(0.5, both).trained_tokens == ("class", "a", "b")
+
+
+def test_a_mean_is_taken_where_tokens_are_shared():
+    tokens, teachers = ({name: torch.randn(4, 5) for name in names} for names in (("class", "a", "b"), ("a", "b")))
+    labels = torch.tensor([0, 1, 2, 3])
+    both, on_class = ({n: Advice(0.7, 2.0, where) for n, where in zip("ab", tokens_of, strict=True)} for tokens_of in (
+        (("a", "class"), ("b", "class")), ("class", "class")
+    ))  # fmt: skip
+    losses = co_advise_loss(tokens, teachers, labels, LossWeights(0.5, both, mean=True))
+    own = co_advise_loss(tokens, teachers, labels, LossWeights(0.5, {n: Advice(0.7, 2.0) for n in "ab"}))
+    mean = co_advise_loss(tokens, teachers, labels, LossWeights(0.0, on_class, mean=True))
+    torch.testing.assert_close(losses["total"], own["total"] + mean["total"])
+
+
 def test_average_is_a_probability():
     tokens = {"class": torch.randn(4, 5), "conv": torch.randn(4, 5)}
     torch.testing.assert_close(average_probabilities(tokens).sum(-1), torch.ones(4))

@@ -43,6 +43,7 @@ def test_the_same_run_again_trains_nothing(finished: Path, tiny_images: Path, ti
         ("student.recipe.learning_rate=0.01", STUDENTS),
         ("augment.flip=false", PARTS),  # the tiny teachers have no views of their own
         ("teachers.conv.temperature=3", ("students/advised-0",)),
+        ("teachers.conv.token=[conv, class]", ("students/advised-0",)),
         ("teachers.inv.recipe.epochs=1", ("teachers/inv", "students/advised-0")),
         ("engine.precision=bfloat16", PARTS),
         ("data.workers=1", ()),
@@ -100,3 +101,21 @@ def test_by_itself_leaves_out_what_cannot_matter() -> None:
     warmer = load_config("small-images", ["teachers.conv.temperature=9"], source="x")
     assert by_itself(config, ALONE) == by_itself(warmer, ALONE)
     assert by_itself(config, ADVISED) != by_itself(warmer, ADVISED)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("[conv, class]", "conv", False),  # as it is written, so that runs known by it stay known
+        ("[conv, class]", "null", True),
+        ("[class, conv]", "[conv]", True),
+        ("[class]", "class", True),
+        ("[one, class]", "one", True),
+        ("[one, class, two]", "[one, two]", True),
+        ("[one, two]", "one", False),
+    ],
+)
+def test_a_student_alone_has_the_tokens_whoever_advises_the_class_token(one: str, other: str, same: bool) -> None:
+    first, second = (load_config("small-images", [f"teachers.conv.token={t}"], source="x") for t in (one, other))
+    assert (by_itself(first, ALONE) == by_itself(second, ALONE)) is same
+    assert by_itself(first, ADVISED) != by_itself(second, ADVISED)

@@ -12,6 +12,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -138,8 +139,19 @@ def _token_name(name: str) -> str:
         raise ValueError(f"a teacher's name is its token's: {error}") from None
 
 
-def _advised_token(name: str) -> str:
-    return name if name == CLASS else _token_name(name)
+def _advised_tokens(given: object) -> object:
+    """Before the union of types is: its own errors name every type."""
+    if given is None:
+        return None
+    names = given if isinstance(given, list | tuple) else (given,)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("give a token's name, a list of names, or null for that of the teacher's own name")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(twice)} listed more than once")
+    for name in names:
+        if name != CLASS:
+            _token_name(name)
+    return given
 
 
 class TeacherConfig(ModelConfig):
@@ -154,8 +166,10 @@ class TeacherConfig(ModelConfig):
         description="published weights of a model of timm's or of a hub's (hf-hub:ORG/NAME); refused unless the "
         "classes agree",
     )
-    token: Annotated[str, AfterValidator(_advised_token)] | None = Field(
-        None, description="the student's token it advises, class among them; null is that of its own name"
+    token: Annotated[str | tuple[str, ...] | None, BeforeValidator(_advised_tokens)] = Field(
+        None,
+        description="the student's token it advises, class among them, or a list of several, each with λ and τ; null "
+        "is that of its own name",
     )
     weight: float = Field(1.0, ge=0, description="λ of Eq. (1)")
     temperature: float = Field(1.0, gt=0, description="τ of Eq. (1)")
@@ -243,7 +257,7 @@ class RunConfig(_Part):
     def loss_weights(self) -> LossWeights:
         """λ and τ of Eq. (1)."""
         advice = {
-            name: Advice(teacher.weight, teacher.temperature, teacher.token or name, teacher.hard)
+            name: Advice(teacher.weight, teacher.temperature, teacher.token or "", teacher.hard)
             for name, teacher in self.teachers.items()
         }
         return LossWeights(self.student.weight, advice, self.student.combine == "mean")

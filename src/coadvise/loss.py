@@ -17,14 +17,19 @@ class Advice:
     Attributes:
         weight: λ_k of Eq. (1).
         temperature: τ_k of Eq. (1).
-        token: the student's token it advises, "class" among them; "" is the token of the teacher's own name.
+        token: the student's token it advises, "class" among them, or several, each with λ_k and τ_k; "" is the token of
+            the teacher's own name.
         hard: cross-entropy against the teacher's most likely class (DeiT's hard distillation) in place of the KL term.
     """
 
     weight: float = 1.0
     temperature: float = 1.0
-    token: str = ""
+    token: str | tuple[str, ...] = ""
     hard: bool = False
+
+    def tokens(self, name: str) -> tuple[str, ...]:
+        """The tokens that it is for, coming from the teacher of this name."""
+        return (self.token or name,) if isinstance(self.token, str) else self.token
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class LossWeights:
         """The teachers of each advised token, in order."""
         teachers: dict[str, list[str]] = {}
         for name, advice in self.advice.items():
-            teachers.setdefault(advice.token or name, []).append(name)
+            for token in advice.tokens(name):
+                teachers.setdefault(token, []).append(name)
         return teachers
 
     @property
@@ -109,7 +115,8 @@ def co_advise_loss(
         weights: λ and τ; exactly one `Advice` per teacher.
 
     Returns:
-        "total" with its gradient, and every part by name, detached and before its λ: "class" and one entry per teacher.
+        "total" with its gradient, and every part by name, detached and before its λ: "class" and one entry per teacher,
+        the mean over the tokens it advises.
 
     Raises:
         ValueError: teachers, advice and tokens do not name the same things, or class counts differ.
@@ -127,10 +134,11 @@ def co_advise_loss(
     for token, names in weights.by_token.items():
         student = tokens[token]
         for name in names:
-            term = _advice(student, name, teacher_logits[name], weights.advice[name])
-            parts[name] = term.detach()
+            advice = weights.advice[name]
+            term = _advice(student, name, teacher_logits[name], advice)
+            parts[name] = parts.get(name, 0) + term.detach() / len(advice.tokens(name))
             if len(names) == 1 or not weights.mean:
-                total = total + weights.advice[name].weight * term
+                total = total + advice.weight * term
         if len(names) > 1 and weights.mean:
             total = total + _mean_advice(
                 student, [teacher_logits[n] for n in names], [weights.advice[n] for n in names]

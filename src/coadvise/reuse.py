@@ -9,6 +9,7 @@ from coadvise.config import RunConfig, StudentConfig, TeacherConfig, read_config
 from coadvise.data.audit import Dataset
 from coadvise.errors import UserError
 from coadvise.logit_cache import teacher_fingerprint
+from coadvise.loss import CLASS
 from coadvise.networks import build_network, load_network
 from coadvise.record import read_records
 from coadvise.run import ADVISED, ALONE, CONFIG, FREE, TEACHER, Arm, Run, data_record, written_data
@@ -41,9 +42,21 @@ def by_itself(config: RunConfig, role: str, teacher: str = "") -> RunConfig:
         same = {"teachers": {teacher: own}, "student": NO_STUDENT, "augment": augment, "cache": None}
         return config.model_copy(update=same)
     if role == ALONE:  # of those who do not advise it, it has the tokens
-        tokens = {name: _NO_TEACHER.model_copy(update={"token": t.token}) for name, t in config.teachers.items()}
+        tokens = {
+            name: _NO_TEACHER.model_copy(update={"token": _own_token(name, t)}) for name, t in config.teachers.items()
+        }
         return config.model_copy(update={"teachers": tokens, "cache": None})
     return config
+
+
+def _own_token(name: str, teacher: TeacherConfig) -> str | tuple[str, ...] | None:
+    """A list of tokens without what makes no difference to whether they are there: the class token, one's own name."""
+    if not isinstance(teacher.token, tuple):
+        return teacher.token
+    advised = tuple(token for token in teacher.token if token != CLASS) or (CLASS,)
+    if len(advised) > 1:
+        return advised
+    return None if advised[0] == name else advised[0]
 
 
 def check_reuse(other: Path, dataset: Dataset, image_size: int) -> None:

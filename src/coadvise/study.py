@@ -245,7 +245,10 @@ def _plan(study: Study, base: RunConfig, seeds: int, folder: Path) -> _Plan:
 
 
 def _configuration(row: Row, base: RunConfig) -> RunConfig:
-    """A row's configuration, its teachers not yet shared. "conv2" is a second one of the preset's "conv"."""
+    """A row's configuration, its teachers not yet shared. "conv2" is a second one of the preset's "conv".
+
+    Which tokens are advised is what the tables compare, so it is the row's to say and not the preset's.
+    """
     teachers = {}
     for name in row.teachers or base.teachers:
         origin = name if name in base.teachers else re.sub(r"\d+$", "", name)
@@ -254,7 +257,7 @@ def _configuration(row: Row, base: RunConfig) -> RunConfig:
                 f"row '{row.name}' needs a teacher '{origin}', the preset has {', '.join(base.teachers)}; "
                 "take a preset with teachers conv and inv"
             )
-        teachers[name] = base.teachers[origin]
+        teachers[name] = base.teachers[origin].model_copy(update={"token": None})
     config = base.model_copy(update={"teachers": teachers})
     return with_changes(config, row.changes_of(config))
 

@@ -72,6 +72,16 @@ def test_equal_networks_of_different_studies_are_one() -> None:
         assert len({plans[study][row].folder for study, row in same}) == 1, same
 
 
+def test_a_study_s_rows_say_which_tokens_are_advised_whatever_the_preset_s_are() -> None:
+    configs = [
+        load_config("small-images", [f"teachers.{name}.token={token}" for name in ("conv", "inv")], source="x")
+        for token in ("null", "class", "[class, conv]")
+    ]
+    for study in STUDIES.values():
+        one, *others = (set(_plan(study, config, 1, Path("out")).tasks) for config in configs)
+        assert all(other == one for other in others)
+
+
 @pytest.mark.parametrize("preset", ["digits", "small-images", "photos"])
 def test_every_study_s_networks_can_be_made_of_every_preset(preset: str) -> None:
     config = load_config(preset, source="x")
