@@ -94,12 +94,16 @@ def test_large_batches_go_through_in_pieces(aligned: dict[str, str] | None, monk
     made = net.for_inference()
     seen: list[int] = []
     made.last.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
-    whole = made(images(batch=7))
-    monkeypatch.setattr(
-        inference, "CHUNK", 3 * made.prefix.shape[1] * 96 + 3 * 64 * 96 + 1
-    )  # 64 patches, 4 x 24 values
-    torch.testing.assert_close(made(images(batch=7)), whole)
-    assert seen == [7, 3, 3, 1]
+    a_third = 3 * made.prefix.shape[1] * 96 + 3 * 64 * 96 + 1  # 64 patches, 4 x 24 values
+    for limit, autocast in (("CHUNK", False), ("AUTOCAST_CHUNK", True)):
+        seen.clear()
+        with monkeypatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            whole = made(images(batch=7))
+            patch.setattr(inference, limit, a_third)
+            in_pieces = made(images(batch=7))
+        tolerance = {"rtol": 3e-2, "atol": 3e-2} if autocast else {}
+        torch.testing.assert_close(in_pieces, whole, **tolerance)
+        assert seen == [7, 3, 3, 1]
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (2, 100, 96, 384), (1000, 384, 96)])

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 # Values of an MLP's hidden layer, a block's largest tensor, that are made at a time on a CPU: 5 MB in float32, four
 # images of 224 pixels at width 384. More would leave its caches, in memory that the system hands over anew each time.
-CHUNK = 1_250_000
+# Autocast rounds every weight anew for each piece, so its pieces are larger.
+CHUNK, AUTOCAST_CHUNK = 1_250_000, 5_000_000
 # Multiplications from which oneDNN is taken: a call takes some microseconds more than one of MKL, PyTorch's own.
 ONEDNN_FROM = 10_000_000
 
@@ -81,7 +82,8 @@ class ClassAnswer(nn.Module):
             return self._answer(x)
         patches = x.shape[-2] * x.shape[-1] // (self.patch_size[0] * self.patch_size[1])
         hidden = (self.prefix.shape[1] + patches) * self.last.mlp.fc1.out_features
-        return torch.cat([self._answer(images) for images in x.split(max(1, CHUNK // hidden))])
+        chunk = AUTOCAST_CHUNK if torch.is_autocast_enabled("cpu") else CHUNK
+        return torch.cat([self._answer(images) for images in x.split(max(1, chunk // hidden))])
 
     def _answer(self, x: Tensor) -> Tensor:
         prefix = self.prefix
@@ -162,7 +164,9 @@ class SharedStems(nn.Module):
         x = self.embed.checked(x).contiguous(memory_format=torch.channels_last)
         pixels = torch.stack([self._patches(stem(x)) for stem in self.stems], dim=3)
         pixels = pixels.flatten(4)  # [B, H', W', stems, side * side * 64]
-        tokens = torch.einsum("bsf,dsf->bsd", pixels.mean(dim=(1, 2)), self.weight) + self.bias
+        # A mean of bfloat16 widens all of it first, which takes four times as long; a sum widens as it goes.
+        means = pixels.sum(dim=(1, 2)) / (pixels.shape[1] * pixels.shape[2])
+        tokens = torch.einsum("bsf,dsf->bsd", means, self.weight) + self.bias
         patches = linear(pixels.flatten(3), self.weight.flatten(1), self.bias.sum(0))
         return patches if self.embed.output_fmt is not None else patches.flatten(1, 2), tokens
 
