@@ -109,7 +109,12 @@ def test_large_batches_go_through_in_pieces(aligned: dict[str, str] | None, monk
 @pytest.mark.parametrize("shape", [(3, 5, 7), (2, 100, 96, 384), (1000, 384, 96)])
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
-def test_linear_is_pytorchs_and_has_its_gradient(shape: tuple[int, ...], gelu: bool, biased: bool) -> None:
+@pytest.mark.parametrize("onednn", [True, False])
+def test_linear_is_pytorchs_and_has_its_gradient(
+    shape: tuple[int, ...], gelu: bool, biased: bool, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not onednn:
+        monkeypatch.setattr(inference, "_onednn_linear", None)
     *rows, inputs, outputs = shape
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(*rows, inputs, generator=generator)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 CHUNK, AUTOCAST_CHUNK = 1_250_000, 5_000_000
 # Multiplications from which oneDNN is taken: a call takes some microseconds more than one of MKL, PyTorch's own.
 ONEDNN_FROM = 10_000_000
+# PyTorch's own compiler calls it, no public function does. None where a build has no oneDNN, or another name for it.
+_onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
 class ClassAnswer(nn.Module):
@@ -190,15 +192,15 @@ class Linear(nn.Module):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
     """`F.linear`, and GELU behind it if wanted."""
     if (
-        not torch.compiler.is_compiling()
+        _onednn_linear is not None
+        and not torch.compiler.is_compiling()
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * weight.shape[0] > ONEDNN_FROM
         and not x.requires_grad  # it has no gradient
         and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
     ):
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+        y: Tensor = _onednn_linear(x, weight, bias, "gelu" if gelu else "none", [], "none")
         return y
     y = F.linear(x, weight, bias)
     return F.gelu(y) if gelu else y
