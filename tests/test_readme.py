@@ -110,7 +110,9 @@ def test_the_results_are_what_the_record_says() -> None:
     assert f"Unrounded, the first is {100 * verdict['difference']['mean']:.2f}." in _results()
 
 
-@pytest.mark.parametrize("name", ["", "-xeon", "-one-seed", "-width-96", "-40-epochs", "-100-epochs", "-not-aligned"])
+@pytest.mark.parametrize(
+    "name", ["", "-xeon", "-epyc", "-one-seed", "-width-96", "-40-epochs", "-100-epochs", "-not-aligned"]
+)
 def test_the_table_of_records_is_what_they_say(name: str) -> None:
     verdict = _verdict(f"cifar10-500{name}")
     rows = {row["name"]: _percent(row, "top1") for row in verdict["rows"]}
