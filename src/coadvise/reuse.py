@@ -42,18 +42,15 @@ def by_itself(config: RunConfig, role: str, teacher: str = "") -> RunConfig:
         same = {"teachers": {teacher: own}, "student": NO_STUDENT, "augment": augment, "cache": None}
         return config.model_copy(update=same)
     if role == ALONE:  # of those who do not advise it, it has the tokens
-        tokens = {
-            name: _NO_TEACHER.model_copy(update={"token": _own_token(name, t)}) for name, t in config.teachers.items()
-        }
+        advice = config.loss_weights.advice
+        tokens = {n: _NO_TEACHER.model_copy(update={"token": _token(n, a.tokens(n))}) for n, a in advice.items()}
         return config.model_copy(update={"teachers": tokens, "cache": None})
     return config
 
 
-def _own_token(name: str, teacher: TeacherConfig) -> str | tuple[str, ...] | None:
-    """A list of tokens without what makes no difference to whether they are there: the class token, one's own name."""
-    if not isinstance(teacher.token, tuple):
-        return teacher.token
-    advised = tuple(token for token in teacher.token if token != CLASS) or (CLASS,)
+def _token(name: str, tokens: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    """One spelling of `TeacherConfig.token`, without the class token, which is there whoever advises it."""
+    advised = tuple(token for token in tokens if token != CLASS) or (CLASS,)
     if len(advised) > 1:
         return advised
     return None if advised[0] == name else advised[0]
