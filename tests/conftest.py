@@ -50,9 +50,14 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):
             beside.parent.rmdir()
 
 
+# The suite runs in several processes; more threads than cores only make them wait for each other. Set here and not
+# only before each test: what the whole session shares (`finished`) is made earlier, and its bits depend on it.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread_each():
-    """The suite runs in several processes; more threads than cores only make them wait for each other."""
+    """Whatever number of threads a test before this one set."""
     torch.set_num_threads(1)
 
 
