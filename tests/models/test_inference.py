@@ -94,12 +94,12 @@ def test_large_batches_go_through_in_pieces(aligned: dict[str, str] | None, monk
     made = net.for_inference()
     seen: list[int] = []
     made.last.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
-    a_third = 3 * made.prefix.shape[1] * 96 + 3 * 64 * 96 + 1  # 64 patches, 4 x 24 values
-    for limit, autocast in (("CHUNK", False), ("AUTOCAST_CHUNK", True)):
+    three = 3 * (made.prefix.shape[1] + 64) * 96  # values: 64 patches, 4 x 24 hidden
+    for autocast, size in ((False, 4), (True, 2)):
         seen.clear()
         with monkeypatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             whole = made(images(batch=7))
-            patch.setattr(inference, limit, a_third)
+            patch.setattr(inference, "CHUNK", three * size + 1)
             in_pieces = made(images(batch=7))
         tolerance = {"rtol": 3e-2, "atol": 3e-2} if autocast else {}
         torch.testing.assert_close(in_pieces, whole, **tolerance)

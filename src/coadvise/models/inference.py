@@ -7,35 +7,44 @@
   product over all their channels. A token is the mean of its own stem's projection, so the mean comes first, and one
   vector an image is projected.
 - Batch norm is folded into the stems' convolutions.
-- In float32 on a CPU linear layers are oneDNN's, with GELU in the same pass.
-- On a CPU a batch goes through a few images at a time, so that what is made of them stays in its caches.
+- On a CPU linear layers are oneDNN's with GELU in the same pass, and the stems' convolutions with ReLU.
+- On a CPU a batch goes through a few images at a time, so that what is made of them stays in its caches. Under autocast
+  the weights are rounded once for all of them.
 """
 
 from __future__ import annotations
 
 import copy
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, cast
 
 import torch
+from timm.layers.mlp import Mlp
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coadvise.models.folding import fold_batch_norms, sample_images
+from coadvise.models.staged import ConvBNReLU
 from coadvise.models.stems import AlignedPatchEmbed
 
 if TYPE_CHECKING:
     from coadvise.models.student import Student
 
-# Values of an MLP's hidden layer, a block's largest tensor, that are made at a time on a CPU: 5 MB in float32, four
-# images of 224 pixels at width 384. More would leave its caches, in memory that the system hands over anew each time.
-# Autocast rounds every weight anew for each piece, so its pieces are larger.
-CHUNK, AUTOCAST_CHUNK = 1_250_000, 5_000_000
+# Bytes of an MLP's hidden layer, a block's largest tensor, that are made at a time on a CPU: in float32 four images of
+# 224 pixels at width 384. More would leave its caches, in memory that the system hands over anew each time.
+CHUNK = 5_000_000
 # Multiplications from which oneDNN is taken: a call takes some microseconds more than one of MKL, PyTorch's own.
 ONEDNN_FROM = 10_000_000
-# PyTorch's own compiler calls it, no public function does. None where a build has no oneDNN, or another name for it.
-_onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+# PyTorch's own compiler calls them, no public function does. None where a build has no oneDNN, or other names for them.
+_onednn = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
+_onednn_linear = getattr(_onednn, "_linear_pointwise", None)
+_onednn_conv = getattr(_onednn, "_convolution_pointwise", None)
+_onednn_bfloat16 = bool(_onednn and getattr(_onednn, "_is_mkldnn_bf16_supported", bool)())
+# What autocast made of each weight in the call of `ClassAnswer` that is under way. Autocast's own cache is for leaves
+# that need a gradient.
+_rounded: ContextVar[dict[Tensor, Tensor] | None] = ContextVar("_rounded", default=None)
 
 
 class ClassAnswer(nn.Module):
@@ -58,11 +67,11 @@ class ClassAnswer(nn.Module):
         self.patch_embed = SharedStems(plain.patch_embed, plain.in_chans) if aligned else plain.patch_embed
         self.grid_size = plain.patch_embed.grid_size
         self.dynamic_img_size = plain.dynamic_img_size
+        self.hidden = plain.blocks[-1].mlp.fc1.out_features
         self.blocks = plain.blocks[:-1]
         for block in self.blocks:
             block.attn.qkv, block.attn.proj = Linear(block.attn.qkv), Linear(block.attn.proj)
-            block.mlp.fc1, block.mlp.act = Linear(block.mlp.fc1, gelu=True), nn.Identity()
-            block.mlp.fc2 = Linear(block.mlp.fc2)
+            block.mlp = frozen_mlp(block.mlp)
         self.last = ClassTokenBlock(plain.blocks[-1])
         self.norm, self.head = plain.norm, plain.head
         self.patch_size = plain.patch_embed.patch_size
@@ -83,9 +92,13 @@ class ClassAnswer(nn.Module):
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return self._answer(x)
         patches = x.shape[-2] * x.shape[-1] // (self.patch_size[0] * self.patch_size[1])
-        hidden = (self.prefix.shape[1] + patches) * self.last.mlp.fc1.out_features
-        chunk = AUTOCAST_CHUNK if torch.is_autocast_enabled("cpu") else CHUNK
-        return torch.cat([self._answer(images) for images in x.split(max(1, chunk // hidden))])
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        hidden = (self.prefix.shape[1] + patches) * self.hidden * dtype.itemsize
+        token = _rounded.set({})
+        try:
+            return torch.cat([self._answer(images) for images in x.split(max(1, CHUNK // hidden))])
+        finally:
+            _rounded.reset(token)
 
     def _answer(self, x: Tensor) -> Tensor:
         prefix = self.prefix
@@ -113,8 +126,8 @@ class ClassTokenBlock(nn.Module):
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
-        self.proj, self.heads, self.scale = block.attn.proj, block.attn.num_heads, block.attn.scale
+        self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, frozen_mlp(block.mlp)
+        self.proj, self.heads, self.scale = Linear(block.attn.proj), block.attn.num_heads, block.attn.scale
         query, key, value = block.attn.qkv.weight.chunk(3)
         of_query, _, of_value = block.attn.qkv.bias.chunk(3)
         self.query, self.query_bias = nn.Parameter(query.clone()), nn.Parameter(of_query.clone())
@@ -126,12 +139,11 @@ class ClassTokenBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
-        query = (
-            F.linear(y[:, 0], self.query, self.query_bias).unflatten(-1, (self.heads, -1)).transpose(0, 1)
-        )  # [heads, B, d]
-        query = (query @ self.key).transpose(0, 1) * self.scale  # [B, heads, D]
+        query = linear(y[:, 0], self.query, self.query_bias)
+        query = query.unflatten(-1, (self.heads, -1)).transpose(0, 1)  # [heads, B, d]
+        query = (query @ rounded(self.key)).transpose(0, 1) * self.scale  # [B, heads, D]
         weights = (query @ y.mT).softmax(dim=-1)  # [B, heads, N]
-        mixed = (weights @ y).transpose(0, 1) @ self.value  # [heads, B, d]
+        mixed = (weights @ y).transpose(0, 1) @ rounded(self.value)  # [heads, B, d]
         x = x[:, 0] + self.proj(mixed.transpose(0, 1).flatten(1) + self.value_bias)
         return x + self.mlp(self.norm2(x))
 
@@ -147,18 +159,22 @@ class SharedStems(nn.Module):
         in_chans: Image channels C.
     """
 
+    whole_bias: Tensor
+
     def __init__(self, embed: AlignedPatchEmbed, in_chans: int) -> None:
         super().__init__()
         sample = sample_images(in_chans, 2 * embed.patch_size[0])
         projections = [cast(nn.Conv2d, stem.get_submodule("proj")) for stem in embed.stems.values()]
         self.side = projections[0].kernel_size[0]
-        weight = torch.stack([conv.weight.permute(0, 2, 3, 1).flatten(1) for conv in projections], dim=1)
-        self.weight = nn.Parameter(weight, requires_grad=False)  # [D, stems, side * side * 64]
+        weight = torch.cat([conv.weight.permute(0, 2, 3, 1).flatten(1) for conv in projections], dim=1)
+        self.weight = nn.Parameter(weight, requires_grad=False)  # [D, stems * side * side * 64]
         bias = torch.stack([cast(Tensor, conv.bias) for conv in projections])
         self.bias = nn.Parameter(bias, requires_grad=False)  # [stems, D]
+        self.register_buffer("whole_bias", bias.sum(0))
         self.stems = nn.ModuleList(fold_batch_norms(stem, sample.to(weight)) for stem in embed.stems.values())
         for stem in self.stems:
             stem.set_submodule("proj", nn.Identity())
+            fuse_relu(stem)
         embed.stems = nn.ModuleDict()
         self.embed = embed  # checks and pads
 
@@ -168,14 +184,42 @@ class SharedStems(nn.Module):
         pixels = pixels.flatten(4)  # [B, H', W', stems, side * side * 64]
         # A mean of bfloat16 widens all of it first, which takes four times as long; a sum widens as it goes.
         means = pixels.sum(dim=(1, 2)) / (pixels.shape[1] * pixels.shape[2])
-        tokens = torch.einsum("bsf,dsf->bsd", means, self.weight) + self.bias
-        patches = linear(pixels.flatten(3), self.weight.flatten(1), self.bias.sum(0))
-        return patches if self.embed.output_fmt is not None else patches.flatten(1, 2), tokens
+        weights = rounded(self.weight).unflatten(1, (len(self.stems), -1)).unbind(1)
+        tokens = torch.stack([F.linear(mean, w) for mean, w in zip(means.unbind(1), weights, strict=True)], dim=1)
+        patches = linear(pixels.flatten(3), self.weight, self.whole_bias)
+        return patches if self.embed.output_fmt is not None else patches.flatten(1, 2), tokens + self.bias
 
     def _patches(self, x: Tensor) -> Tensor:
         """Cut [B, 64, h, w] into what each patch of the projection covers: [B, H', W', side, side, 64], a view."""
         x = x.permute(0, 2, 3, 1).unflatten(2, (-1, self.side)).unflatten(1, (-1, self.side))
         return x.transpose(2, 3)
+
+
+def fuse_relu(stem: nn.Module) -> None:
+    """Put `ConvReLU` where a convolution has a folded batch norm and a ReLU behind it."""
+    for name, module in list(stem.named_modules()):
+        if isinstance(module, ConvBNReLU) and isinstance(module.bn, nn.Identity):
+            stem.set_submodule(name, ConvReLU(module.conv))
+        elif isinstance(module, nn.Sequential):
+            for i in range(len(module) - 2):
+                conv, norm, relu = module[i], module[i + 1], module[i + 2]
+                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.Identity) and isinstance(relu, nn.ReLU):
+                    module[i], module[i + 2] = ConvReLU(conv), nn.Identity()
+
+
+class ConvReLU(nn.Module):
+    """A frozen convolution [B, C, H, W] to [B, C', h, w] with ReLU behind it."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.conv
+        if _onednn_conv is not None and (taken := _for_onednn(x, conv.weight, conv.bias)):
+            y: Tensor = _onednn_conv(*taken, conv.padding, conv.stride, conv.dilation, conv.groups, "relu", [], "")
+            return y
+        return F.relu(conv(x), inplace=True)
 
 
 class Linear(nn.Module):
@@ -189,18 +233,38 @@ class Linear(nn.Module):
         return linear(x, self.weight, self.bias, gelu=self.gelu)
 
 
+def frozen_mlp(mlp: Mlp) -> nn.Sequential:
+    """Timm's MLP with GELU, without dropout and norm, as a student has them."""
+    return nn.Sequential(Linear(mlp.fc1, gelu=True), Linear(mlp.fc2))
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
     """`F.linear`, and GELU behind it if wanted."""
-    if (
-        _onednn_linear is not None
-        and not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.numel() * weight.shape[0] > ONEDNN_FROM
-        and not x.requires_grad  # it has no gradient
-        and not torch.is_autocast_enabled("cpu")
-    ):
-        y: Tensor = _onednn_linear(x, weight, bias, "gelu" if gelu else "none", [], "none")
+    if _onednn_linear is not None and (taken := _for_onednn(x, weight, bias)):
+        y: Tensor = _onednn_linear(*taken, "gelu" if gelu else "none", [], "none")
         return y
-    y = F.linear(x, weight, bias)
+    y = F.linear(x, rounded(weight), bias)
     return F.gelu(y) if gelu else y
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """What autocast makes of a weight, made once in a call of `ClassAnswer`; the weight itself without autocast."""
+    if torch.compiler.is_compiling() or not torch.is_autocast_enabled("cpu") or (kept := _rounded.get()) is None:
+        return weight
+    if weight not in kept:
+        kept[weight] = weight.to(torch.get_autocast_dtype("cpu"))
+    return kept[weight]
+
+
+def _for_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """Input, weight and bias of a layer in the precision that it computes in; None if oneDNN is not to be taken."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() * weight.shape[0] <= ONEDNN_FROM:
+        return None
+    if x.requires_grad:  # its operators have no gradient
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight, bias = x.to(dtype), rounded(weight), None if bias is None else rounded(bias)
+    if x.dtype != weight.dtype or not (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _onednn_bfloat16)):
+        return None
+    return x, weight, bias
