@@ -14,6 +14,7 @@ from tiny import make_images, write_preset
 
 from coadvise import fit
 from coadvise.cache_folder import cache_folder
+from coadvise.ops.native import PREFIX
 
 # Machines differ in speed and share their cores: no deadlines, and the same examples each time.
 settings.register_profile(
@@ -38,12 +39,12 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):
     """Decoded images of made folders are nobody's to keep; compiled kernels, which take long to make, are shared."""
     usual, own = cache_folder(), tmp_path_factory.mktemp("cache") / "coadvise"
     own.mkdir()
-    for library in usual.glob("involution-*.so") if usual else ():
+    for library in usual.glob(f"{PREFIX}*.so") if usual else ():
         (own / library.name).symlink_to(library)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(own.parent))
         yield
-    for library in own.glob("involution-*.so") if usual else ():
+    for library in own.glob(f"{PREFIX}*.so") if usual else ():
         if not library.is_symlink():
             beside = Path(tempfile.mkdtemp(dir=usual), library.name)
             shutil.copy(library, beside).rename(usual / library.name)

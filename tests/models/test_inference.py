@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from coadvise.models import Student, inference
+from coadvise.ops import convolution
 
 BOTH = {"conv": "conv", "inv": "inv"}
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
@@ -104,6 +105,35 @@ def test_large_batches_go_through_in_pieces(aligned: dict[str, str] | None, monk
         tolerance = {"rtol": 3e-2, "atol": 3e-2} if autocast else {}
         torch.testing.assert_close(in_pieces, whole, **tolerance)
         assert seen == [7, 3, 3, 1]
+
+
+@pytest.mark.parametrize("patch", [4, 8])
+@pytest.mark.parametrize("native", [True, False])
+def test_operators_for_large_layers_on_small_ones(patch: int, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if native and convolution._kernel() is None:
+        pytest.skip("no native kernel: no compiler, or switched off")
+    taken: list[tuple[int, ...]] = []
+    plainly = inference.conv3x3_relu
+    monkeypatch.setattr(inference, "MUCH", 0)
+    monkeypatch.setattr(inference, "conv3x3_relu", lambda *tensors: taken.append(tensors[1].shape) or plainly(*tensors))
+    if not native:
+        monkeypatch.setattr(inference, "takes", lambda x, weight: False)
+    net = student(aligned=BOTH, patch_size=patch)
+    for batch in (0, 1, 3):
+        assert_same_logits(net, images(batch=batch))
+    halved = [(64, 64, 3, 3)] if patch == 4 else [(64, 64, 3, 3), (64, 64, 3, 3), (64, 32, 3, 3)]
+    assert taken == (halved * 2 if native else [])
+    taken.clear()
+    x, y = images().requires_grad_(), images().requires_grad_()
+    net(x).sum().backward()
+    net.for_inference()(y).sum().backward()
+    torch.testing.assert_close(y.grad, x.grad, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        wanted = net(images())
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = net.for_inference()(images())
+    assert (rounded - wanted).square().mean().sqrt() < 0.03 * wanted.std()
+    assert not taken, "where a gradient is wanted, or in bfloat16"
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (2, 100, 96, 384), (1000, 384, 96)])

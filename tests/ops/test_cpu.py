@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from coadvise.ops import cpu, involution2d
+from coadvise.ops import cpu, involution2d, native
 from coadvise.ops.reference import involution2d_backward_reference, involution2d_reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -21,11 +21,12 @@ needs_native = pytest.mark.skipif(
 @pytest.fixture
 def fresh_kernel() -> Iterator[None]:
     """Forgets what was built in this process, before and after."""
-    cpu.native_kernel.cache_clear()
-    cpu._warn.cache_clear()
+    kept = (cpu.native_kernel, native.load, native._warn)
+    for function in kept:
+        function.cache_clear()
     yield
-    cpu.native_kernel.cache_clear()
-    cpu._warn.cache_clear()
+    for function in kept:
+        function.cache_clear()
 
 
 def sample(batch: int, groups: int, width: int, kernel: int, stride: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -156,7 +157,7 @@ def test_the_process_has_one_openmp_runtime() -> None:
 def test_without_a_compiler_plain_torch_runs_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.setattr(cpu.shutil, "which", lambda name: None)
+    monkeypatch.setattr(native.shutil, "which", lambda name: None)
     for width in (16, 8):
         assert_exact_enough(*sample(2, 2, width, 3, 1, (5, 6)), 1)
     assert len(recwarn) == 1
@@ -165,7 +166,7 @@ def test_without_a_compiler_plain_torch_runs_and_says_so_once(
 
 @pytest.mark.usefixtures("fresh_kernel")
 def test_a_failing_build_is_reported_with_its_cause(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if cpu.shutil.which("cc") is None:
+    if native.shutil.which("cc") is None:
         pytest.skip("no compiler")
     broken = tmp_path / "broken.c"
     broken.write_text("#error not today\n")
@@ -191,11 +192,10 @@ def test_the_environment_switches_it_off_silently(
 def test_the_library_is_built_once_and_then_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = tmp_path / "source.c"
-    source.write_text("int involution(void) { return LANES; }\n")
-    monkeypatch.setattr(cpu, "SOURCE", source)
-    first = cpu._build(16)
+    source.write_text("int lanes(void) { return LANES; }\n")
+    first = native.build(source, "-DLANES=16")
     made = first.stat().st_mtime_ns
-    assert cpu._build(16) == first
+    assert native.build(source, "-DLANES=16") == first
     assert first.stat().st_mtime_ns == made
-    assert cpu._build(8) != first
+    assert native.build(source, "-DLANES=8") != first
     assert len(list(tmp_path.glob("coadvise/*"))) == 2

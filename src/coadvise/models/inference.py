@@ -7,7 +7,8 @@
   product over all their channels. A token is the mean of its own stem's projection, so the mean comes first, and one
   vector an image is projected.
 - Batch norm is folded into the stems' convolutions.
-- On a CPU linear layers are oneDNN's with GELU in the same pass, and the stems' convolutions with ReLU.
+- On a CPU linear layers are oneDNN's with GELU in the same pass, the stems' convolutions with ReLU; in float32 those
+  of 3x3 are ours.
 - On a CPU a batch goes through a few images at a time, so that what is made of them stays in its caches. Under autocast
   the weights are rounded once for all of them.
 """
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 from coadvise.models.folding import fold_batch_norms, sample_images
 from coadvise.models.staged import ConvBNReLU
 from coadvise.models.stems import AlignedPatchEmbed
+from coadvise.ops.convolution import conv3x3_relu, takes
 
 if TYPE_CHECKING:
     from coadvise.models.student import Student
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 # Bytes of an MLP's hidden layer, a block's largest tensor, that are made at a time on a CPU: in float32 four images of
 # 224 pixels at width 384. More would leave its caches, in memory that the system hands over anew each time.
 CHUNK = 5_000_000
-# Multiplications from which oneDNN is taken: a call takes some microseconds more than one of MKL, PyTorch's own.
-ONEDNN_FROM = 10_000_000
+# Multiplications (a tap) from which other operators than PyTorch's own are taken: a call takes some microseconds more.
+MUCH = 10_000_000
 # PyTorch's own compiler calls them, no public function does. None where a build has no oneDNN, or other names for them.
 _onednn = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
 _onednn_linear = getattr(_onednn, "_linear_pointwise", None)
@@ -213,9 +215,13 @@ class ConvReLU(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
+        shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+        self.is_3x3 = shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") and conv.bias is not None
 
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
+        if self.is_3x3 and not torch.compiler.is_exporting() and _suits(x, conv.weight) and takes(x, conv.weight):
+            return conv3x3_relu(x, conv.weight, cast(Tensor, conv.bias))
         if _onednn_conv is not None and (taken := _for_onednn(x, conv.weight, conv.bias)):
             y: Tensor = _onednn_conv(*taken, conv.padding, conv.stride, conv.dilation, conv.groups, "relu", [], "")
             return y
@@ -256,11 +262,14 @@ def rounded(weight: Tensor) -> Tensor:
     return kept[weight]
 
 
+def _suits(x: Tensor, weight: Tensor) -> bool:
+    """Whether there is enough to do for operators that only run on a CPU and have no gradient."""
+    return x.device.type == "cpu" and not x.requires_grad and x.numel() * weight.shape[0] > MUCH
+
+
 def _for_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Input, weight and bias of a layer in the precision that it computes in; None if oneDNN is not to be taken."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() * weight.shape[0] <= ONEDNN_FROM:
-        return None
-    if x.requires_grad:  # its operators have no gradient
+    if torch.compiler.is_compiling() or not _suits(x, weight):
         return None
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")

@@ -1,0 +1,107 @@
+"""3x3 convolution with a bias and ReLU, for inference: a Winograd kernel on CPUs, plain torch elsewhere.
+
+An aligned student's stems spend most of their time in such convolutions. Registered with PyTorch as
+``coadvise::conv3x3_relu``. It has no gradient.
+"""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from coadvise.ops import native
+
+SOURCE = Path(__file__).with_name("convolution_cpu.c")
+POINTS = (0.75, 1.5)  # and their negatives, 0 and infinity; the kernel's
+
+
+def conv3x3_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve with stride 1 and one pixel of zeros around, add the bias, and clamp at 0.
+
+    In float32 on a CPU, where `takes` says so, by Winograd's F(4x4, 3x3): a quarter of the multiplications, and about
+    twice the rounding error of a plain sum. There one infinity or NaN makes NaN of up to 4x4 outputs around it.
+
+    Args:
+        x: [B, I, H, W], channels-last for speed.
+        weight: [O, I, 3, 3].
+        bias: [O].
+
+    Returns:
+        [B, O, H, W], channels-last.
+    """
+    out: Tensor = torch.ops.coadvise.conv3x3_relu.default(x, weight, bias)
+    return out
+
+
+def takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether the native kernel computes these: float32 on a CPU, channels in whole vectors, no autocast."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and (kernel := _kernel()) is not None
+        and weight.shape[1] % kernel[1] == weight.shape[0] % kernel[2] == 0
+    )
+
+
+def transformed(weight: Tensor) -> Tensor:
+    """G w Gᵀ of each pair of channels: [O, I, 3, 3] to [36, I, O], computed in float64."""
+    a, b = POINTS
+    at_a, at_b = 1 / (2 * a**2 * (a**2 - b**2)), 1 / (2 * b**2 * (b**2 - a**2))
+    rows = [[1 / (a * b) ** 2, 0, 0]]
+    for point, factor in ((a, at_a), (-a, at_a), (b, at_b), (-b, at_b)):
+        rows.append([factor, factor * point, factor * point**2])
+    matrix = torch.tensor([*rows, [0, 0, 1]], dtype=torch.float64)
+    flat = torch.kron(matrix, matrix) @ weight.permute(2, 3, 1, 0).flatten(2).flatten(0, 1).double()
+    return flat.to(weight.dtype).unflatten(1, (weight.shape[1], weight.shape[0]))
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=1).relu_().contiguous(memory_format=torch.channels_last)
+
+
+def _cpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if not takes(x, weight):
+        return _plain(x, weight, bias)
+    found = _kernel()
+    assert found is not None
+    batch, inputs, height, width = x.shape
+    out = _empty(x, weight, bias)
+    sizes = (batch, height, width, inputs, weight.shape[0], torch.get_num_threads())
+    tensors = (
+        x.contiguous(memory_format=torch.channels_last),
+        transformed(weight).contiguous(),
+        bias.contiguous(),
+        out,
+    )
+    if found[0]((ctypes.c_int64 * len(sizes))(*sizes), *(t.data_ptr() for t in tensors)):
+        raise MemoryError(f"no memory for the convolution's buffers at sizes {sizes}; use a smaller image")
+    return out
+
+
+@cache
+def _kernel() -> tuple[Callable[..., int], int, int] | None:
+    """The compiled function, and what its input and output channels must be multiples of; None without it."""
+    library = native.load(SOURCE, "convolutions of an aligned student's stems run in plain torch, at half the speed")
+    if library is None:
+        return None
+    kernel: Callable[..., int] = library.convolution
+    kernel.argtypes, kernel.restype = [ctypes.c_void_p] * 5, ctypes.c_int  # type: ignore[attr-defined]
+    return kernel, library.inputs_multiple(), library.outputs_multiple()
+
+
+def _empty(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+_name = "coadvise::conv3x3_relu"
+_library = torch.library.Library("coadvise", "FRAGMENT")
+_library.define("conv3x3_relu(Tensor x, Tensor weight, Tensor bias) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_library.impl("conv3x3_relu", _cpu, "CPU")
+_library.impl("conv3x3_relu", _plain, "CompositeExplicitAutograd")
+torch.library.register_fake(_name, _empty, lib=_library)

@@ -1,0 +1,98 @@
+"""Native CPU kernels: C sources beside this file, built on first use.
+
+A compiled library is cached in ``$XDG_CACHE_HOME/coadvise`` (``~/.cache/coadvise``) under a hash of everything that
+shaped it. Without a C compiler, or with ``COADVISE_NATIVE=0``, there is none, and plain torch runs in its place.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from coadvise.cache_folder import cache_folder
+
+PREFIX = "kernel-"  # of a library's name
+# No -ffast-math: NaN and infinity must reach the result. -O2 compiles faster, but involution's backward pass is then
+# 10-30 % slower.
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC")
+
+
+@cache
+def load(source: Path, without: str, *defines: str) -> ctypes.CDLL | None:
+    """The library of a C source; None where it cannot be had, after one warning that begins with ``without``."""
+    if os.environ.get("COADVISE_NATIVE", "1") == "0":
+        return None
+    try:
+        return ctypes.CDLL(str(build(source, *defines)))
+    except (OSError, subprocess.SubprocessError) as error:
+        lines = (getattr(error, "stderr", None) or str(error)).splitlines()
+        reason = next((line for line in lines if "error" in line), lines[0] if lines else type(error).__name__)
+        _warn(f"{without}: its native kernel could not be built ({reason})")
+        return None
+
+
+@cache
+def _warn(message: str) -> None:
+    warnings.warn(
+        f"{message}. Install gcc or clang, or set COADVISE_NATIVE=0 to accept this silently.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def build(source: Path, *defines: str) -> Path:
+    """Compiles a source unless a library for this source, compiler, processor and OpenMP runtime is cached."""
+    compiler = next((path for name in ("gcc", "cc", "clang") if (path := shutil.which(name))), None)
+    if compiler is None:
+        raise FileNotFoundError("no gcc, cc or clang on PATH")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    runtime, flags = _openmp_runtime(), (*FLAGS, *defines)
+    parts = (source.read_text(), version, _processor(), str(runtime), *flags)
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    folder = cache_folder() or Path(tempfile.mkdtemp(prefix="coadvise-"))  # private, since what lies in it gets loaded
+    library = folder / f"{PREFIX}{key}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(
+            dir=folder
+        ) as scratch:  # renamed when whole: another process sees all or nothing
+            made, linked = Path(scratch, "kernel.o"), Path(scratch, "kernel.so")
+            # Linked by hand, since -fopenmp at this step would add the compiler's runtime beside torch's own. Clang's
+            # calls, though, are not those of the runtime that torch brings.
+            shared = runtime is not None and "clang" not in version
+            openmp = [str(runtime), f"-Wl,-rpath,{runtime.parent}"] if shared and runtime else ["-fopenmp"]
+            compile_ = [*flags, "-fopenmp", "-c", str(source), "-o", str(made)]
+            for arguments in (compile_, ["-shared", str(made), *openmp, "-o", str(linked)]):
+                subprocess.run([compiler, *arguments], capture_output=True, text=True, check=True, timeout=120)
+            linked.replace(library)
+    return library
+
+
+def _openmp_runtime() -> Path | None:
+    """The OpenMP library in this process, torch's own if there are several: one thread pool, one thread count."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    paths = {Path(line.split(maxsplit=5)[5]) for line in lines if line.count("/")}
+    loaded = sorted(path for path in paths if path.name.startswith(("libgomp", "libiomp", "libomp")))
+    home = Path(torch.__file__).parent
+    return next((path for path in loaded if home in path.parents), loaded[0] if loaded else None)
+
+
+def _processor() -> str:
+    """What ``-march=native`` means here: a cache in a shared home must not hand over instructions this CPU lacks."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return "\n".join(
+        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    )

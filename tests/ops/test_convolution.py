@@ -1,0 +1,131 @@
+"""The Winograd convolution against PyTorch's in float64, on both widths of vectors, and its absence."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from coadvise.ops import convolution, native
+from coadvise.ops.convolution import conv3x3_relu, takes
+
+pytestmark = pytest.mark.skipif(convolution._kernel() is None, reason="no native kernel: no compiler, or switched off")
+
+
+def sample(batch: int, inputs: int, outputs: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, weights and a bias from a generator of their own."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, inputs, *size, generator=generator)
+    weight = torch.randn(outputs, inputs, 3, 3, generator=generator)
+    return x, weight, torch.randn(outputs, generator=generator)
+
+
+def assert_exact_enough(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1).relu()
+    got = conv3x3_relu(x, weight, bias)
+    assert got.shape == exact.shape
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert (got - exact).norm() <= 1e-6 * exact.norm()
+
+
+@pytest.fixture
+def fresh_kernel() -> Iterator[None]:
+    """Forgets what was built in this process, before and after."""
+    kept = (convolution._kernel, native.load, native._warn)
+    for function in kept:
+        function.cache_clear()
+    yield
+    for function in kept:
+        function.cache_clear()
+
+
+@given(
+    batch=st.integers(0, 3),
+    inputs=st.sampled_from([16, 32, 64]),
+    outputs=st.sampled_from([64, 128]),
+    height=st.integers(1, 14),
+    width=st.integers(1, 33),
+    channels_last=st.booleans(),
+)
+def test_it_is_pytorchs_for_any_shape(
+    batch: int, inputs: int, outputs: int, height: int, width: int, channels_last: bool
+) -> None:
+    x, weight, bias = sample(batch, inputs, outputs, (height, width))
+    assert takes(x, weight)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert_exact_enough(x.contiguous(memory_format=layout), weight, bias)
+    assert_exact_enough(x.expand(2, *x.shape)[1], weight, bias.expand(2, -1).T.contiguous().T[1])
+
+
+def test_a_slice_of_a_larger_tensor() -> None:
+    x, weight, bias = sample(3, 32, 64, (9, 10))
+    assert_exact_enough(x[1:, ::2].repeat(1, 2, 1, 1)[:, :, 1:, :7], weight, bias)
+    assert_exact_enough(x[::2, :16], weight[:, :16], bias)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (16, 28), (33, 30)])
+def test_narrower_vectors_give_the_same(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a processor without AVX-512, on one with it."""
+    if "avx512f" not in native._processor():
+        pytest.skip("this processor has the narrower ones anyway")
+    library = native.load(convolution.SOURCE, "it is not tested", "-mno-avx512f")
+    assert library is not None
+    assert library.inputs_multiple() == 8
+    narrow = (library.convolution, library.inputs_multiple(), library.outputs_multiple())
+    library.convolution.argtypes = convolution._kernel()[0].argtypes  # type: ignore[index]
+    monkeypatch.setattr(convolution, "_kernel", lambda: narrow)
+    assert_exact_enough(*sample(2, 24, 48, size))
+
+
+def test_bits_depend_on_neither_threads_nor_batch() -> None:
+    x, weight, bias = sample(5, 32, 64, (17, 23))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(conv3x3_relu(x, weight, bias))
+    finally:
+        torch.set_num_threads(threads)
+    found.append(torch.cat([conv3x3_relu(image[None], weight, bias) for image in x]))
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_a_nan_is_not_clamped_away() -> None:
+    x, weight, bias = sample(1, 16, 64, (12, 12))
+    x[0, 3, 1, 1] = torch.nan
+    out = conv3x3_relu(x, weight, bias)
+    assert out[..., :3, :3].isnan().all()
+    assert not out[..., 8:, 8:].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 64), (32, 40)])
+def test_other_channels_and_precisions_go_to_pytorch(inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    x, weight, bias = (t.to(dtype) for t in sample(2, inputs, outputs, (6, 5)))
+    assert not takes(x, weight)
+    assert torch.equal(conv3x3_relu(x, weight, bias), F.conv2d(x, weight, bias, padding=1).relu())
+
+
+def test_the_operator_is_registered_as_pytorch_wants_it() -> None:
+    for inputs in (32, 3):
+        tests = ("test_schema", "test_faketensor")
+        torch.library.opcheck(torch.ops.coadvise.conv3x3_relu, sample(2, inputs, 64, (6, 5)), test_utils=tests)
+
+
+@pytest.mark.usefixtures("fresh_kernel")
+def test_switched_off_plain_torch_runs(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    monkeypatch.setenv("COADVISE_NATIVE", "0")
+    x, weight, bias = sample(2, 32, 64, (6, 5))
+    assert not takes(x, weight)
+    assert_exact_enough(x, weight, bias)
+    assert not recwarn.list
+
+
+@pytest.mark.usefixtures("fresh_kernel")
+def test_without_a_compiler_plain_torch_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    with pytest.warns(RuntimeWarning, match="stems run in plain torch.*no gcc, cc or clang on PATH"):
+        assert_exact_enough(*sample(2, 32, 64, (6, 5)))
