@@ -110,7 +110,7 @@ def test_large_batches_go_through_in_pieces(aligned: dict[str, str] | None, monk
 @pytest.mark.parametrize("patch", [4, 8])
 @pytest.mark.parametrize("native", [True, False])
 def test_operators_for_large_layers_on_small_ones(patch: int, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if native and convolution._kernel() is None:
+    if native and convolution._library() is None:
         pytest.skip("no native kernel: no compiler, or switched off")
     taken: list[tuple[int, ...]] = []
     plainly = inference.conv3x3_relu
@@ -184,6 +184,26 @@ def test_it_compiles_as_one_graph_and_exports(aligned: dict[str, str] | None, la
         exported = torch.export.export(made, (x,), dynamic_shapes=(batch,)).module()
         torch.testing.assert_close(exported(x), wanted, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(exported(images(batch=5)), net(images(batch=5)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("aligned", [None, BOTH])
+def test_in_place_its_pieces_are_compiled(aligned: dict[str, str] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = student(aligned=aligned)
+    made = net.for_inference()
+    seen: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        seen.append(len(graph.graph.nodes))
+        return graph.forward
+
+    made.compile(fullgraph=True, backend=backend, dynamic=True)
+    monkeypatch.setattr(inference, "CHUNK", 3 * (made.prefix.shape[1] + 64) * 96 * 4 + 1)
+    with torch.no_grad():
+        torch.testing.assert_close(made(images(batch=8)), net(images(batch=8)), rtol=1e-5, atol=1e-5)
+        before = len(seen)
+        torch.testing.assert_close(made(images(batch=11)), net(images(batch=11)), rtol=1e-5, atol=1e-5)
+    assert before > 0
+    assert len(seen) == before, "pieces of three and of two were compiled"
 
 
 def test_what_the_answer_does_not_need_is_not_there() -> None:

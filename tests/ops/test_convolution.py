@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from coadvise.ops import convolution, native
 from coadvise.ops.convolution import conv3x3_relu, takes
 
-pytestmark = pytest.mark.skipif(convolution._kernel() is None, reason="no native kernel: no compiler, or switched off")
+pytestmark = pytest.mark.skipif(convolution._library() is None, reason="no native kernel: no compiler, or switched off")
 
 
 def sample(batch: int, inputs: int, outputs: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,7 +34,7 @@ def assert_exact_enough(x: Tensor, weight: Tensor, bias: Tensor) -> None:
 @pytest.fixture
 def fresh_kernel() -> Iterator[None]:
     """Forgets what was built in this process, before and after."""
-    kept = (convolution._kernel, native.load, native._warn)
+    kept = (convolution._library, native.load, native._warn)
     for function in kept:
         function.cache_clear()
     yield
@@ -74,9 +74,7 @@ def test_narrower_vectors_give_the_same(size: tuple[int, int], monkeypatch: pyte
     library = native.load(convolution.SOURCE, "it is not tested", "-mno-avx512f")
     assert library is not None
     assert library.inputs_multiple() == 8
-    narrow = (library.convolution, library.inputs_multiple(), library.outputs_multiple())
-    library.convolution.argtypes = convolution._kernel()[0].argtypes  # type: ignore[index]
-    monkeypatch.setattr(convolution, "_kernel", lambda: narrow)
+    monkeypatch.setattr(convolution, "_library", lambda: library)
     assert_exact_enough(*sample(2, 24, 48, size))
 
 

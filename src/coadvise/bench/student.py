@@ -38,7 +38,8 @@ NOTES = (
 def answering(model: nn.Module, images: Tensor, setting: Setting) -> Callable[[], Tensor]:
     """A call of a network, as either contestant is run."""
     model = model.to(setting.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    forward = torch.compile(model) if setting.compile else model
+    if setting.compile:
+        model.compile()
     calls = CALLS if setting.device.type == "cuda" else 1
 
     def call() -> Tensor:
@@ -47,7 +48,7 @@ def answering(model: nn.Module, images: Tensor, setting: Setting) -> Callable[[]
             torch.autocast(setting.device.type, torch.bfloat16, setting.dtype != torch.float32),
         ):
             for _ in range(calls):
-                logits: Tensor = forward(images)
+                logits: Tensor = model(images)
         return logits
 
     return call

@@ -43,8 +43,8 @@ def takes(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and (kernel := _kernel()) is not None
-        and weight.shape[1] % kernel[1] == weight.shape[0] % kernel[2] == 0
+        and (multiples := _multiples()) is not None
+        and weight.shape[1] % multiples[0] == weight.shape[0] % multiples[1] == 0
     )
 
 
@@ -67,8 +67,8 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _cpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if not takes(x, weight):
         return _plain(x, weight, bias)
-    found = _kernel()
-    assert found is not None
+    kernel = _kernel()
+    assert kernel is not None
     batch, inputs, height, width = x.shape
     out = _empty(x, weight, bias)
     sizes = (batch, height, width, inputs, weight.shape[0], torch.get_num_threads())
@@ -78,20 +78,30 @@ def _cpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         bias.contiguous(),
         out,
     )
-    if found[0]((ctypes.c_int64 * len(sizes))(*sizes), *(t.data_ptr() for t in tensors)):
+    if kernel((ctypes.c_int64 * len(sizes))(*sizes), *(t.data_ptr() for t in tensors)):
         raise MemoryError(f"no memory for the convolution's buffers at sizes {sizes}; use a smaller image")
     return out
 
 
 @cache
-def _kernel() -> tuple[Callable[..., int], int, int] | None:
-    """The compiled function, and what its input and output channels must be multiples of; None without it."""
-    library = native.load(SOURCE, "convolutions of an aligned student's stems run in plain torch, at half the speed")
-    if library is None:
+def _library() -> ctypes.CDLL | None:
+    """The compiled source; None, after one warning, where it cannot be had."""
+    return native.load(SOURCE, "convolutions of an aligned student's stems run in plain torch, at half the speed")
+
+
+def _kernel() -> Callable[..., int] | None:
+    if (library := _library()) is None:
         return None
     kernel: Callable[..., int] = library.convolution
     kernel.argtypes, kernel.restype = [ctypes.c_void_p] * 5, ctypes.c_int  # type: ignore[attr-defined]
-    return kernel, library.inputs_multiple(), library.outputs_multiple()
+    return kernel
+
+
+@torch.compiler.assume_constant_result  # a graph need not know how it is found
+def _multiples() -> tuple[int, int] | None:
+    """What numbers of input and of output channels must be multiples of; None without the library."""
+    library = _library()
+    return None if library is None else (library.inputs_multiple(), library.outputs_multiple())
 
 
 def _empty(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -100,8 +110,8 @@ def _empty(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 _name = "coadvise::conv3x3_relu"
-_library = torch.library.Library("coadvise", "FRAGMENT")
-_library.define("conv3x3_relu(Tensor x, Tensor weight, Tensor bias) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-_library.impl("conv3x3_relu", _cpu, "CPU")
-_library.impl("conv3x3_relu", _plain, "CompositeExplicitAutograd")
-torch.library.register_fake(_name, _empty, lib=_library)
+_registered = torch.library.Library("coadvise", "FRAGMENT")
+_registered.define("conv3x3_relu(Tensor x, Tensor weight, Tensor bias) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_registered.impl("conv3x3_relu", _cpu, "CPU")
+_registered.impl("conv3x3_relu", _plain, "CompositeExplicitAutograd")
+torch.library.register_fake(_name, _empty, lib=_registered)
