@@ -1,5 +1,6 @@
 """The student made for inference answers as the student does, by every way it can be run."""
 
+import copy
 from itertools import combinations
 from typing import Any
 
@@ -202,6 +203,7 @@ def test_in_place_its_pieces_are_compiled(aligned: dict[str, str] | None, monkey
         torch.testing.assert_close(made(images(batch=8)), net(images(batch=8)), rtol=1e-5, atol=1e-5)
         before = len(seen)
         torch.testing.assert_close(made(images(batch=11)), net(images(batch=11)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(copy.deepcopy(made)(images()), net(images()), rtol=1e-5, atol=1e-5)
     assert before > 0
     assert len(seen) == before, "pieces of three and of two were compiled"
 

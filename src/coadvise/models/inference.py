@@ -89,18 +89,24 @@ class ClassAnswer(nn.Module):
         self.register_buffer("prefix", prefix)  # [1, 1 + T, D]; aligned tokens are yet to be added
         self.register_buffer("place", place)  # [1 + T, stems]: which row is which stem's
         self.register_buffer("positions", plain.pos_embed[:, count:].clone())
-        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._compiled: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
         self.eval()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile this module in place, with `torch.compile`'s arguments: what a piece of a batch goes through.
+        """Compile this module in place, with `torch.compile`'s arguments.
 
-        `torch.compile` of the module gives a graph of whole batches instead, on a CPU the slower one.
+        On a CPU that is what a piece of a batch goes through behind the stems, whose convolutions are slower in a
+        graph. `torch.compile` of the module makes a graph of all of it, and of whole batches.
         """
-        self._compiled = torch.compile(self._answer, *args, **kwargs)
+        whole, behind = torch.compile(self._answer, *args, **kwargs), torch.compile(self._behind, *args, **kwargs)
+        self._compiled = whole, behind
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was compiled, as other modules are copied and pickled."""
+        return {**super().__getstate__(), "_compiled": None}
 
     def forward(self, x: Tensor) -> Tensor:
-        answer = self._compiled or self._answer
+        answer, behind = self._compiled or (self._answer, self._behind)
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return answer(x)
         patches = x.shape[-2] * x.shape[-1] // (self.patch_size[0] * self.patch_size[1])
@@ -108,18 +114,21 @@ class ClassAnswer(nn.Module):
         hidden = (self.prefix.shape[1] + patches) * self.hidden * dtype.itemsize
         token = _rounded.set({})
         try:
-            return torch.cat([answer(images) for images in x.split(max(1, CHUNK // hidden))])
+            return torch.cat([behind(*self._embed(images)) for images in x.split(max(1, CHUNK // hidden))])
         finally:
             _rounded.reset(token)
 
     def _answer(self, x: Tensor) -> Tensor:
-        prefix = self.prefix
+        return self._behind(*self._embed(x))
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images to tokens before the patches, [B, 1 + T, D], and patches, [B, N, D] or [B, H', W', D]."""
         if isinstance(self.patch_embed, SharedStems):
             patches, tokens = self.patch_embed(x)
-            prefix = prefix + self.place @ tokens
-        else:
-            patches = self.patch_embed(x)
-            prefix = prefix.expand(x.shape[0], -1, -1)
+            return self.prefix + self.place @ tokens, patches
+        return self.prefix.expand(x.shape[0], -1, -1), self.patch_embed(x)
+
+    def _behind(self, prefix: Tensor, patches: Tensor) -> Tensor:
         positions = self.positions
         if self.dynamic_img_size:  # then patches are [B, H', W', D]
             grid = list(patches.shape[1:3])
