@@ -171,6 +171,26 @@ def test_in_bfloat16_it_is_as_near_as_the_student(aligned: dict[str, str] | None
     assert (made - wanted).square().mean().sqrt() < 2 * (plain - wanted).square().mean().sqrt() + 1e-3 * spread
 
 
+def test_autocast_leaves_float64_alone() -> None:
+    net = student(aligned=BOTH).double()
+    x = images().double()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(net.for_inference()(x), net(x), rtol=1e-9, atol=1e-9)
+
+
+def test_weights_changed_between_two_calls_are_rounded_anew() -> None:
+    net = student(aligned=BOTH)
+    made = net.for_inference()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        first = made(images())
+        for name, weight in made.named_parameters():
+            if "head" not in name:
+                weight.mul_(2)
+        second = made(images())
+        assert not torch.equal(first, second)
+        torch.testing.assert_close(second, copy.deepcopy(made)(images()))
+
+
 @pytest.mark.parametrize("aligned", [None, BOTH])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_it_compiles_as_one_graph_and_exports(aligned: dict[str, str] | None, layout: torch.memory_format) -> None:

@@ -276,6 +276,8 @@ def rounded(weight: Tensor) -> Tensor:
     """What autocast makes of a weight, made once in a call of `ClassAnswer`; the weight itself without autocast."""
     if torch.compiler.is_compiling() or not torch.is_autocast_enabled("cpu") or (kept := _rounded.get()) is None:
         return weight
+    if weight.dtype == torch.float64:  # autocast leaves it alone
+        return weight
     if weight not in kept:
         kept[weight] = weight.to(torch.get_autocast_dtype("cpu"))
     return kept[weight]
