@@ -124,6 +124,9 @@ def test_operators_for_large_layers_on_small_ones(patch: int, native: bool, monk
         assert_same_logits(net, images(batch=batch))
     halved = [(64, 64, 3, 3)] if patch == 4 else [(64, 64, 3, 3), (64, 64, 3, 3), (64, 32, 3, 3)]
     assert taken == (halved * 2 if native else [])
+    compiled = torch.compile(net.for_inference(), fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images()), net(images()), rtol=1e-5, atol=1e-5)
     taken.clear()
     x, y = images().requires_grad_(), images().requires_grad_()
     net(x).sum().backward()

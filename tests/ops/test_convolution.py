@@ -1,7 +1,5 @@
 """The Winograd convolution against PyTorch's in float64, on both widths of vectors, and its absence."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from coadvise.errors import UserError
 from coadvise.ops import convolution, native
 from coadvise.ops.convolution import conv3x3_relu, takes
 
@@ -29,17 +28,6 @@ def assert_exact_enough(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     assert got.shape == exact.shape
     assert got.is_contiguous(memory_format=torch.channels_last)
     assert (got - exact).norm() <= 1e-6 * exact.norm()
-
-
-@pytest.fixture
-def fresh_kernel() -> Iterator[None]:
-    """Forgets what was built in this process, before and after."""
-    kept = (convolution._library, native.load, native._warn)
-    for function in kept:
-        function.cache_clear()
-    yield
-    for function in kept:
-        function.cache_clear()
 
 
 @given(
@@ -105,6 +93,25 @@ def test_other_channels_and_precisions_go_to_pytorch(inputs: int, outputs: int, 
     x, weight, bias = (t.to(dtype) for t in sample(2, inputs, outputs, (6, 5)))
     assert not takes(x, weight)
     assert torch.equal(conv3x3_relu(x, weight, bias), F.conv2d(x, weight, bias, padding=1).relu())
+
+
+@pytest.mark.parametrize("inputs", [32, 3])
+def test_autocast_leaves_the_dtype(inputs: int) -> None:
+    tensors = sample(2, inputs, 64, (6, 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = conv3x3_relu(*tensors)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, conv3x3_relu(*tensors), rtol=2e-2, atol=1e-1)
+
+
+def test_other_tensors_are_refused() -> None:
+    x, weight, bias = sample(2, 32, 64, (6, 5))
+    for wrong in ((x[0], weight, bias), (x[:, :16], weight, bias), (x, weight[..., :2], bias), (x, weight, bias[1:])):
+        with pytest.raises(UserError, match=r"they must be \[B, I, H, W\], \[O, I, 3, 3\] and \[O\]"):
+            conv3x3_relu(*wrong)
+    for mixed in ((x, weight, bias.double()), (x.bfloat16(), weight, bias)):
+        with pytest.raises(UserError, match="convert them to one dtype and device"):
+            conv3x3_relu(*mixed)
 
 
 def test_the_operator_is_registered_as_pytorch_wants_it() -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,17 +15,6 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 needs_native = pytest.mark.skipif(
     cpu.native_kernel(16) is None, reason="no native kernel: no compiler, or switched off"
 )
-
-
-@pytest.fixture
-def fresh_kernel() -> Iterator[None]:
-    """Forgets what was built in this process, before and after."""
-    kept = (cpu.native_kernel, native.load, native._warn)
-    for function in kept:
-        function.cache_clear()
-    yield
-    for function in kept:
-        function.cache_clear()
 
 
 def sample(batch: int, groups: int, width: int, kernel: int, stride: int, size: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from coadvise.errors import UserError
 from coadvise.ops import native
 
 SOURCE = Path(__file__).with_name("convolution_cpu.c")
@@ -23,16 +24,29 @@ def conv3x3_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve with stride 1 and one pixel of zeros around, add the bias, and clamp at 0.
 
     In float32 on a CPU, where `takes` says so, by Winograd's F(4x4, 3x3): a quarter of the multiplications, and about
-    twice the rounding error of a plain sum. There one infinity or NaN makes NaN of up to 4x4 outputs around it.
+    twice the rounding error of a plain sum. There an infinity or NaN makes NaN of whole tiles of 4x4 outputs around it.
 
     Args:
-        x: [B, I, H, W], channels-last for speed.
-        weight: [O, I, 3, 3].
-        bias: [O].
+        x: [B, I, H, W], floating point, channels-last for speed.
+        weight: [O, I, 3, 3], dtype and device of ``x``.
+        bias: [O], likewise.
 
     Returns:
-        [B, O, H, W], channels-last.
+        [B, O, H, W] in the dtype of ``x``, channels-last.
+
+    Raises:
+        UserError: for shapes, dtypes or devices other than these.
     """
+    outputs = weight.shape[0] if weight.ndim else 0
+    expected = (outputs, x.shape[1] if x.ndim == 4 else 0, 3, 3)
+    if x.ndim != 4 or weight.shape != expected or bias.shape != (outputs,):
+        raise UserError(
+            f"x is {list(x.shape)}, weight {list(weight.shape)} and bias {list(bias.shape)}; "
+            "they must be [B, I, H, W], [O, I, 3, 3] and [O]"
+        )
+    if len({(t.dtype, t.device) for t in (x, weight, bias)}) > 1:
+        found = ", ".join(f"{t.dtype} on {t.device}" for t in (x, weight, bias))
+        raise UserError(f"x, weight and bias are {found}; convert them to one dtype and device")
     out: Tensor = torch.ops.coadvise.conv3x3_relu.default(x, weight, bias)
     return out
 
@@ -61,7 +75,8 @@ def transformed(weight: Tensor) -> Tensor:
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.conv2d(x, weight, bias, padding=1).relu_().contiguous(memory_format=torch.channels_last)
+    out = F.conv2d(x, weight, bias, padding=1).relu_()
+    return out.to(x.dtype, memory_format=torch.channels_last)  # autocast may have made another of it
 
 
 def _cpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
