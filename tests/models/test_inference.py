@@ -174,6 +174,20 @@ def test_in_bfloat16_it_is_as_near_as_the_student(aligned: dict[str, str] | None
     assert (made - wanted).square().mean().sqrt() < 2 * (plain - wanted).square().mean().sqrt() + 1e-3 * spread
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_where_onednn_lacks_its_precision(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "MUCH", 0)
+    monkeypatch.setattr(inference, "_onednn_dtypes", (torch.float32,))
+    monkeypatch.setattr(inference, "_onednn_linear", lambda *args: pytest.fail("taken"))
+    monkeypatch.setattr(inference, "_onednn_conv", lambda *args: pytest.fail("taken"))
+    net = student(aligned=BOTH)
+    with torch.no_grad():
+        wanted = net(images())
+        with torch.autocast("cpu", dtype):
+            made = net.for_inference()(images())
+    assert (made - wanted).square().mean().sqrt() < 0.03 * wanted.std()
+
+
 def test_autocast_leaves_float64_alone() -> None:
     net = student(aligned=BOTH).double()
     x = images().double()

@@ -44,7 +44,8 @@ MUCH = 10_000_000
 _onednn = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
 _onednn_linear = getattr(_onednn, "_linear_pointwise", None)
 _onednn_conv = getattr(_onednn, "_convolution_pointwise", None)
-_onednn_bfloat16 = bool(_onednn and getattr(_onednn, "_is_mkldnn_bf16_supported", bool)())
+_onednn_has_bfloat16 = bool(_onednn and getattr(_onednn, "_is_mkldnn_bf16_supported", bool)())
+_onednn_dtypes = (torch.float32, torch.bfloat16) if _onednn_has_bfloat16 else (torch.float32,)
 # What autocast made of each weight in the call of `ClassAnswer` that is under way. Autocast's own cache is for leaves
 # that need a gradient.
 _rounded: ContextVar[dict[Tensor, Tensor] | None] = ContextVar("_rounded", default=None)
@@ -110,8 +111,7 @@ class ClassAnswer(nn.Module):
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return answer(x)
         patches = x.shape[-2] * x.shape[-1] // (self.patch_size[0] * self.patch_size[1])
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        hidden = (self.prefix.shape[1] + patches) * self.hidden * dtype.itemsize
+        hidden = (self.prefix.shape[1] + patches) * self.hidden * _precision(x).itemsize
         token = _rounded.set({})
         try:
             return torch.cat([behind(*self._embed(images)) for images in x.split(max(1, CHUNK // hidden))])
@@ -283,6 +283,11 @@ def rounded(weight: Tensor) -> Tensor:
     return kept[weight]
 
 
+def _precision(x: Tensor) -> torch.dtype:
+    """What a CPU's layers compute in: autocast's dtype, or that of their input."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
 def _suits(x: Tensor, weight: Tensor) -> bool:
     """Whether there is enough to do for operators that only run on a CPU and have no gradient."""
     return x.device.type == "cpu" and not x.requires_grad and x.numel() * weight.shape[0] > MUCH
@@ -290,11 +295,7 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
 
 def _for_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Input, weight and bias of a layer in the precision that it computes in; None if oneDNN is not to be taken."""
-    if torch.compiler.is_compiling() or not _suits(x, weight):
+    if torch.compiler.is_compiling() or not _suits(x, weight) or _precision(x) not in _onednn_dtypes:
         return None
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        x, weight, bias = x.to(dtype), rounded(weight), None if bias is None else rounded(bias)
-    if x.dtype != weight.dtype or not (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _onednn_bfloat16)):
-        return None
-    return x, weight, bias
+    x, weight, bias = x.to(_precision(x)), rounded(weight), None if bias is None else rounded(bias)
+    return (x, weight, bias) if x.dtype == weight.dtype else None

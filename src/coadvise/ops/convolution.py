@@ -1,7 +1,7 @@
 """3x3 convolution with a bias and ReLU, for inference: a Winograd kernel on CPUs, plain torch elsewhere.
 
-An aligned student's stems spend most of their time in such convolutions. Registered with PyTorch as
-``coadvise::conv3x3_relu``. It has no gradient.
+Of the multiplications of an aligned student's stems at 224 pixels such convolutions are 1.2 billion in 1.9. Registered
+with PyTorch as ``coadvise::conv3x3_relu``. It has no gradient.
 """
 
 import ctypes
