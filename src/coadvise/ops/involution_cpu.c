@@ -17,9 +17,16 @@
 #include <string.h>
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef int32_t lanes_index __attribute__((vector_size(LANES * 4)));
 typedef uint32_t words __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+#if LANES == 16 && !defined(__AVX512F__) /* two registers a vec, which GCC keeps in memory unless they are taken apart */
+#define PART 8
+#else
+#define PART LANES
+#endif
+#define PARTS (LANES / PART)
+typedef int32_t lanes_index __attribute__((vector_size(PART * 4)));
+typedef float part __attribute__((vector_size(PART * 4), aligned(4), may_alias));
 typedef float octet __attribute__((vector_size(32), aligned(4), may_alias));
 #define INLINE static inline __attribute__((always_inline))
 #define TILE 4 /* output pixels of a row computed together: independent sums hide the latency of an addition */
@@ -29,15 +36,15 @@ typedef float octet __attribute__((vector_size(32), aligned(4), may_alias));
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (lanes_index){__VA_ARGS__})
 #endif
-/* Lanes of a (from 0) and b (from LANES) for three levels of a tree of sums; _N exchanges neighbours N lanes apart. */
-#define B LANES
+/* Lanes of a (from 0) and b (from PART) for three levels of a tree of sums; _N exchanges neighbours N lanes apart. */
+#define B PART
 #define KEEP_1(i) i, B + i + 1, i + 2, B + i + 3, i + 4, B + i + 5, i + 6, B + i + 7
 #define SWAP_1(i) i + 1, B + i, i + 3, B + i + 2, i + 5, B + i + 4, i + 7, B + i + 6
 #define KEEP_2(i) i, i + 1, B + i + 2, B + i + 3, i + 4, i + 5, B + i + 6, B + i + 7
 #define SWAP_2(i) i + 2, i + 3, B + i, B + i + 1, i + 6, i + 7, B + i + 4, B + i + 5
 #define KEEP_4(i) i, i + 1, i + 2, i + 3, B + i + 4, B + i + 5, B + i + 6, B + i + 7
 #define SWAP_4(i) i + 4, i + 5, i + 6, i + 7, B + i, B + i + 1, B + i + 2, B + i + 3
-#if LANES == 16
+#if PART == 16
 #define ALL(lanes) lanes(0), lanes(8)
 #else
 #define ALL(lanes) lanes(0)
@@ -157,20 +164,26 @@ static void flush_row(float *ring, void *dx, int64_t image, int64_t row, const P
     memset(from, 0, (size_t)p->row * 4);
 }
 
-/* ---- one plane's arithmetic for T pixels; K, T and S, the stride, are constants where it counts: loops unroll ---- */
+/* ---- one plane's arithmetic for T pixels; K, T and S, the stride, are constants where it counts ---- */
 
 INLINE void convolve(const int K, const int T, const int64_t S, float *const *rows, int64_t offset, const float *weight,
                      int64_t taps, float *out, int64_t out_step) {
-    vec sum[TILE];
-    for (int t = 0; t < T; t++) sum[t] = (vec){0};
+    part sum[TILE][PARTS] = {0};
     for (int u = 0; u < K; u++) {
         const float *row = rows[u] + offset;
+#if PARTS == 1
 #pragma GCC unroll 8
-        for (int v = 0; v < K; v++)
+#else /* more taps at a time would not leave the sums their registers */
+#pragma GCC unroll 1
+#endif
+        for (int v = 0; v < K; v++, row += LANES)
 #pragma GCC unroll 4
-            for (int t = 0; t < T; t++) sum[t] += weight[t * taps + u * K + v] * load(row + (t * S + v) * LANES);
+            for (int t = 0; t < T; t++)
+                for (int i = 0; i < PARTS; i++)
+                    sum[t][i] += weight[t * taps + u * K + v] * *(const part *)(row + t * S * LANES + i * PART);
     }
-    for (int t = 0; t < T; t++) store(out + t * out_step, sum[t]);
+    for (int t = 0; t < T; t++)
+        for (int i = 0; i < PARTS; i++) *(part *)(out + t * out_step + i * PART) = sum[t][i];
 }
 
 /* Pixels side by side add to the same columns: each is loaded and stored once for all of them. */
@@ -194,30 +207,39 @@ INLINE void scatter(const int K, const int T, const int64_t S, float *const *row
 }
 
 /* Lane i: the sum over all lanes of p[i]. A tree: a blend, a shuffle and an addition a product, not four of each. */
-INLINE octet sums_of(const vec *p) {
-    const vec ab = MERGE(p[0], p[1], 1), cd = MERGE(p[2], p[3], 1);
-    const vec ef = MERGE(p[4], p[5], 1), gh = MERGE(p[6], p[7], 1);
-    const vec abcd = MERGE(ab, cd, 2), efgh = MERGE(ef, gh, 2), all = MERGE(abcd, efgh, 4);
-    octet parts[LANES / 8];
+INLINE octet sums_of(const part *p) {
+    const part ab = MERGE(p[0], p[1], 1), cd = MERGE(p[2], p[3], 1);
+    const part ef = MERGE(p[4], p[5], 1), gh = MERGE(p[6], p[7], 1);
+    const part abcd = MERGE(ab, cd, 2), efgh = MERGE(ef, gh, 2), all = MERGE(abcd, efgh, 4);
+    octet parts[PART / 8];
     memcpy(parts, &all, sizeof all);
-    for (int i = 1; i < LANES / 8; i++) parts[0] += parts[i];
+    for (int i = 1; i < PART / 8; i++) parts[0] += parts[i];
     return parts[0];
 }
 
-INLINE void correlate(const int K, float *const *rows, int64_t offset, vec gradient, float *dw, int add) {
+/* One tap's products, folded to a part. */
+INLINE part product(const part *gradient, const float *x) {
+    part p = gradient[0] * *(const part *)x;
+    for (int i = 1; i < PARTS; i++) p += gradient[i] * *(const part *)(x + i * PART);
+    return p;
+}
+
+INLINE void correlate(const int K, float *const *rows, int64_t offset, const float *gradient, float *dw, int add) {
     const int taps = K * K;
+    part g[PARTS];
+    for (int i = 0; i < PARTS; i++) g[i] = *(const part *)(gradient + i * PART);
     int k = 0;
 #pragma GCC unroll 6
     for (; k + 8 <= taps; k += 8) { /* an odd K has K*K = 8m + 1 */
-        vec p[8];
+        part p[8];
 #pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) p[i] = gradient * load(rows[(k + i) / K] + offset + (k + i) % K * LANES);
+        for (int i = 0; i < 8; i++) p[i] = product(g, rows[(k + i) / K] + offset + (k + i) % K * LANES);
         octet sums = sums_of(p);
         if (add) sums += *(const octet *)(dw + k);
         *(octet *)(dw + k) = sums;
     }
-    const vec last = gradient * load(rows[K - 1] + offset + (K - 1) * LANES);
-    const float sum = sums_of((vec[]){last, last, last, last, last, last, last, last})[0];
+    const part last = product(g, rows[K - 1] + offset + (K - 1) * LANES);
+    const float sum = sums_of((part[]){last, last, last, last, last, last, last, last})[0];
     dw[k] = add ? dw[k] + sum : sum;
 }
 
@@ -228,9 +250,14 @@ INLINE void forward_tile(const int K, const int T, const int64_t S, const Plan *
     const float *w = (const float *)at(weight, ow * p->taps, p);
     if (p->bf16) widen(w, s->weight, T * p->taps, p), w = s->weight;
     float *o = direct(p) ? (float *)out + ow * p->channels : s->pixels;
-    for (int64_t i = 0; i < p->groups * p->blocks; i++) {
-        const float *kernel = w + i / p->blocks * K * K;
-        convolve(K, T, S, rows, i * p->plane + ow * S * LANES, kernel, p->taps, o + i * LANES, p->padded);
+    /* Weights are read once: those of a tile two further on are fetched, a share of them with each group. */
+    const char *next = at(weight, (ow + 2 * T) * p->taps, p);
+    for (int64_t group = 0; group < p->groups; group++, next += T * K * K * item(p)) {
+        for (int64_t byte = 0; byte < T * K * K * item(p); byte += 64) __builtin_prefetch(next + byte);
+        for (int64_t block = 0; block < p->blocks; block++) {
+            const int64_t i = group * p->blocks + block;
+            convolve(K, T, S, rows, i * p->plane + ow * S * LANES, w + group * K * K, p->taps, o + i * LANES, p->padded);
+        }
     }
     if (!direct(p)) pack(o, LANES, (char *)at(out, ow * p->channels, p), T, p->padded, p);
 }
@@ -265,7 +292,7 @@ INLINE void backward_tile(const int K, const int T, const int64_t S, const Plan 
         const int64_t offset = i * p->plane + ow * S * LANES, tap = i / p->blocks * K * K;
         scatter(K, T, S, r->dx, offset, r->from, r->to, w + tap, p->taps, g + i * LANES, p->padded);
         for (int t = 0; r->dw && t < T; t++) {
-            const vec value = load(g + t * p->padded + i * LANES);
+            const float *value = g + t * p->padded + i * LANES;
             correlate(K, r->x, offset + t * S * LANES, value, d + t * p->taps + tap, i % p->blocks > 0);
         }
     }
