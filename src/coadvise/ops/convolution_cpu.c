@@ -20,7 +20,7 @@
 #define COLUMNS 4
 #else
 #define LANES 8
-#define ROWS 4
+#define ROWS 6
 #define COLUMNS 2
 #endif
 #define TILE 4 /* outputs a side; inputs a side are two more */
