@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from coadvise.models import Student, inference
-from coadvise.ops import convolution
+from coadvise.ops import attention, convolution, onednn
 
 BOTH = {"conv": "conv", "inv": "inv"}
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
@@ -114,16 +114,18 @@ def test_operators_for_large_layers_on_small_ones(patch: int, native: bool, monk
     if native and convolution._library() is None:
         pytest.skip("no native kernel: no compiler, or switched off")
     taken: list[tuple[int, ...]] = []
-    plainly = inference.conv3x3_relu
-    monkeypatch.setattr(inference, "MUCH", 0)
-    monkeypatch.setattr(inference, "conv3x3_relu", lambda *tensors: taken.append(tensors[1].shape) or plainly(*tensors))
+    conv, attend = convolution.conv3x3_relu, attention.attention
+    monkeypatch.setattr(onednn, "MUCH", 0)
+    monkeypatch.setattr(convolution, "conv3x3_relu", lambda *tensors: taken.append(tensors[1].shape) or conv(*tensors))
+    monkeypatch.setattr(attention, "attention", lambda qkv, heads: taken.append(qkv.shape[1:]) or attend(qkv, heads))
     if not native:
-        monkeypatch.setattr(inference, "takes", lambda x, weight: False)
-    net = student(aligned=BOTH, patch_size=patch)
+        for module in (attention, convolution):
+            monkeypatch.setattr(module, "takes", lambda *args: False)
+    net = student(aligned=BOTH, patch_size=patch, embed_dim=192)
     for batch in (0, 1, 3):
         assert_same_logits(net, images(batch=batch))
     halved = [(64, 64, 3, 3)] if patch == 4 else [(64, 64, 3, 3), (64, 64, 3, 3), (64, 32, 3, 3)]
-    assert taken == (halved * 2 if native else [])
+    assert taken == ([*halved, ((32 // patch) ** 2 + 3, 3 * 192)] * 2 if native else [])
     compiled = torch.compile(net.for_inference(), fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(images()), net(images()), rtol=1e-5, atol=1e-5)
@@ -138,27 +140,6 @@ def test_operators_for_large_layers_on_small_ones(patch: int, native: bool, monk
             rounded = net.for_inference()(images())
     assert (rounded - wanted).square().mean().sqrt() < 0.03 * wanted.std()
     assert not taken, "where a gradient is wanted, or in bfloat16"
-
-
-@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 100, 96, 384), (1000, 384, 96)])
-@pytest.mark.parametrize("gelu", [False, True])
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("onednn", [True, False])
-def test_linear_is_pytorchs_and_has_its_gradient(
-    shape: tuple[int, ...], gelu: bool, biased: bool, onednn: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken = getattr(inference._onednn, "_linear_pointwise", None) if onednn else None
-    monkeypatch.setattr(inference, "_onednn_linear", taken)
-    *rows, inputs, outputs = shape
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(*rows, inputs, generator=generator)
-    weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
-    bias = torch.randn(outputs, generator=generator) if biased else None
-    wanted = nn.functional.linear(x, weight, bias)
-    wanted = nn.functional.gelu(wanted) if gelu else wanted
-    torch.testing.assert_close(inference.linear(x, weight, bias, gelu=gelu), wanted, rtol=1e-5, atol=1e-5)
-    inference.linear(x.requires_grad_(), weight, bias, gelu=gelu).sum().backward()
-    assert x.grad is not None
 
 
 @pytest.mark.parametrize("aligned", [None, BOTH])
@@ -176,10 +157,10 @@ def test_in_bfloat16_it_is_as_near_as_the_student(aligned: dict[str, str] | None
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_where_onednn_lacks_its_precision(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "MUCH", 0)
-    monkeypatch.setattr(inference, "_onednn_dtypes", (torch.float32,))
-    monkeypatch.setattr(inference, "_onednn_linear", lambda *args: pytest.fail("taken"))
-    monkeypatch.setattr(inference, "_onednn_conv", lambda *args: pytest.fail("taken"))
+    monkeypatch.setattr(onednn, "MUCH", 0)
+    monkeypatch.setattr(onednn, "_dtypes", (torch.float32,))
+    monkeypatch.setattr(onednn, "_linear", lambda *args: pytest.fail("taken"))
+    monkeypatch.setattr(onednn, "_convolution", lambda *args: pytest.fail("taken"))
     net = student(aligned=BOTH)
     with torch.no_grad():
         wanted = net(images())
@@ -243,6 +224,27 @@ def test_in_place_its_pieces_are_compiled(aligned: dict[str, str] | None, monkey
         torch.testing.assert_close(copy.deepcopy(made)(images()), net(images()), rtol=1e-5, atol=1e-5)
     assert before > 0
     assert len(seen) == before, "pieces of three and of two were compiled"
+
+
+def test_pieces_compiled_under_autocast_get_rounded_weights() -> None:
+    net = student(aligned=BOTH)
+    made = net.for_inference()
+    matrices: list[torch.dtype] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        matrices.extend(x.dtype for x in inputs if isinstance(x, nn.Parameter) and x.ndim > 1)
+        return graph.forward
+
+    made.compile(fullgraph=True, backend=backend)
+    with torch.no_grad():
+        wanted = net(images())
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded, again = made(images()), made(images())
+        assert matrices
+        assert set(matrices) == {torch.bfloat16}
+        torch.testing.assert_close(made(images()), wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(rounded, again)
+    assert (rounded - wanted).square().mean().sqrt() < 0.03 * wanted.std()
 
 
 def test_what_the_answer_does_not_need_is_not_there() -> None:

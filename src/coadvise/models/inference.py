@@ -8,29 +8,31 @@
   vector an image is projected.
 - Batch norm is folded into the stems' convolutions.
 - On a CPU linear layers are oneDNN's with GELU in the same pass, where that is faster, and the stems' convolutions
-  with ReLU; in float32 those of 3x3 are ours.
+  with ReLU; in float32 those of 3x3 are ours, and attention.
 - On a CPU a batch goes through a few images at a time, so that what is made of them stays in its caches. Under autocast
-  the weights are rounded once for all of them.
+  weights are rounded once, not for each of them.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from coadvise.models.folding import fold_batch_norms, sample_images
 from coadvise.models.staged import ConvBNReLU
 from coadvise.models.stems import AlignedPatchEmbed
-from coadvise.ops.convolution import conv3x3_relu, takes
+from coadvise.ops import attention, convolution, onednn
 
 if TYPE_CHECKING:
     from coadvise.models.student import Student
@@ -38,19 +40,6 @@ if TYPE_CHECKING:
 # Bytes of an MLP's hidden layer, a block's largest tensor, that are made at a time on a CPU: in float32 four images of
 # 224 pixels at width 384. More would leave its caches, in memory that the system hands over anew each time.
 CHUNK = 5_000_000
-# Multiplications (a tap) from which other operators than PyTorch's own are taken: a call takes some microseconds more.
-MUCH = 10_000_000
-# PyTorch's own compiler calls them, no public function does. None where a build has no oneDNN, or other names for them.
-_onednn = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
-# With AVX2 and no more, PyTorch's own linear layers are faster, MKL's: a tenth, and a third with GELU behind them.
-_has_avx2_alone = torch.backends.cpu.get_cpu_capability() == "AVX2"
-_onednn_linear = None if _has_avx2_alone else getattr(_onednn, "_linear_pointwise", None)
-_onednn_conv = getattr(_onednn, "_convolution_pointwise", None)
-_onednn_has_bfloat16 = bool(_onednn and getattr(_onednn, "_is_mkldnn_bf16_supported", bool)())
-_onednn_dtypes = (torch.float32, torch.bfloat16) if _onednn_has_bfloat16 else (torch.float32,)
-# What autocast made of each weight in the call of `ClassAnswer` that is under way. Autocast's own cache is for leaves
-# that need a gradient.
-_rounded: ContextVar[dict[Tensor, Tensor] | None] = ContextVar("_rounded", default=None)
 
 
 class ClassAnswer(nn.Module):
@@ -76,8 +65,7 @@ class ClassAnswer(nn.Module):
         self.hidden = plain.blocks[-1].mlp.fc1.out_features
         self.blocks = plain.blocks[:-1]
         for block in self.blocks:
-            block.attn.qkv, block.attn.proj = Linear(block.attn.qkv), Linear(block.attn.proj)
-            block.mlp = frozen_mlp(block.mlp)
+            block.attn, block.mlp = FrozenAttention(block.attn), frozen_mlp(block.mlp)
         self.last = ClassTokenBlock(plain.blocks[-1])
         self.norm, self.head = plain.norm, plain.head
         self.patch_size = plain.patch_embed.patch_size
@@ -92,7 +80,9 @@ class ClassAnswer(nn.Module):
         self.register_buffer("prefix", prefix)  # [1, 1 + T, D]; aligned tokens are yet to be added
         self.register_buffer("place", place)  # [1 + T, stems]: which row is which stem's
         self.register_buffer("positions", plain.pos_embed[:, count:].clone())
+        self._compile: Callable[..., Any] | None = None  # what `compile` asked for
         self._compiled: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
+        self._rounded: tuple[tuple[Any, ...], ClassAnswer] | None = None  # for which weights, and the copy
         self.eval()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -101,24 +91,41 @@ class ClassAnswer(nn.Module):
         On a CPU that is what a piece of a batch goes through behind the stems, whose convolutions are slower in a
         graph. `torch.compile` of the module makes a graph of all of it, and of whole batches.
         """
-        whole, behind = torch.compile(self._answer, *args, **kwargs), torch.compile(self._behind, *args, **kwargs)
-        self._compiled = whole, behind
+        self._compile = partial(torch.compile, *args, **kwargs)
+        self._compiled, self._rounded = (self._compile(self._answer), self._compile(self._behind)), None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what was compiled, as other modules are copied and pickled."""
-        return {**super().__getstate__(), "_compiled": None}
+        """Without what was made of it, as other modules are copied and pickled."""
+        return {**super().__getstate__(), "_compile": None, "_compiled": None, "_rounded": None}
 
     def forward(self, x: Tensor) -> Tensor:
         answer, behind = self._compiled or (self._answer, self._behind)
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return answer(x)
+        if torch.is_autocast_enabled("cpu") and (rounded := self._rounded_copy()) is not self:
+            return rounded(x)
         patches = x.shape[-2] * x.shape[-1] // (self.patch_size[0] * self.patch_size[1])
-        hidden = (self.prefix.shape[1] + patches) * self.hidden * _precision(x).itemsize
-        token = _rounded.set({})
-        try:
-            return torch.cat([behind(*self._embed(images)) for images in x.split(max(1, CHUNK // hidden))])
-        finally:
-            _rounded.reset(token)
+        hidden = (self.prefix.shape[1] + patches) * self.hidden * onednn.precision(x).itemsize
+        return torch.cat([behind(*self._embed(images)) for images in x.split(max(1, CHUNK // hidden))])
+
+    def _rounded_copy(self) -> ClassAnswer:
+        """This module with its layers in autocast's dtype, made anew when a weight has changed; itself if it is so."""
+        dtype = torch.get_autocast_dtype("cpu")
+        layers = [m for m in self.modules() if not isinstance(m, nn.LayerNorm | _BatchNorm)]
+        weights = [p for m in layers for p in m.parameters(recurse=False)]
+        if all(p.dtype in (dtype, torch.float64) for p in weights):  # autocast leaves float64 alone
+            return self
+        of = (dtype, *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights))
+        if self._rounded is None or self._rounded[0] != of:
+            made = copy.deepcopy(self)
+            for module in made.modules():
+                if not isinstance(module, nn.LayerNorm | _BatchNorm):
+                    for name, p in module.named_parameters(recurse=False):
+                        setattr(module, name, nn.Parameter(p.to(dtype), requires_grad=False))
+            if self._compile is not None:
+                made._compiled = self._compile(made._answer), self._compile(made._behind)
+            self._rounded = of, made
+        return self._rounded[1]
 
     def _answer(self, x: Tensor) -> Tensor:
         return self._behind(*self._embed(x))
@@ -162,11 +169,11 @@ class ClassTokenBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
-        query = linear(y[:, 0], self.query, self.query_bias)
+        query = onednn.linear(y[:, 0], self.query, self.query_bias)
         query = query.unflatten(-1, (self.heads, -1)).transpose(0, 1)  # [heads, B, d]
-        query = (query @ rounded(self.key)).transpose(0, 1) * self.scale  # [B, heads, D]
+        query = (query @ self.key).transpose(0, 1) * self.scale  # [B, heads, D]
         weights = (query @ y.mT).softmax(dim=-1)  # [B, heads, N]
-        mixed = (weights @ y).transpose(0, 1) @ rounded(self.value)  # [heads, B, d]
+        mixed = (weights @ y).transpose(0, 1) @ self.value  # [heads, B, d]
         x = x[:, 0] + self.proj(mixed.transpose(0, 1).flatten(1) + self.value_bias)
         return x + self.mlp(self.norm2(x))
 
@@ -207,9 +214,9 @@ class SharedStems(nn.Module):
         pixels = pixels.flatten(4)  # [B, H', W', stems, side * side * 64]
         # A mean of bfloat16 widens all of it first, which takes four times as long; a sum widens as it goes.
         means = pixels.sum(dim=(1, 2)) / (pixels.shape[1] * pixels.shape[2])
-        weights = rounded(self.weight).unflatten(1, (len(self.stems), -1)).unbind(1)
+        weights = self.weight.unflatten(1, (len(self.stems), -1)).unbind(1)
         tokens = torch.stack([F.linear(mean, w) for mean, w in zip(means.unbind(1), weights, strict=True)], dim=1)
-        patches = linear(pixels.flatten(3), self.weight, self.whole_bias)
+        patches = onednn.linear(pixels.flatten(3), self.weight, self.whole_bias)
         return patches if self.embed.output_fmt is not None else patches.flatten(1, 2), tokens + self.bias
 
     def _patches(self, x: Tensor) -> Tensor:
@@ -241,23 +248,34 @@ class ConvReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
-        if self.is_3x3 and not torch.compiler.is_exporting() and _suits(x, conv.weight) and takes(x, conv.weight):
-            return conv3x3_relu(x, conv.weight, cast(Tensor, conv.bias))
-        if _onednn_conv is not None and (taken := _for_onednn(x, conv.weight, conv.bias)):
-            y: Tensor = _onednn_conv(*taken, conv.padding, conv.stride, conv.dilation, conv.groups, "relu", [], "")
-            return y
-        return F.relu(conv(x), inplace=True)
+        if self.is_3x3 and _ours(x, conv.out_channels) and convolution.takes(x, conv.weight):
+            return convolution.conv3x3_relu(x, conv.weight, cast(Tensor, conv.bias))
+        return onednn.convolution_relu(x, conv)
+
+
+class FrozenAttention(nn.Module):
+    """timm's attention without norms and dropout, as a student has it: tokens [B, N, D] to [B, N, D]."""
+
+    def __init__(self, attn: Attention) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.heads = Linear(attn.qkv), Linear(attn.proj), attn.num_heads
+
+    def forward(self, x: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
+        qkv = self.qkv(x)
+        ours = _ours(qkv, x.shape[1]) and attention.takes(qkv, self.heads)
+        answer: Tensor = self.proj((attention.attention if ours else attention.plain)(qkv, self.heads))
+        return answer
 
 
 class Linear(nn.Module):
-    """A frozen linear layer [..., in] to [..., out], with GELU behind it if wanted, by `linear`."""
+    """A frozen linear layer [..., in] to [..., out], with GELU behind it if wanted."""
 
     def __init__(self, layer: nn.Linear, *, gelu: bool = False) -> None:
         super().__init__()
         self.weight, self.bias, self.gelu = layer.weight, layer.bias, gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias, gelu=self.gelu)
+        return onednn.linear(x, self.weight, self.bias, gelu=self.gelu)
 
 
 def frozen_mlp(mlp: Mlp) -> nn.Sequential:
@@ -265,39 +283,6 @@ def frozen_mlp(mlp: Mlp) -> nn.Sequential:
     return nn.Sequential(Linear(mlp.fc1, gelu=True), Linear(mlp.fc2))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
-    """`F.linear`, and GELU behind it if wanted."""
-    if _onednn_linear is not None and (taken := _for_onednn(x, weight, bias)):
-        y: Tensor = _onednn_linear(*taken, "gelu" if gelu else "none", [], "none")
-        return y
-    y = F.linear(x, rounded(weight), bias)
-    return F.gelu(y) if gelu else y
-
-
-def rounded(weight: Tensor) -> Tensor:
-    """What autocast makes of a weight, made once in a call of `ClassAnswer`; the weight itself without autocast."""
-    if torch.compiler.is_compiling() or not torch.is_autocast_enabled("cpu") or (kept := _rounded.get()) is None:
-        return weight
-    if weight.dtype == torch.float64:  # autocast leaves it alone
-        return weight
-    if weight not in kept:
-        kept[weight] = weight.to(torch.get_autocast_dtype("cpu"))
-    return kept[weight]
-
-
-def _precision(x: Tensor) -> torch.dtype:
-    """What a CPU's layers compute in: autocast's dtype, or that of their input."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-
-
-def _suits(x: Tensor, weight: Tensor) -> bool:
-    """Whether there is enough to do for operators that only run on a CPU and have no gradient."""
-    return x.device.type == "cpu" and not x.requires_grad and x.numel() * weight.shape[0] > MUCH
-
-
-def _for_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """Input, weight and bias of a layer in the precision that it computes in; None if oneDNN is not to be taken."""
-    if torch.compiler.is_compiling() or not _suits(x, weight) or _precision(x) not in _onednn_dtypes:
-        return None
-    x, weight, bias = x.to(_precision(x)), rounded(weight), None if bias is None else rounded(bias)
-    return (x, weight, bias) if x.dtype == weight.dtype else None
+def _ours(x: Tensor, products: int) -> bool:
+    """Whether to take operators of our own, which another program could not read from an exported graph."""
+    return not torch.compiler.is_exporting() and onednn.worthwhile(x, products)

@@ -1,4 +1,4 @@
-"""Involution: the operator and its layer. Beside it, a convolution that inference takes."""
+"""Involution: the operator and its layer. Beside it, layers and attention for inference."""
 
 from coadvise.ops.involution import Involution2d, involution2d
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from coadvise.errors import UserError
 from coadvise.ops import native
+from coadvise.ops.register import register
 
 SOURCE = Path(__file__).with_name("convolution_cpu.c")
 POINTS = (0.75, 1.5)  # and their negatives, 0 and infinity; the kernel's
@@ -124,9 +125,4 @@ def _empty(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-_name = "coadvise::conv3x3_relu"
-_registered = torch.library.Library("coadvise", "FRAGMENT")
-_registered.define("conv3x3_relu(Tensor x, Tensor weight, Tensor bias) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-_registered.impl("conv3x3_relu", _cpu, "CPU")
-_registered.impl("conv3x3_relu", _plain, "CompositeExplicitAutograd")
-torch.library.register_fake(_name, _empty, lib=_registered)
+register("conv3x3_relu(Tensor x, Tensor weight, Tensor bias) -> Tensor", cpu=_cpu, plain=_plain, empty=_empty)
