@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, settings
 import coadvise  # noqa: F401  # isort: skip  (its torchvision guard, before anything imports timm)
 from tiny import make_images, write_preset
 
-from coadvise import fit
+from coadvise import fit, native
 from coadvise.cache_folder import cache_folder
-from coadvise.ops.native import PREFIX
+from coadvise.data import warp
+from coadvise.ops import attention, convolution, cpu
 
 # Machines differ in speed and share their cores: no deadlines, and the same examples each time.
 settings.register_profile(
@@ -39,16 +40,27 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):
     """Decoded images of made folders are nobody's to keep; compiled kernels, which take long to make, are shared."""
     usual, own = cache_folder(), tmp_path_factory.mktemp("cache") / "coadvise"
     own.mkdir()
-    for library in usual.glob(f"{PREFIX}*.so") if usual else ():
+    for library in usual.glob(f"{native.PREFIX}*.so") if usual else ():
         (own / library.name).symlink_to(library)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(own.parent))
         yield
-    for library in own.glob(f"{PREFIX}*.so") if usual else ():
+    for library in own.glob(f"{native.PREFIX}*.so") if usual else ():
         if not library.is_symlink():
             beside = Path(tempfile.mkdtemp(dir=usual), library.name)
             shutil.copy(library, beside).rename(usual / library.name)
             beside.parent.rmdir()
+
+
+@pytest.fixture
+def fresh_kernel() -> Iterator[None]:
+    """Forgets which native kernels were built in this process, before and after."""
+    kept = (cpu.native_kernel, attention._library, convolution._library, warp._kernel, native.load, native._warn)
+    for function in kept:
+        function.cache_clear()
+    yield
+    for function in kept:
+        function.cache_clear()
 
 
 # The suite runs in several processes; more threads than cores only make them wait for each other. Set here and not

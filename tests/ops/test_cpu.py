@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from coadvise.ops import cpu, involution2d, native
+from coadvise import native
+from coadvise.ops import cpu, involution2d
 from coadvise.ops.reference import involution2d_backward_reference, involution2d_reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}

@@ -2,12 +2,14 @@
 
 timm's draws come from global generators, which are seeded for each image and put back after the last. The crop's
 place is timm's; PyTorch resizes it, on bytes and some times faster than Pillow. It rounds its weights to 16 bits, so
-single pixels differ by a few grey levels, and their mean by a hundredth of one.
+single pixels differ by a few grey levels, and their mean by a hundredth of one. Rotating, shearing and shifting are
+Pillow's to the bit, but faster (`warp`).
 """
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,31 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from timm.data import create_transform
-from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment, posterize
+from timm.data.auto_augment import (
+    AugmentOp,
+    AugMixAugment,
+    AutoAugment,
+    RandAugment,
+    posterize,
+    rotate,
+    shear_x,
+    shear_y,
+    translate_x_abs,
+    translate_x_rel,
+    translate_y_abs,
+    translate_y_rel,
+)
 from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from coadvise.config import AugmentConfig
 from coadvise.data.images import Pixels
+from coadvise.data.warp import Warped
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # DeiT fills with it where a move leaves nothing
 IMAGENET_STD = (0.229, 0.224, 0.225)
+WARPS = (rotate, shear_x, shear_y, translate_x_abs, translate_x_rel, translate_y_abs, translate_y_rel)
 
 
 class Pipeline:
@@ -37,6 +54,7 @@ class Pipeline:
             mean=IMAGENET_MEAN, normalize=False,
         )  # fmt: skip
         take_no_bits(whole)
+        _warp_fast(whole)
         self.image_size = image_size
         self._crop, *self._rest, to_tensor = whole.transforms
         assert isinstance(self._crop, RandomResizedCropAndInterpolation), "timm's pipeline no longer begins with it"
@@ -77,16 +95,29 @@ class Pipeline:
 
 def take_no_bits(transform: Any) -> None:
     """Has timm's RandAugment keep no bits of an image where it draws that: black. Pillow refuses it from 13 on."""
+    for operation in _operations(transform):
+        if operation.aug_fn is posterize:
+            operation.aug_fn = _posterize
+
+
+def _warp_fast(transform: Any) -> None:
+    for operation in _operations(transform):
+        if operation.aug_fn in WARPS:
+            operation.aug_fn = partial(_through_warped, operation.aug_fn)
+
+
+def _operations(transform: Any) -> Iterator[AugmentOp]:
+    """Those that RandAugment and its kin in a pipeline of timm draw from."""
     for part in transform.transforms:
         if isinstance(part, RandAugment | AugMixAugment):
-            operations = part.ops
+            yield from part.ops
         elif isinstance(part, AutoAugment):
-            operations = [operation for policy in part.policy for operation in policy]
-        else:
-            continue
-        for operation in operations:
-            if operation.aug_fn is posterize:
-                operation.aug_fn = _posterize
+            for policy in part.policy:
+                yield from policy
+
+
+def _through_warped(operation: Callable[..., Image.Image], image: Image.Image, *args: Any, **about: Any) -> Image.Image:
+    return operation(Warped(image), *args, **about)
 
 
 def _posterize(image: Image.Image, bits: int, **about: Any) -> Image.Image:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from coadvise.ops import native
+from coadvise import native
 from coadvise.ops.reference import (
     involution2d_backward_reference,
     involution2d_reference,
