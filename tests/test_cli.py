@@ -254,6 +254,22 @@ def test_help(cli: Cli) -> None:
         assert cli(name, "--help")[0] == 0
 
 
+def test_export(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "student.pt2"
+    code, said, err = cli("export", finished, "--out", out)
+    assert (code, err) == (0, "")
+    assert said.startswith(f"{out}: students/advised-0, ")
+    assert "\nin: images, float32 [batch, 3, 16, 16], RGB in 0..1" in said
+    assert "\nout: probabilities [batch, 3]; " in said
+    assert "\nchecked: probabilities as the network's" in said
+    code, said, _ = cli("export", finished, "--out", out, "--part", "teachers/conv", "--json")
+    assert code == 0
+    about = json.loads(said)
+    assert about["part"] == "teachers/conv"
+    assert about["bytes"] == out.stat().st_size
+    refused(cli("export", finished, "--out", tmp_path / "student.bin"), "must end in .onnx or .pt2")
+
+
 def refused(outcome: Outcome, *pieces: str) -> None:
     """Exit code 2, at most the data's description on stdout, one line on stderr that says these things."""
     code, out, err = outcome

@@ -58,7 +58,7 @@ def test_python_leaves_a_report(beside: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [w for first in ("cache", "evaluate", "predict", "models", "presets") for w in _commands(first)]
+    "words", [w for first in ("cache", "evaluate", "predict", "export", "models", "presets") for w in _commands(first)]
 )
 def test_commands_run(words: list[str], beside: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "coadvise", *words], cwd=beside, capture_output=True, text=True)

@@ -8,10 +8,11 @@ from coadvise.errors import UserError
 from coadvise.fit import fit
 from coadvise.loss import Advice, LossWeights, co_advise_loss
 from coadvise.models.published import load_published
+from coadvise.portable import export
 from coadvise.predict import Prediction, TrainedStudent, load
 
 __all__ = [
     "Advice", "LossWeights", "Prediction", "RunConfig", "TrainedStudent", "UserError",
-    "build_cache", "co_advise_loss", "fit", "load", "load_config", "load_published",
+    "build_cache", "co_advise_loss", "export", "fit", "load", "load_config", "load_published",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -221,9 +221,14 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[s
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a text file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces a file whole or not at all."""
     beside = path.with_name(f".{path.name}.part")
     with storing(path, beside):
-        beside.write_text(text)
+        beside.write_bytes(content)
         fsync(beside)
         beside.rename(path)
         fsync(path.parent)

@@ -216,6 +216,33 @@ def predict(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    out: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for PyTorch alone.")],
+    part: Annotated[
+        str | None, typer.Option(help="Another network of the run, such as students/alone-0 or teachers/conv.")
+    ] = None,
+    answer: Annotated[str, typer.Option(help="class, another token's name, or average.")] = "class",
+    as_json: AsJson = False,
+) -> None:
+    """Write a trained student as one file that answers without coadvise: pixels in, probabilities out."""
+    from coadvise.portable import export as run_export
+
+    about = run_export(run, out, part, answer)
+    if as_json:
+        print(json.dumps({"out": str(out), **about}))
+        return
+    size, classes = about["image_size"], len(about["classes"])
+    show(f"{out}: {about['part']}, {about['model']}, {about['bytes'] / 1e6:.2f} MB, answers by {about['answer']}")
+    print(f"in: images, float32 [batch, 3, {size}, {size}], RGB in 0..1: shorter side to {size} (bicubic), its middle")
+    print(f'out: probabilities [batch, {classes}]; the classes\' names are in its metadata, as JSON under "coadvise"')
+    if about["difference"] is None:
+        print("not run: that needs the package onnxruntime")
+    else:
+        print(f"checked: probabilities as the network's, to {about['difference']:.1g}")
+
+
+@app.command()
 def models(
     table: Annotated[
         bool, typer.Option("--table", help="Count and time every network of the paper, as Markdown (docs/MODELS.md).")

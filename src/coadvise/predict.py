@@ -32,8 +32,8 @@ class Prediction:
 class TrainedStudent:
     """A student with its classes, image size and normalisation; what `coadvise.load(run)` returns."""
 
-    def __init__(self, network: Network) -> None:
-        self.network = network.eval()
+    def __init__(self, network: Network, part: str = "") -> None:
+        self.network, self.part = network.eval(), part
         self.classes = network.classes
         self.image_size: int = network.about["image_size"]
 
@@ -98,7 +98,8 @@ def load(run: str | Path, part: str | None = None) -> TrainedStudent:
     run = Path(run)
     if not (run / "config.yaml").is_file():
         raise UserError(f"'{run}' is no run directory (no config.yaml); give the folder that 'coadvise fit' printed")
-    return TrainedStudent(load_network(run / (part or _first_student(run))))
+    part = part or _first_student(run)
+    return TrainedStudent(load_network(run / part), part)
 
 
 def trained_parts(run: Path) -> list[str]:
