@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -26,12 +27,12 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC
 
 
 @cache
-def load(source: Path, without: str, *defines: str) -> ctypes.CDLL | None:
+def load(source: Path, without: str, *defines: str, parts: tuple[str, ...] = ("",)) -> ctypes.CDLL | None:
     """The library of a C source; None where it cannot be had, after one warning that begins with ``without``."""
     if os.environ.get("COADVISE_NATIVE", "1") == "0":
         return None
     try:
-        return ctypes.CDLL(str(build(source, *defines)))
+        return ctypes.CDLL(str(build(source, *defines, parts=parts)))
     except (OSError, subprocess.SubprocessError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).splitlines()
         reason = next((line for line in lines if "error" in line), lines[0] if lines else type(error).__name__)
@@ -48,29 +49,42 @@ def _warn(message: str) -> None:
     )
 
 
-def build(source: Path, *defines: str) -> Path:
-    """Compiles a source unless a library for this source, compiler, processor and OpenMP runtime is cached."""
+def build(source: Path, *defines: str, parts: tuple[str, ...] = ("",)) -> Path:
+    """Compiles a source unless a library for this source, compiler, processor and OpenMP runtime is cached.
+
+    Args:
+        defines: Flags for the compiler.
+        parts: The source is compiled once for each of these flags, at the same time, and all make one library.
+    """
     compiler = next((path for name in ("gcc", "cc", "clang") if (path := shutil.which(name))), None)
     if compiler is None:
         raise FileNotFoundError("no gcc, cc or clang on PATH")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     runtime, flags = _openmp_runtime(), (*FLAGS, *defines)
-    parts = (source.read_text(), version, _processor(), str(runtime), *flags)
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    made_of = (source.read_text(), version, _processor(), str(runtime), *flags, "parts", *parts)
+    key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:24]
     folder = cache_folder() or Path(tempfile.mkdtemp(prefix="coadvise-"))  # private, since what lies in it gets loaded
     library = folder / f"{PREFIX}{key}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(
             dir=folder
         ) as scratch:  # renamed when whole: another process sees all or nothing
-            made, linked = Path(scratch, "kernel.o"), Path(scratch, "kernel.so")
+            linked = Path(scratch, "kernel.so")
+            made = [Path(scratch, f"{number}.o") for number in range(len(parts))]
+
+            def run(*arguments: str) -> None:
+                subprocess.run([compiler, *arguments], capture_output=True, text=True, check=True, timeout=120)
+
+            def compile_(part: str, target: Path) -> None:
+                run(*flags, *filter(None, [part]), "-fopenmp", "-c", str(source), "-o", str(target))
+
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(compile_, parts, made))
             # Linked by hand, since -fopenmp at this step would add the compiler's runtime beside torch's own. Clang's
             # calls, though, are not those of the runtime that torch brings.
             shared = runtime is not None and "clang" not in version
             openmp = [str(runtime), f"-Wl,-rpath,{runtime.parent}"] if shared and runtime else ["-fopenmp"]
-            compile_ = [*flags, "-fopenmp", "-c", str(source), "-o", str(made)]
-            for arguments in (compile_, ["-shared", str(made), *openmp, "-o", str(linked)]):
-                subprocess.run([compiler, *arguments], capture_output=True, text=True, check=True, timeout=120)
+            run("-shared", *map(str, made), *openmp, "-o", str(linked))
             linked.replace(library)
     return library
 

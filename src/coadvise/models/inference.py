@@ -3,9 +3,6 @@
 - In the last block only the class token's row is computed. With one query its keys and values need not be made either:
   q·(W x) = (Wᵀ q)·x for keys, and the values' projection goes behind the weighted sum.
 - The other tokens' heads are left out; the class token and the learned ones are added to their positions beforehand.
-- Aligned stems share one projection: patches are the sum of what the stems' projections make, which is one matrix
-  product over all their channels. A token is the mean of its own stem's projection, so the mean comes first, and one
-  vector an image is projected.
 - Batch norm is folded into the stems' convolutions.
 - On a CPU linear layers are oneDNN's with GELU in the same pass, where that is faster, and the stems' convolutions
   with ReLU; in float32 those of 3x3 are ours, and attention.
@@ -17,7 +14,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -26,7 +24,6 @@ from timm.layers.mlp import Mlp
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from coadvise.models.folding import fold_batch_norms, sample_images
@@ -59,7 +56,7 @@ class ClassAnswer(nn.Module):
         assert plain.cls_token is not None
         assert plain.pos_embed is not None
         aligned = isinstance(plain.patch_embed, AlignedPatchEmbed)
-        self.patch_embed = SharedStems(plain.patch_embed, plain.in_chans) if aligned else plain.patch_embed
+        self.patch_embed = Stems(plain.patch_embed, plain.in_chans) if aligned else plain.patch_embed
         self.grid_size = plain.patch_embed.grid_size
         self.dynamic_img_size = plain.dynamic_img_size
         self.hidden = plain.blocks[-1].mlp.fc1.out_features
@@ -132,7 +129,7 @@ class ClassAnswer(nn.Module):
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images to tokens before the patches, [B, 1 + T, D], and patches, [B, N, D] or [B, H', W', D]."""
-        if isinstance(self.patch_embed, SharedStems):
+        if isinstance(self.patch_embed, Stems):
             patches, tokens = self.patch_embed(x)
             return self.prefix + self.place @ tokens, patches
         return self.prefix.expand(x.shape[0], -1, -1), self.patch_embed(x)
@@ -178,8 +175,8 @@ class ClassTokenBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class SharedStems(nn.Module):
-    """An aligned patch embedding whose stems share one projection.
+class Stems(nn.Module):
+    """An aligned patch embedding made for inference.
 
     Maps images [B, C, H, W] to patches, [B, N, D] or [B, H', W', D] as the embedding it is made of, and tokens
     [B, stems, D] in the order of its stems.
@@ -189,20 +186,16 @@ class SharedStems(nn.Module):
         in_chans: Image channels C.
     """
 
-    whole_bias: Tensor
-
     def __init__(self, embed: AlignedPatchEmbed, in_chans: int) -> None:
         super().__init__()
-        sample = sample_images(in_chans, 2 * embed.patch_size[0])
-        projections = [cast(nn.Conv2d, stem.get_submodule("proj")) for stem in embed.stems.values()]
-        self.side = projections[0].kernel_size[0]
-        weight = torch.cat([conv.weight.permute(0, 2, 3, 1).flatten(1) for conv in projections], dim=1)
-        self.weight = nn.Parameter(weight, requires_grad=False)  # [D, stems * side * side * 64]
-        bias = torch.stack([cast(Tensor, conv.bias) for conv in projections])
-        self.bias = nn.Parameter(bias, requires_grad=False)  # [stems, D]
-        self.register_buffer("whole_bias", bias.sum(0))
-        self.stems = nn.ModuleList(fold_batch_norms(stem, sample.to(weight)) for stem in embed.stems.values())
+        sample = sample_images(in_chans, 2 * embed.patch_size[0]).to(next(embed.parameters()))
+        self.stems = nn.ModuleList(fold_batch_norms(stem, sample) for stem in embed.stems.values())
+        self.projections = nn.ModuleList()
         for stem in self.stems:
+            conv = cast(nn.Conv2d, stem.get_submodule("proj"))  # its patches do not overlap: one matrix product
+            self.side = conv.kernel_size[0]
+            conv.weight = nn.Parameter(conv.weight.permute(0, 2, 3, 1).flatten(1), requires_grad=False)
+            self.projections.append(Linear(conv))
             stem.set_submodule("proj", nn.Identity())
             fuse_relu(stem)
         embed.stems = nn.ModuleDict()
@@ -210,14 +203,13 @@ class SharedStems(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.embed.checked(x).contiguous(memory_format=torch.channels_last)
-        pixels = torch.stack([self._patches(stem(x)) for stem in self.stems], dim=3)
-        pixels = pixels.flatten(4)  # [B, H', W', stems, side * side * 64]
-        # A mean of bfloat16 widens all of it first, which takes four times as long; a sum widens as it goes.
-        means = pixels.sum(dim=(1, 2)) / (pixels.shape[1] * pixels.shape[2])
-        weights = self.weight.unflatten(1, (len(self.stems), -1)).unbind(1)
-        tokens = torch.stack([F.linear(mean, w) for mean, w in zip(means.unbind(1), weights, strict=True)], dim=1)
-        patches = onednn.linear(pixels.flatten(3), self.weight, self.whole_bias)
-        return patches if self.embed.output_fmt is not None else patches.flatten(1, 2), tokens + self.bias
+        made = [
+            project(self._patches(stem(x)).flatten(3))
+            for stem, project in zip(self.stems, self.projections, strict=True)
+        ]  # [B, H', W', D] each
+        tokens = torch.stack([patches.mean(dim=(1, 2)) for patches in made], dim=1)
+        whole = reduce(add, made)
+        return whole if self.embed.output_fmt is not None else whole.flatten(1, 2), tokens
 
     def _patches(self, x: Tensor) -> Tensor:
         """Cut [B, 64, h, w] into what each patch of the projection covers: [B, H', W', side, side, 64], a view."""
@@ -270,7 +262,7 @@ class FrozenAttention(nn.Module):
 class Linear(nn.Module):
     """A frozen linear layer [..., in] to [..., out], with GELU behind it if wanted."""
 
-    def __init__(self, layer: nn.Linear, *, gelu: bool = False) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d, *, gelu: bool = False) -> None:
         super().__init__()
         self.weight, self.bias, self.gelu = layer.weight, layer.bias, gelu
 

@@ -70,7 +70,8 @@ def _call(kernel: Callable[..., int], sizes: tuple[int, ...], *tensors: Tensor |
 @cache
 def native_kernel(lanes: int) -> Callable[..., int] | None:
     """The compiled function for vectors of ``lanes`` floats; None, after one warning, where it cannot be had."""
-    library = native.load(SOURCE, "involution runs in plain torch, many times slower", f"-DLANES={lanes}")
+    without = "involution runs in plain torch, many times slower"
+    library = native.load(SOURCE, without, f"-DLANES={lanes}", parts=("", "-DBACKWARD"))
     if library is None:
         return None
     kernel: Callable[..., int] = library.involution
