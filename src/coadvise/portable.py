@@ -51,8 +51,7 @@ def export(run: str | Path, out: str | Path, part: str | None = None, answer: st
         raise UserError(f"'{out.parent}' is no folder; make it, or write elsewhere")
     if out.suffix == ONNX and (missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]):
         raise UserError(
-            f"writing ONNX needs {' and '.join(missing)}: pip install 'coadvise[onnx]'; or write a file ending in "
-            f"{EXPORTED}, which needs nothing"
+            f"writing ONNX needs 'pip install {' '.join(missing)}'; a file ending in {EXPORTED} needs nothing more"
         )
     student = load(run, part)
     network = student.class_network if answer == CLASS else student.network

@@ -176,6 +176,19 @@ def test_autocast_leaves_float64_alone() -> None:
         torch.testing.assert_close(net.for_inference()(x), net(x), rtol=1e-9, atol=1e-9)
 
 
+def test_weights_rounded_in_inference_mode_serve_a_gradient() -> None:
+    made = student(aligned=BOTH).for_inference()
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode():
+            first = made(images())
+        x = images().requires_grad_()
+        again = made(x)
+        again.float().sum().backward()
+    torch.testing.assert_close(again.detach(), first)
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
 def test_weights_changed_between_two_calls_are_rounded_anew() -> None:
     net = student(aligned=BOTH)
     made = net.for_inference()

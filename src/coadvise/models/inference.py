@@ -114,11 +114,12 @@ class ClassAnswer(nn.Module):
             return self
         of = (dtype, *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights))
         if self._rounded is None or self._rounded[0] != of:
-            made = copy.deepcopy(self)
-            for module in made.modules():
-                if not isinstance(module, nn.LayerNorm | _BatchNorm):
-                    for name, p in module.named_parameters(recurse=False):
-                        setattr(module, name, nn.Parameter(p.to(dtype), requires_grad=False))
+            with torch.inference_mode(False), torch.no_grad():  # a later call may want a gradient
+                made = copy.deepcopy(self)
+                for module in made.modules():
+                    if not isinstance(module, nn.LayerNorm | _BatchNorm):
+                        for name, p in module.named_parameters(recurse=False):
+                            setattr(module, name, nn.Parameter(p.to(dtype), requires_grad=False))
             if self._compile is not None:
                 made._compiled = self._compile(made._answer), self._compile(made._behind)
             self._rounded = of, made
