@@ -132,7 +132,9 @@ def test_what_cannot_be_answered_is_said(
         student.predict(paths[0], "convolution")
     with pytest.raises(UserError, match=r"is no run directory \(no config\.yaml\)"):
         load(tmp_path)
-    with pytest.raises(UserError, match="no model in"):
+    with pytest.raises(
+        UserError, match="no finished network 'students/advised-7'; it has teachers/conv, teachers/inv, "
+    ):
         load(finished, "students/advised-7")
     unfinished = shutil.copytree(finished, tmp_path / "unfinished")
     shutil.rmtree(unfinished / "students")

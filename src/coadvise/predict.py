@@ -98,6 +98,8 @@ def load(run: str | Path, part: str | None = None) -> TrainedStudent:
     run = Path(run)
     if not (run / "config.yaml").is_file():
         raise UserError(f"'{run}' is no run directory (no config.yaml); give the folder that 'coadvise fit' printed")
+    if part is not None and part not in (parts := trained_parts(run)):
+        raise UserError(f"'{run}' has no finished network '{part}'; it has {', '.join(parts) or 'none yet'}")
     part = part or _first_student(run)
     return TrainedStudent(load_network(run / part), part)
 
