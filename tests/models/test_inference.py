@@ -200,6 +200,10 @@ def test_weights_changed_between_two_calls_are_rounded_anew() -> None:
         second = made(images())
         assert not torch.equal(first, second)
         torch.testing.assert_close(second, copy.deepcopy(made)(images()))
+        made.last.mlp[0].weight = nn.Parameter(torch.zeros_like(made.last.mlp[0].weight), requires_grad=False)
+        third = made(images())
+        assert not torch.equal(second, third)
+        torch.testing.assert_close(third, copy.deepcopy(made)(images()))
 
 
 @pytest.mark.parametrize("aligned", [None, BOTH])

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from operator import add
 from typing import TYPE_CHECKING, Any, cast
@@ -79,7 +79,7 @@ class ClassAnswer(nn.Module):
         self.register_buffer("positions", plain.pos_embed[:, count:].clone())
         self._compile: Callable[..., Any] | None = None  # what `compile` asked for
         self._compiled: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
-        self._rounded: tuple[tuple[Any, ...], ClassAnswer] | None = None  # for which weights, and the copy
+        self._rounded: tuple[tuple[Any, ...], list[nn.Parameter], ClassAnswer] | None = None  # of which, and the copy
         self.eval()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -108,22 +108,19 @@ class ClassAnswer(nn.Module):
     def _rounded_copy(self) -> ClassAnswer:
         """This module with its layers in autocast's dtype, made anew when a weight has changed; itself if it is so."""
         dtype = torch.get_autocast_dtype("cpu")
-        layers = [m for m in self.modules() if not isinstance(m, nn.LayerNorm | _BatchNorm)]
-        weights = [p for m in layers for p in m.parameters(recurse=False)]
-        if all(p.dtype in (dtype, torch.float64) for p in weights):  # autocast leaves float64 alone
+        weights = [weight for _, _, weight in _rounded_weights(self)]
+        if all(weight.dtype in (dtype, torch.float64) for weight in weights):  # autocast leaves float64 alone
             return self
-        of = (dtype, *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights))
+        of = (dtype, *((id(w), w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights))
         if self._rounded is None or self._rounded[0] != of:
             with torch.inference_mode(False), torch.no_grad():  # a later call may want a gradient
                 made = copy.deepcopy(self)
-                for module in made.modules():
-                    if not isinstance(module, nn.LayerNorm | _BatchNorm):
-                        for name, p in module.named_parameters(recurse=False):
-                            setattr(module, name, nn.Parameter(p.to(dtype), requires_grad=False))
+                for layer, name, weight in list(_rounded_weights(made)):
+                    setattr(layer, name, nn.Parameter(weight.to(dtype), requires_grad=False))
             if self._compile is not None:
                 made._compiled = self._compile(made._answer), self._compile(made._behind)
-            self._rounded = of, made
-        return self._rounded[1]
+            self._rounded = of, weights, made  # weights that are kept alive keep their identity
+        return self._rounded[2]
 
     def _answer(self, x: Tensor) -> Tensor:
         return self._behind(*self._embed(x))
@@ -143,6 +140,14 @@ class ClassAnswer(nn.Module):
             patches = patches.flatten(1, 2)
         x = self.blocks(torch.cat([prefix, patches + positions], dim=1))
         return self.head(self.norm(self.last(x)))
+
+
+def _rounded_weights(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """The parameters that autocast rounds, all but those of norms: each with its owner and its name there."""
+    for layer in module.modules():
+        if not isinstance(layer, nn.LayerNorm | _BatchNorm):
+            for name, weight in layer.named_parameters(recurse=False):
+                yield layer, name, weight
 
 
 class ClassTokenBlock(nn.Module):

@@ -28,8 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False
         operator = torch.ops.coadvise.linear.default if torch.compiler.is_compiling() else _linear_now
         y: Tensor = operator(*taken, gelu)
         return y
-    y = F.linear(x, weight, bias)
-    return F.gelu(y) if gelu else y
+    return _plain_linear(x, weight, bias, gelu)
 
 
 def convolution_relu(x: Tensor, conv: nn.Conv2d) -> Tensor:
