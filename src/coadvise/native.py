@@ -12,9 +12,11 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +29,7 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC
 
 
 @cache
-def load(source: Path, without: str, *defines: str, parts: tuple[str, ...] = ("",)) -> ctypes.CDLL | None:
+def load(source: Path, without: str, *defines: str, parts: tuple[tuple[str, ...], ...] = ((),)) -> ctypes.CDLL | None:
     """The library of a C source; None where it cannot be had, after one warning that begins with ``without``."""
     if os.environ.get("COADVISE_NATIVE", "1") == "0":
         return None
@@ -40,6 +42,16 @@ def load(source: Path, without: str, *defines: str, parts: tuple[str, ...] = (""
         return None
 
 
+def function(library: ctypes.CDLL | None, name: str, *arguments: Any) -> Callable[..., int] | None:
+    """A library's function of these `ctypes` arguments that returns an int; None without the library."""
+    if library is None:
+        return None
+    found: Any = getattr(library, name)
+    found.argtypes, found.restype = list(arguments), ctypes.c_int
+    kernel: Callable[..., int] = found
+    return kernel
+
+
 @cache
 def _warn(message: str) -> None:
     warnings.warn(
@@ -49,19 +61,19 @@ def _warn(message: str) -> None:
     )
 
 
-def build(source: Path, *defines: str, parts: tuple[str, ...] = ("",)) -> Path:
+def build(source: Path, *defines: str, parts: tuple[tuple[str, ...], ...] = ((),)) -> Path:
     """Compiles a source unless a library for this source, compiler, processor and OpenMP runtime is cached.
 
     Args:
         defines: Flags for the compiler.
-        parts: The source is compiled once for each of these flags, at the same time, and all make one library.
+        parts: The source is compiled once with each of these sets of flags, at the same time, and all make one library.
     """
     compiler = next((path for name in ("gcc", "cc", "clang") if (path := shutil.which(name))), None)
     if compiler is None:
         raise FileNotFoundError("no gcc, cc or clang on PATH")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     runtime, flags = _openmp_runtime(), (*FLAGS, *defines)
-    made_of = (source.read_text(), version, _processor(), str(runtime), *flags, "parts", *parts)
+    made_of = (source.read_text(), version, _processor(), str(runtime), *flags, repr(parts))
     key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:24]
     folder = cache_folder() or Path(tempfile.mkdtemp(prefix="coadvise-"))  # private, since what lies in it gets loaded
     library = folder / f"{PREFIX}{key}.so"
@@ -75,8 +87,8 @@ def build(source: Path, *defines: str, parts: tuple[str, ...] = ("",)) -> Path:
             def run(*arguments: str) -> None:
                 subprocess.run([compiler, *arguments], capture_output=True, text=True, check=True, timeout=120)
 
-            def compile_(part: str, target: Path) -> None:
-                run(*flags, *filter(None, [part]), "-fopenmp", "-c", str(source), "-o", str(target))
+            def compile_(part: tuple[str, ...], target: Path) -> None:
+                run(*flags, *part, "-fopenmp", "-c", str(source), "-o", str(target))
 
             with ThreadPoolExecutor() as pool:
                 list(pool.map(compile_, parts, made))

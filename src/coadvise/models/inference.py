@@ -88,8 +88,11 @@ class ClassAnswer(nn.Module):
         On a CPU that is what a piece of a batch goes through behind the stems, whose convolutions are slower in a
         graph. `torch.compile` of the module makes a graph of all of it, and of whole batches.
         """
-        self._compile = partial(torch.compile, *args, **kwargs)
-        self._compiled, self._rounded = (self._compile(self._answer), self._compile(self._behind)), None
+        self._compile_with(partial(torch.compile, *args, **kwargs))
+
+    def _compile_with(self, compile_: Callable[..., Any]) -> None:
+        self._compile, self._rounded = compile_, None
+        self._compiled = compile_(self._answer), compile_(self._behind)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was made of it, as other modules are copied and pickled."""
@@ -118,7 +121,7 @@ class ClassAnswer(nn.Module):
                 for layer, name, weight in list(_rounded_weights(made)):
                     setattr(layer, name, nn.Parameter(weight.to(dtype), requires_grad=False))
             if self._compile is not None:
-                made._compiled = self._compile(made._answer), self._compile(made._behind)
+                made._compile_with(self._compile)
             self._rounded = of, weights, made  # weights that are kept alive keep their identity
         return self._rounded[2]
 

@@ -1,7 +1,6 @@
 """Attention of all heads, for inference: a kernel on CPUs, plain torch elsewhere.
 
-Registered with PyTorch as ``coadvise::attention``. It has no gradient. PyTorch's own goes through the same steps with
-a matrix library's products, which are made for larger matrices than one head's.
+Registered with PyTorch as ``coadvise::attention``. It has no gradient.
 """
 
 import ctypes
@@ -80,11 +79,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _kernel() -> Callable[..., int] | None:
-    if (library := _library()) is None:
-        return None
-    kernel: Callable[..., int] = library.attention
-    kernel.argtypes, kernel.restype = [ctypes.c_void_p] * 3, ctypes.c_int  # type: ignore[attr-defined]
-    return kernel
+    return native.function(_library(), "attention", *[ctypes.c_void_p] * 3)
 
 
 @torch.compiler.assume_constant_result  # a graph need not know how it is found

@@ -106,11 +106,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _kernel() -> Callable[..., int] | None:
-    if (library := _library()) is None:
-        return None
-    kernel: Callable[..., int] = library.convolution
-    kernel.argtypes, kernel.restype = [ctypes.c_void_p] * 5, ctypes.c_int  # type: ignore[attr-defined]
-    return kernel
+    return native.function(_library(), "convolution", *[ctypes.c_void_p] * 5)
 
 
 @torch.compiler.assume_constant_result  # a graph need not know how it is found

@@ -71,9 +71,5 @@ def _call(kernel: Callable[..., int], sizes: tuple[int, ...], *tensors: Tensor |
 def native_kernel(lanes: int) -> Callable[..., int] | None:
     """The compiled function for vectors of ``lanes`` floats; None, after one warning, where it cannot be had."""
     without = "involution runs in plain torch, many times slower"
-    library = native.load(SOURCE, without, f"-DLANES={lanes}", parts=("", "-DBACKWARD"))
-    if library is None:
-        return None
-    kernel: Callable[..., int] = library.involution
-    kernel.argtypes, kernel.restype = [ctypes.c_void_p] * 7, ctypes.c_int  # type: ignore[attr-defined]
-    return kernel
+    library = native.load(SOURCE, without, f"-DLANES={lanes}", parts=((), ("-DBACKWARD",)))
+    return native.function(library, "involution", *[ctypes.c_void_p] * 7)
