@@ -1,4 +1,4 @@
-"""Native CPU kernels: C sources beside this file, built on first use.
+"""Native CPU kernels: C sources, and C++ ones for PyTorch's dispatcher, built on first use.
 
 A compiled library is cached in ``$XDG_CACHE_HOME/coadvise`` (``~/.cache/coadvise``) under a hash of everything that
 shaped it. Without a C compiler, or with ``COADVISE_NATIVE=0``, there is none, and plain torch runs in its place.
@@ -26,11 +26,13 @@ PREFIX = "kernel-"  # of a library's name
 # No -ffast-math: NaN and infinity must reach the result. -O2 compiles faster, but involution's backward pass is then
 # 10-30 % slower.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC")
+COMPILERS = {".c": ("gcc", "cc", "clang"), ".cpp": ("g++", "c++", "clang++")}
+TORCH = Path(torch.__file__).parent
 
 
 @cache
 def load(source: Path, without: str, *defines: str, parts: tuple[tuple[str, ...], ...] = ((),)) -> ctypes.CDLL | None:
-    """The library of a C source; None where it cannot be had, after one warning that begins with ``without``."""
+    """The library of a source; None where it cannot be had, after one warning that begins with ``without``, if any."""
     if os.environ.get("COADVISE_NATIVE", "1") == "0":
         return None
     try:
@@ -38,7 +40,8 @@ def load(source: Path, without: str, *defines: str, parts: tuple[tuple[str, ...]
     except (OSError, subprocess.SubprocessError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).splitlines()
         reason = next((line for line in lines if "error" in line), lines[0] if lines else type(error).__name__)
-        _warn(f"{without}: its native kernel could not be built ({reason})")
+        if without:
+            _warn(f"{without}: its native kernel could not be built ({reason})")
         return None
 
 
@@ -62,18 +65,23 @@ def _warn(message: str) -> None:
 
 
 def build(source: Path, *defines: str, parts: tuple[tuple[str, ...], ...] = ((),)) -> Path:
-    """Compiles a source unless a library for this source, compiler, processor and OpenMP runtime is cached.
+    """Compiles a source unless a library for this source, compiler, processor, OpenMP runtime and torch is cached.
 
     Args:
+        source: C, or C++ with PyTorch's headers and library.
         defines: Flags for the compiler.
         parts: The source is compiled once with each of these sets of flags, at the same time, and all make one library.
     """
-    compiler = next((path for name in ("gcc", "cc", "clang") if (path := shutil.which(name))), None)
+    *others, last = names = COMPILERS[source.suffix]
+    compiler = next((path for name in names if (path := shutil.which(name))), None)
     if compiler is None:
-        raise FileNotFoundError("no gcc, cc or clang on PATH")
+        raise FileNotFoundError(f"no {', '.join(others)} or {last} on PATH")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    runtime, flags = _openmp_runtime(), (*FLAGS, *defines)
-    made_of = (source.read_text(), version, _processor(), str(runtime), *flags, repr(parts))
+    runtime, flags, libraries = _openmp_runtime(), (*FLAGS, *defines), []
+    if source.suffix == ".cpp":
+        flags = (*flags, "-std=c++17", f"-I{TORCH / 'include'}")
+        libraries = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", f"-Wl,-rpath,{TORCH / 'lib'}"]
+    made_of = (source.read_text(), version, _processor(), str(runtime), torch.__version__, *flags, repr(parts))
     key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:24]
     folder = cache_folder() or Path(tempfile.mkdtemp(prefix="coadvise-"))  # private, since what lies in it gets loaded
     library = folder / f"{PREFIX}{key}.so"
@@ -96,7 +104,7 @@ def build(source: Path, *defines: str, parts: tuple[tuple[str, ...], ...] = ((),
             # calls, though, are not those of the runtime that torch brings.
             shared = runtime is not None and "clang" not in version
             openmp = [str(runtime), f"-Wl,-rpath,{runtime.parent}"] if shared and runtime else ["-fopenmp"]
-            run("-shared", *map(str, made), *openmp, "-o", str(linked))
+            run("-shared", *map(str, made), *libraries, *openmp, "-o", str(linked))
             linked.replace(library)
     return library
 
@@ -109,8 +117,7 @@ def _openmp_runtime() -> Path | None:
         return None
     paths = {Path(line.split(maxsplit=5)[5]) for line in lines if line.count("/")}
     loaded = sorted(path for path in paths if path.name.startswith(("libgomp", "libiomp", "libomp")))
-    home = Path(torch.__file__).parent
-    return next((path for path in loaded if home in path.parents), loaded[0] if loaded else None)
+    return next((path for path in loaded if TORCH in path.parents), loaded[0] if loaded else None)
 
 
 def _processor() -> str:

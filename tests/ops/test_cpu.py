@@ -95,6 +95,51 @@ def test_results_keep_the_memory_order_of_the_inputs() -> None:
         assert grad_weight.stride() == inputs[1].stride()
 
 
+needs_dispatched = pytest.mark.skipif(
+    cpu.native_kernel(16) is None or native.load(cpu.DISPATCHED, without="") is None, reason="no C++ compiler"
+)
+
+
+@needs_dispatched
+@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.float64])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("width", [8, 16, 32])
+def test_the_dispatcher_gets_what_python_gets(width: int, stride: int, dtype: torch.dtype) -> None:
+    inputs = tuple(t.to(dtype) for t in sample(2, 2, width, 3, stride, (7, 6)))
+    nothing = tuple(t[:0] for t in channels_last(*inputs))
+    point = channels_last(*(t.to(dtype) for t in sample(2, 2, width, 3, stride, (1, 1))))
+    for x, weight, grad in (inputs, channels_last(*inputs), nothing, point, (channels_last(*inputs)[0], *inputs[1:])):
+        operators = torch.ops.coadvise.involution2d.default, torch.ops.coadvise.involution2d_backward.default
+        got = operators[0](x, weight, stride), *operators[1](grad, x, weight, stride)
+        want = cpu.involution2d_cpu(x, weight, stride), *cpu.involution2d_backward_cpu(grad, x, weight, stride)
+        for ours, theirs in zip(got, want, strict=True):
+            assert torch.equal(ours, theirs)
+            assert ours.stride() == theirs.stride()
+
+
+@needs_dispatched
+def test_a_channels_last_network_does_not_go_through_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, grad = channels_last(*sample(2, 2, 16, 3, 1, (5, 6)))
+    expected = results(x, weight, grad, 1)
+    monkeypatch.setattr(cpu, "_call", None)
+    assert all(torch.equal(a, b) for a, b in zip(results(x, weight, grad, 1), expected, strict=True))
+    with pytest.raises(RuntimeError, match=r"not callable|API call failed"):
+        involution2d(x, weight.contiguous())
+
+
+@needs_native
+def test_a_c_compiler_alone_is_enough() -> None:
+    code = (
+        "import shutil, torch; from coadvise import native; from coadvise.ops import involution2d\n"
+        "find = shutil.which; native.shutil.which = lambda name: None if '+' in name else find(name)\n"
+        "x, weight = torch.randn(1, 16, 4, 4), torch.randn(1, 1, 3, 3, 4, 4)\n"
+        "out = involution2d(x.contiguous(memory_format=torch.channels_last), weight)\n"
+        "assert not torch._C._dispatch_has_kernel_for_dispatch_key('coadvise::involution2d', 'CPU')\n"
+        "torch.testing.assert_close(out, involution2d(x.double(), weight.double()).float())"
+    )
+    subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", code], check=True)
+
+
 @needs_native
 def test_same_bits_for_any_thread_count() -> None:
     inputs = sample(3, 2, 16, 7, 1, (24, 20))
@@ -160,6 +205,7 @@ def test_a_failing_build_is_reported_with_its_cause(monkeypatch: pytest.MonkeyPa
     broken = tmp_path / "broken.c"
     broken.write_text("#error not today\n")
     monkeypatch.setattr(cpu, "SOURCE", broken)
+    monkeypatch.setattr(cpu, "DISPATCHED", tmp_path / "missing.cpp")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.warns(RuntimeWarning, match="not today"):
         assert_exact_enough(*sample(2, 2, 16, 3, 1, (5, 6)), 1)

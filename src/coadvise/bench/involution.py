@@ -1,8 +1,9 @@
 """Involution at RedNet-26's shapes against `F.unfold`, the usual way in PyTorch; and RedNet-26 against timm's ResNets.
 
 Both operators get the same values in the layout that suits them: unfold contiguous tensors, ours what a channels-last
-network hands it. On CUDA many calls are captured as one graph, so that the device is timed and not Python. bfloat16
-means bfloat16 tensors for the operators and autocast for the networks, all of which are channels-last.
+network hands it. The forward pass by itself is timed in inference mode, as the networks' is. On CUDA many calls are
+captured as one graph, so that the device is timed and not Python. bfloat16 means bfloat16 tensors for the operators and
+autocast for the networks, all of which are channels-last.
 
 The floor of an operator is the longer of two times: the bytes that it must move (each input read once, each output
 written once, forward and backward apart) at the bandwidth of a large copy, and its arithmetic at the speed of a large
@@ -130,6 +131,15 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
+def in_turns(unfold: Callable[[], object], ours: Callable[[], object], setting: Setting) -> tuple[float, float]:
+    """Seconds of each."""
+    calls, done = {"unfold": unfold, "ours": ours}, 1
+    if setting.device.type == "cuda":
+        calls, done = {name: captured(call) for name, call in calls.items()}, CALLS
+    seconds = interleaved(calls, setting.repeats, setting.synchronise)
+    return seconds["unfold"] / done, seconds["ours"] / done
+
+
 def measure(shape: Shape, batch: int, setting: Setting) -> dict[str, tuple[float, float, Work]]:
     """By pass: seconds of `F.unfold`, seconds of ours, and what there is to do."""
     size, groups, dtype = -(-shape.size // shape.stride), shape.channels // 16, setting.dtype
@@ -138,24 +148,17 @@ def measure(shape: Shape, batch: int, setting: Setting) -> dict[str, tuple[float
     grad = torch.randn(batch, shape.channels, size, size).to(setting.device, dtype)
     weight = pixels.permute(0, 3, 4, 5, 1, 2)
     last = torch.channels_last
-    calls: dict[str, Callable[[], object]] = {
-        "unfold": job(unfold_involution, x, weight.contiguous(), shape.stride, None),
-        "ours": job(involution2d, x.contiguous(memory_format=last), weight, shape.stride, None),
-        "unfold, both": job(unfold_involution, x, weight.contiguous(), shape.stride, grad),
-        "ours, both": job(
-            involution2d, x.contiguous(memory_format=last), weight, shape.stride, grad.contiguous(memory_format=last)
-        ),
-    }
-    done = 1
-    if setting.device.type == "cuda":
-        calls, done = {name: captured(call) for name, call in calls.items()}, CALLS
-    seconds = {name: s / done for name, s in interleaved(calls, setting.repeats, setting.synchronise).items()}
+    ours = x.contiguous(memory_format=last), weight, shape.stride
+    peers = x, weight.contiguous(), shape.stride
+    with torch.inference_mode():
+        forward = in_turns(job(unfold_involution, *peers, None), job(involution2d, *ours, None), setting)
+    passes = job(unfold_involution, *peers, grad), job(involution2d, *ours, grad.contiguous(memory_format=last))
     moved = (x.numel() + weight.numel() + grad.numel()) * dtype.itemsize
     # Backward reads x, weight and the output's gradient, and writes two gradients: two products instead of one.
     both = Work(3 * moved - grad.numel() * dtype.itemsize, 6 * grad.numel() * shape.kernel**2)
     return {
-        FORWARD: (seconds["unfold"], seconds["ours"], Work(moved, 2 * grad.numel() * shape.kernel**2)),
-        BOTH: (seconds["unfold, both"], seconds["ours, both"], both),
+        FORWARD: (*forward, Work(moved, 2 * grad.numel() * shape.kernel**2)),
+        BOTH: (*in_turns(*passes, setting), both),
     }
 
 

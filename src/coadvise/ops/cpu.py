@@ -1,7 +1,12 @@
-"""The native CPU path of involution: calls ``involution_cpu.c`` on channels-last memory, or plain torch without it."""
+"""The native CPU path of involution: calls ``involution_cpu.c`` on channels-last memory, or plain torch without it.
+
+The first call also registers ``involution_torch.cpp`` with PyTorch for CPU tensors. From then on that calls the kernel
+for what a channels-last network makes, and the functions here for all else. Without a C++ compiler all comes here.
+"""
 
 import ctypes
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +23,7 @@ from coadvise.ops.reference import (
 )
 
 SOURCE = Path(__file__).with_name("involution_cpu.c")
+DISPATCHED = Path(__file__).with_name("involution_torch.cpp")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -71,5 +77,11 @@ def _call(kernel: Callable[..., int], sizes: tuple[int, ...], *tensors: Tensor |
 def native_kernel(lanes: int) -> Callable[..., int] | None:
     """The compiled function for vectors of ``lanes`` floats; None, after one warning, where it cannot be had."""
     without = "involution runs in plain torch, many times slower"
-    library = native.load(SOURCE, without, f"-DLANES={lanes}", parts=((), ("-DBACKWARD",)))
-    return native.function(library, "involution", *[ctypes.c_void_p] * 7)
+    with ThreadPoolExecutor(1) as pool:  # both are compiled at the same time
+        dispatched = pool.submit(native.load, DISPATCHED, without="") if lanes == 16 else None
+        library = native.load(SOURCE, without, f"-DLANES={lanes}", parts=((), ("-DBACKWARD",)))
+    kernel = native.function(library, "involution", *[ctypes.c_void_p] * 7)
+    attach = native.function(dispatched.result(), "attach", ctypes.c_void_p) if dispatched else None
+    if kernel and attach:
+        attach(ctypes.cast(kernel, ctypes.c_void_p))  # type: ignore[arg-type]
+    return kernel

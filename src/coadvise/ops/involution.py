@@ -3,9 +3,9 @@
 Li et al., *Involution: Inverting the Inherence of Convolution for Visual Recognition*, CVPR 2021.
 
 The operator is registered with PyTorch as ``coadvise::involution2d`` and ``coadvise::involution2d_backward``, so eager
-code, ``torch.compile`` and ``torch.export`` see one node whatever computes it: ``cpu.py`` on CPU tensors, ``triton.py``
-on CUDA tensors, plain torch on every other device. An ONNX export gets plain torch throughout, so that its readers need
-nothing of ours.
+code, ``torch.compile`` and ``torch.export`` see one node whatever computes it: ``cpu.py`` on CPU tensors, with
+``involution_torch.cpp`` for the usual ones, ``triton.py`` on CUDA tensors, plain torch on every other device. An ONNX
+export gets plain torch throughout, so that its readers need nothing of ours.
 """
 
 import math
@@ -48,9 +48,10 @@ def involution2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
         UserError: for shapes, dtypes or devices other than these.
     """
     _check(x, weight, stride)
-    if torch.onnx.is_in_onnx_export():
+    tracing = torch.compiler.is_compiling() or torch._C._is_tracing()
+    if tracing and torch.onnx.is_in_onnx_export():  # which takes longer to ask
         return involution2d_reference(*_in_one_dtype(x, weight), stride)
-    out: Tensor = torch.ops.coadvise.involution2d.default(x, weight, stride)
+    out: Tensor = _operator(x, weight, stride)
     return out
 
 
@@ -151,11 +152,14 @@ class Involution2d(nn.Module):
 _library = torch.library.Library("coadvise", "DEF")
 _forward = "coadvise::involution2d"
 _backward = "coadvise::involution2d_backward"
-for _schema in (
-    "involution2d(Tensor x, Tensor weight, int stride) -> Tensor",
-    "involution2d_backward(Tensor grad, Tensor x, Tensor weight, int stride) -> (Tensor, Tensor)",
-):
-    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+for _suffix in "", "_any_layout":  # the latter is what involution_torch.cpp calls
+    for _schema in (
+        f"involution2d{_suffix}(Tensor x, Tensor weight, int stride) -> Tensor",
+        f"involution2d_backward{_suffix}(Tensor grad, Tensor x, Tensor weight, int stride) -> (Tensor, Tensor)",
+    ):
+        _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+_operator = torch.ops.coadvise.involution2d.default
 
 
 def _forward_fake(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -214,6 +218,14 @@ def _triton() -> Any:
         return None
 
 
+def _forward_anywhere(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    return (involution2d_cpu if x.is_cpu else involution2d_reference)(x, weight, stride)
+
+
+def _backward_anywhere(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    return (involution2d_backward_cpu if x.is_cpu else involution2d_backward_reference)(grad, x, weight, stride)
+
+
 def _forward_cuda(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     kernels = _triton()
     return (involution2d_reference if kernels is None else kernels.involution2d_triton)(x, weight, stride)
@@ -232,19 +244,20 @@ def _autocasting(key: str) -> Callable[[Tensor, Tensor, int], Tensor]:
     def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
         x, weight = _in_one_dtype(x, weight)
         with torch._C._ExcludeDispatchKeyGuard(itself):
-            return torch.ops.coadvise.involution2d.default(x, weight, stride)
+            return _operator(x, weight, stride)
 
     return forward
 
 
 for _key in ("AutocastCPU", "AutocastCUDA"):
     _library.impl("involution2d", _autocasting(_key), _key)
-_library.impl("involution2d", involution2d_cpu, "CPU")
-_library.impl("involution2d_backward", involution2d_backward_cpu, "CPU")
+_library.impl("involution2d_any_layout", involution2d_cpu, "CPU")
+_library.impl("involution2d_backward_any_layout", involution2d_backward_cpu, "CPU")
 _library.impl("involution2d", _forward_cuda, "CUDA")
 _library.impl("involution2d_backward", _backward_cuda, "CUDA")
-_library.impl("involution2d", involution2d_reference, "CompositeExplicitAutograd")
-_library.impl("involution2d_backward", involution2d_backward_reference, "CompositeExplicitAutograd")
+# The key "CPU" stays free for involution_torch.cpp, which is built on the first call.
+_library.impl("involution2d", _forward_anywhere, "CompositeExplicitAutograd")
+_library.impl("involution2d_backward", _backward_anywhere, "CompositeExplicitAutograd")
 torch.library.register_fake(_forward, _forward_fake, lib=_library)
 torch.library.register_fake(_backward, _backward_fake, lib=_library)
 torch.library.register_autograd(_forward, _differentiate_forward, setup_context=_keep_forward, lib=_library)
