@@ -248,15 +248,24 @@ INLINE void correlate(const int K, float *const *rows, int64_t offset, const flo
 
 /* ---- one output row ---- */
 
+/* Weights and their gradients pass once: those of a tile two further on are fetched, a share of them with each group. */
+INLINE void fetch(const int writing, const void *base, int64_t ow, const int K, const int T, int64_t group, const Plan *p) {
+    const int64_t share = T * K * K * item(p);
+    const char *from = at(base, (ow + 2 * T) * p->taps, p) + group * share;
+    for (int64_t byte = 0; byte < share; byte += 64)
+        if (writing)
+            __builtin_prefetch(from + byte, 1);
+        else
+            __builtin_prefetch(from + byte);
+}
+
 INLINE void forward_tile(const int K, const int T, const int64_t S, const Plan *p, float *const *rows, int64_t ow,
                          const void *weight, void *out, Scratch *s) {
     const float *w = (const float *)at(weight, ow * p->taps, p);
     if (p->bf16) widen(w, s->weight, T * p->taps, p), w = s->weight;
     float *o = direct(p) ? (float *)out + ow * p->channels : s->pixels;
-    /* Weights are read once: those of a tile two further on are fetched, a share of them with each group. */
-    const char *next = at(weight, (ow + 2 * T) * p->taps, p);
-    for (int64_t group = 0; group < p->groups; group++, next += T * K * K * item(p)) {
-        for (int64_t byte = 0; byte < T * K * K * item(p); byte += 64) __builtin_prefetch(next + byte);
+    for (int64_t group = 0; group < p->groups; group++) {
+        fetch(0, weight, ow, K, T, group, p);
         for (int64_t block = 0; block < p->blocks; block++) {
             const int64_t i = group * p->blocks + block;
             convolve(K, T, S, rows, i * p->plane + ow * S * LANES, w + group * K * K, p->taps, o + i * LANES, p->padded);
@@ -291,12 +300,17 @@ INLINE void backward_tile(const int K, const int T, const int64_t S, const Plan 
     float *d = p->bf16 ? s->dw : (float *)r->dw + ow * p->taps;
     if (!direct(p)) unpack(g, s->pixels, LANES, T, p->padded, p), g = s->pixels;
     if (p->bf16) widen(w, s->weight, T * p->taps, p), w = s->weight;
-    for (int64_t i = 0; i < p->groups * p->blocks; i++) {
-        const int64_t offset = i * p->plane + ow * S * LANES, tap = i / p->blocks * K * K;
-        scatter(K, T, S, r->dx, offset, r->from, r->to, w + tap, p->taps, g + i * LANES, p->padded);
-        for (int t = 0; r->dw && t < T; t++) {
-            const float *value = g + t * p->padded + i * LANES;
-            correlate(K, r->x, offset + t * S * LANES, value, d + t * p->taps + tap, i % p->blocks > 0);
+    for (int64_t group = 0; group < p->groups; group++) {
+        const int64_t tap = group * K * K;
+        fetch(0, r->weight, ow, K, T, group, p);
+        if (r->dw) fetch(1, r->dw, ow, K, T, group, p);
+        for (int64_t block = 0; block < p->blocks; block++) {
+            const int64_t i = group * p->blocks + block, offset = i * p->plane + ow * S * LANES;
+            scatter(K, T, S, r->dx, offset, r->from, r->to, w + tap, p->taps, g + i * LANES, p->padded);
+            for (int t = 0; r->dw && t < T; t++) {
+                const float *value = g + t * p->padded + i * LANES;
+                correlate(K, r->x, offset + t * S * LANES, value, d + t * p->taps + tap, block > 0);
+            }
         }
     }
     if (r->dw && p->bf16) narrow(d, (char *)at(r->dw, ow * p->taps, p), T * p->taps, p);
