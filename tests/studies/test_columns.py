@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from studied import Studied
 from tiny import CLASSES, make_images
 
-from coadvise.agreement import divergences
+from coadvise.agreement import agreement, divergences
 from coadvise.errors import UserError
 from coadvise.evaluate import load_predictions
 from coadvise.networks import load_network
@@ -91,6 +92,36 @@ def test_a_teacher_s_accuracy_is_that_of_the_row_s_teacher(studied: Studied) -> 
         logits, labels = load_predictions(run, f"teachers/{name[:4].strip()}")
         wanted = (logits["class"].argmax(-1) == labels).double().mean().item()
         assert figures(result)[name]["teacher_top1"]["mean"] == pytest.approx(wanted)
+
+
+def test_same_answers_are_agreement_s(studied: Studied) -> None:
+    result, _ = studied.run("teachers")
+    names = {
+        "conv teacher": "conv",
+        "inv teacher": "inv",
+        "another conv teacher": "conv2",
+        "another inv teacher": "inv2",
+    }
+    loaded = {name: load_predictions(runs(result)[row], f"teachers/{name}") for row, name in names.items()}
+    assert not torch.equal(loaded["conv"][0]["class"], loaded["conv2"][0]["class"])
+    said = {(name, "class"): logits["class"].argmax(-1) for name, (logits, _) in loaded.items()}
+    labels = loaded["conv"][1]
+    for row, name in names.items():
+        for teacher in ("conv", "inv"):
+            first, second = (name, "class"), (teacher, "class")
+            wanted = agreement(first, said[first], second, said[second], labels).same
+            assert figures(result)[row][f"same_as_{teacher}"]["seeds"]["0"] == pytest.approx(wanted)
+    found = figures(result)
+    for order, (higher, lower, column) in zip(
+        result["orders"],
+        [
+            ("another conv teacher", "inv teacher", "same_as_conv"),
+            ("another inv teacher", "conv teacher", "same_as_inv"),
+        ],
+        strict=True,
+    ):
+        difference = found[higher][column]["mean"] - found[lower][column]["mean"]
+        assert order["difference"] == pytest.approx(difference)
 
 
 def test_other_images_have_a_column_each(studied: Studied, tmp_path: Path) -> None:

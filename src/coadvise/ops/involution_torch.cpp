@@ -11,6 +11,10 @@
 #include <array>
 #include <tuple>
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // before PyTorch 2.13
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace {
 
 using torch::stable::Tensor;

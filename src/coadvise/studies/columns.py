@@ -99,6 +99,17 @@ def kl_to(teacher: str) -> Column:
     return Column(f"kl_{teacher}", f"KL from the {teacher} teacher, nats", of_each(figure), 1, 3, "")
 
 
+def same_answer(teacher: str) -> Column:
+    """Share of the validation images to which a row gives the answer of this teacher, itself a row."""
+
+    def measure(rows: Sequence[Finished], listener: Listener) -> list[dict[int, Value]]:
+        (of,) = (row for row in rows if row.arms[0].teacher == teacher)
+        said = _answers(of, of.arms[0])
+        return [{arm.seed: (_answers(row, arm) == said).astype(float) for arm in row.arms} for row in rows]
+
+    return Column(f"same_as_{teacher}", f"same answer as the {teacher} teacher", measure)
+
+
 def shifted(folder: str) -> Column:
     """Accuracy on other images of the same classes, or the mean corruption error where the folder is ImageNet-C."""
     name = Path(folder).resolve().name
@@ -126,6 +137,11 @@ def check_shift(folder: str, classes: Sequence[str], chosen: Sequence[str] = ())
 def _hits(row: Finished, part: str, answer: str) -> ByImage:
     logits, labels = load_predictions(row.run, part)
     return correct(logits, labels)[answer].numpy()
+
+
+def _answers(row: Finished, arm: Arm) -> ByImage:
+    """The class that is answered, by its index."""
+    return log_probabilities(load_predictions(row.run, arm.part)[0])[row.answer].argmax(-1).numpy()
 
 
 def _teachers_hits(row: Finished, arm: Arm) -> Value:
