@@ -18,9 +18,18 @@ from coadvise.cli import STORAGE
 from coadvise.config import EngineConfig, differences, load_config
 from coadvise.engine import Engine, Interrupted
 from coadvise.errors import UserError
+from coadvise.record import read_records
 from coadvise.run import CONFIG, check_folder, check_space, owned
 
 MEGABYTE = 1_000_000
+
+
+def test_a_record_has_a_command_that_a_shell_takes(
+    tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/coadvise/__main__.py", "fit", "my photos", "data.classes=[cat, dog]"])
+    run = stopped(tiny_images, tiny_preset, tmp_path / "run")
+    assert next(iter(read_records(run)))["command"] == "coadvise fit 'my photos' 'data.classes=[cat, dog]'"
 
 
 # Another configuration

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import shutil
 import socket
 import sys
@@ -284,6 +285,7 @@ def _changes(folder: Path, data: dict[str, Any]) -> Iterator[str]:
 
 def _run_record(engine: Engine, seeds: list[int]) -> dict[str, Any]:
     packages = ("torch", "timm", "torchvision", "lightning-fabric", "numpy")
+    program = Path(sys.argv[0]).name
     return {
         "version": version("coadvise"),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -291,7 +293,7 @@ def _run_record(engine: Engine, seeds: list[int]) -> dict[str, Any]:
         "device": engine.describe(),
         "processes": engine.processes,
         "seeds": seeds,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["coadvise" if program == "__main__.py" else program, *sys.argv[1:]]),  # -m coadvise
     }
 
 
