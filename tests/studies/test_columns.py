@@ -95,7 +95,7 @@ def test_a_teacher_s_accuracy_is_that_of_the_row_s_teacher(studied: Studied) -> 
 
 
 def test_same_answers_are_agreement_s(studied: Studied) -> None:
-    result, _ = studied.run("teachers")
+    result, _ = studied.run("knowledge")
     names = {
         "conv teacher": "conv",
         "inv teacher": "inv",

@@ -186,6 +186,13 @@ def test_a_teacher_s_row_is_the_teacher_s_own_run(tmp_path: Path) -> None:
     assert plan.rows["both"].config.teachers["conv"].checkpoint == str(plan.rows["conv"].folder / "teachers/conv")
 
 
+@pytest.mark.parametrize(("name", "how"), [("knowledge", "twice, from two seeds"), ("capacity", "anew")])
+def test_a_given_teacher_is_refused_where_it_has_to_be_trained(name: str, how: str) -> None:
+    config = load_config("small-images", ["teachers.inv.checkpoint=inv.pth"], source="x")
+    with pytest.raises(UserError, match=rf"'inv' is a given one, and this study trains it {how}.*leave out"):
+        _plan(STUDIES[name], config, 1, Path("out"))
+
+
 def test_teachers_of_other_sizes_and_epochs_are_derived_from_the_preset() -> None:
     def teachers(preset: str, row: str) -> TeacherConfig:
         config = load_config(preset, source="x")

@@ -5,6 +5,7 @@ from coadvise.studies import (
     capacity,
     divergence,
     injection,
+    knowledge,
     naive,
     shift,
     students,
@@ -14,6 +15,7 @@ from coadvise.studies import (
 from coadvise.studies.question import Figure, Order, Row, Study
 
 STUDIES: dict[str, Study] = {
+    "knowledge": knowledge.STUDY,
     "teachers": teachers.STUDY,
     "architectures": architectures.STUDY,
     "capacity": capacity.STUDY,

@@ -22,6 +22,7 @@ FAMILIES = (
     ("regnety_002", "regnety_004", "regnety_006", "regnety_040", "regnety_080", "regnety_160"),
 )
 LARGER = {model: larger for family in FAMILIES for model, larger in pairwise(family)}
+AGAIN = "anew, for fewer epochs and larger"
 DEPTHS = {"resnet_small": (1, 1, 1), "rednet_small": REDNET_SMALL["depths"]}  # made larger by twice as many blocks
 
 
@@ -29,7 +30,7 @@ def epochs(kind: str, share: float) -> Callable[[RunConfig], Mapping[str, Any]]:
     """The configuration with a share of the teacher's epochs, warm-up among them."""
 
     def changes(config: RunConfig) -> Mapping[str, Any]:
-        recipe, where = _trained_here(kind, config).recipe, f"teachers.{kind}.recipe"
+        recipe, where = trained_here(kind, config, AGAIN).recipe, f"teachers.{kind}.recipe"
         return {
             **RANDOM,
             f"{where}.epochs": max(1, round(share * recipe.epochs)),
@@ -43,7 +44,7 @@ def larger(kind: str) -> Callable[[RunConfig], Mapping[str, Any]]:
     """The configuration with the next larger teacher."""
 
     def changes(config: RunConfig) -> Mapping[str, Any]:
-        teacher, where = _trained_here(kind, config), f"teachers.{kind}"
+        teacher, where = trained_here(kind, config, AGAIN), f"teachers.{kind}"
         if teacher.model in DEPTHS:
             depths: Any = teacher.model_kwargs.get("depths", DEPTHS[teacher.model])
             return {**RANDOM, f"{where}.model_kwargs.depths": [2 * blocks for blocks in depths]}
@@ -57,11 +58,12 @@ def larger(kind: str) -> Callable[[RunConfig], Mapping[str, Any]]:
     return changes
 
 
-def _trained_here(kind: str, config: RunConfig) -> TeacherConfig:
+def trained_here(kind: str, config: RunConfig, how: str) -> TeacherConfig:
+    """Raises UserError where a teacher is given that the study has to train, in this manner."""
     teacher = config.teachers[kind]
     if not teacher.trained_here:
         raise UserError(
-            f"teacher '{kind}' is a given one, and this study trains it anew, for fewer epochs and larger; leave out "
+            f"teacher '{kind}' is a given one, and this study trains it {how}; leave out "
             f"teachers.{kind}.checkpoint and .pretrained"
         )
     return teacher
