@@ -1,5 +1,5 @@
 // Involution on CPU tensors as PyTorch's dispatcher calls it, without Python between the two: a call of the operator takes
-// some 20 microseconds through Python and ctypes, and up to 0.3 milliseconds where other work has emptied the caches.
+// some 20 microseconds through Python and ctypes, and some 0.2 milliseconds where other work has emptied the caches.
 //
 // Only what a channels-last network makes is done here: float32 or bfloat16, channels-last x and gradient, pixel-major
 // weights, groups of whole vectors. All else goes to coadvise::involution2d_any_layout and ..._backward_any_layout, which
