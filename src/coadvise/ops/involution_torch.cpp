@@ -42,8 +42,8 @@ bool common(const Tensor &x, const Tensor &weight) {
   using torch::headeronly::ScalarType;
   const ScalarType dtype = x.scalar_type();
   return kernel && (dtype == ScalarType::Float || dtype == ScalarType::BFloat16) && weight.scalar_type() == dtype &&
-         x.dim() == 4 && weight.dim() == 6 && x.size(0) > 0 && x.size(1) % (weight.size(1) * LANES) == 0 &&
-         channels_last(x) && pixel_major(weight);
+         x.dim() == 4 && weight.dim() == 6 && x.size(0) > 0 && weight.size(1) > 0 &&
+         x.size(1) % (weight.size(1) * LANES) == 0 && channels_last(x) && pixel_major(weight);
 }
 
 std::array<int64_t, 11> sizes_of(const Tensor &x, const Tensor &weight, int64_t stride) {
