@@ -42,7 +42,8 @@ class Teacher(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in 0..1 to logits [B, K] in float32, in the student's order of classes."""
-        with torch.inference_mode():
+        # PyTorch before 2.13 cannot compile `inference_mode`; in a graph the two are the same.
+        with torch.no_grad() if torch.compiler.is_compiling() else torch.inference_mode():
             logits = self.network(images)[CLASS].float()
             if not self.in_order:
                 logits = logits[:, self.class_map]

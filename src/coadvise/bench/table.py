@@ -186,7 +186,8 @@ def machine(setting: Setting) -> dict[str, str | int | float]:
         "device": device,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "timm")},
+        "torch": torch.__version__,  # with its build, which a package's own version need not name
+        "timm": version("timm"),
         "precision": setting.precision,
         "compiled": "yes" if setting.compile else "no",
     }

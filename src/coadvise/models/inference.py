@@ -285,5 +285,5 @@ def frozen_mlp(mlp: Mlp) -> nn.Sequential:
 
 
 def _ours(x: Tensor, products: int) -> bool:
-    """Whether to take operators of our own, which another program could not read from an exported graph."""
-    return not torch.compiler.is_exporting() and onednn.worthwhile(x, products)
+    """Whether to take operators of our own."""
+    return not onednn.exporting() and onednn.worthwhile(x, products)

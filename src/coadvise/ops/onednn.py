@@ -24,7 +24,7 @@ _dtypes = (torch.float32, torch.bfloat16) if _has_bfloat16 else (torch.float32,)
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
     """`F.linear`, and GELU behind it if wanted."""
-    if _linear is not None and not torch.compiler.is_exporting() and (taken := _taken(x, weight, bias)):
+    if _linear is not None and not exporting() and (taken := _taken(x, weight, bias)):
         operator = torch.ops.coadvise.linear.default if torch.compiler.is_compiling() else _linear_now
         y: Tensor = operator(*taken, gelu)
         return y
@@ -38,6 +38,12 @@ def convolution_relu(x: Tensor, conv: nn.Conv2d) -> Tensor:
         y: Tensor = _convolution(*taken, conv.padding, conv.stride, conv.dilation, conv.groups, "relu", [], "")
         return y
     return F.relu(conv(x), inplace=True)
+
+
+@torch.compiler.assume_constant_result  # what `torch.compile` of PyTorch 2.11 makes of the function in it is True
+def exporting() -> bool:
+    """Whether a graph for another program is made, which could not read operators of our own."""
+    return torch.compiler.is_exporting()
 
 
 def worthwhile(x: Tensor, products: int) -> bool:
