@@ -56,13 +56,15 @@ class Terminal:
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
         )  # fmt: skip
-        self.bars = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.bars = Progress(*columns, console=console)
         self.tasks: dict[str, Any] = {}
 
     def say(self, text: str) -> None:
         self.console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        if not self.console.is_terminal:
+            return
         if part not in self.tasks:
             if not self.tasks:
                 self.bars.start()
@@ -75,6 +77,11 @@ class Terminal:
             if len(self.tasks) == 1:
                 self.bars.stop()
             self.bars.remove_task(self.tasks.pop(part))
+
+    def close(self) -> None:
+        """Gives the cursor back where bars still have it."""
+        if self.tasks:
+            self.bars.stop()
 
 
 @app.command()
@@ -116,7 +123,7 @@ def fit(
             data, preset, out, seed, baseline, seeds, jobs, overrides or [], terminal, cache, allow_changes, reuse
         )
     finally:
-        terminal.bars.stop()  # gives the cursor back
+        terminal.close()
     if as_json and os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         print(json.dumps({"run": str(folder), **(last_of(read_records(folder), "verdict") or {})}))
 
@@ -138,7 +145,7 @@ def cache(
     try:
         folder = build_cache(run, out, seeds, epochs, jobs, top_k, terminal)
     finally:
-        terminal.bars.stop()
+        terminal.close()
     if as_json and os.environ.get("RANK", "0") == "0":
         print(json.dumps({"cache": str(folder)}))
 
@@ -175,7 +182,7 @@ def evaluate(
     try:
         scores = evaluate_run(run, data, layout, corruptions, chosen, images, terminal)
     finally:
-        terminal.bars.stop()
+        terminal.close()
     for line in [json.dumps(scores)] if as_json else score_lines(scores):
         show(line)
     if (lost := scores["unreadable"]) and not allow_unreadable:
@@ -322,7 +329,7 @@ def study(
     try:
         result = run_study(name, data, preset, seeds, out, jobs, changes, terminal, cache, shift or [], reuse)
     finally:
-        terminal.bars.stop()
+        terminal.close()
     if as_json:
         print(json.dumps(result))
 

@@ -88,7 +88,7 @@ def _from_hub(config: ModelConfig, image_size: int) -> Network:
     try:
         settings, model, arguments = load_model_config_from_hf(hub_name.removeprefix(HUB))
         arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
-        colours = settings.get("input_size", [3])[0]
+        colours = arguments.get("in_chans", settings.get("input_size", [3])[0])
     except Exception as error:  # of the connection, the hub's client or a stranger's file: of hundreds of kinds
         said = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         raise UserError(

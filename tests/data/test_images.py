@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+import PIL
 from PIL import Image, ImageFile
 
 from coadvise.data.images import UnreadableImageError, read_image, readable, square, to_array
@@ -71,6 +72,8 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     form = {"CMYK": "TIFF", "YCbCr": "TIFF", "F": "TIFF", "I": "TIFF", "HSV": None, "PA": None}.get(mode, "PNG")
     if form is None:
         pytest.skip("no file format holds this mode")
+    if mode == "YCbCr" and int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip("Pillow before 13 cannot read back what it writes")
     (tmp_path / "x").write_bytes(encoded(grey, form))
     assert (pixels(tmp_path / "x") == 255).all()
 

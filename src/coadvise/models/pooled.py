@@ -102,6 +102,7 @@ class CoadvisedMixer(PooledTokens, MlpMixer):
     ) -> None:
         _check_pool(global_pool, num_classes)
         super().__init__(num_classes=num_classes, global_pool=global_pool, **arguments)
+        self.in_chans = arguments.get("in_chans", 3)  # timm's own has it from 1.0.25 on
         self.token_names = check_token_names(token_names)
         self._build_token_heads()
 
@@ -117,6 +118,7 @@ class CoadvisedMixer(PooledTokens, MlpMixer):
         """
         _check_pool(self.global_pool if global_pool is None else global_pool, num_classes)
         super().reset_classifier(num_classes, global_pool)
+        self.head.train(self.training)
         self._build_token_heads()
 
 

@@ -1,0 +1,27 @@
+"""The files of versions against those that the package asks for."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Without the zeros at the end: 2.0 is 2."""
+    parts = [int(part) for part in version.split(".")]
+    while parts and not parts[-1]:
+        parts.pop()
+    return tuple(parts)
+
+
+def test_the_oldest_versions_are_those_that_are_asked_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["onnx"]]
+    pinned = (ROOT / "constraints" / "oldest.txt").read_text()
+    oldest = dict(re.findall(r"^([\w-]+)==([\d.]+)$", pinned, re.MULTILINE))
+    lowest = dict(match.groups() for line in asked if (match := re.match(r"([\w-]+)>=([\d.]+)", line)))
+    assert len(lowest) == len(asked)
+    assert {name: numbers(version) for name, version in oldest.items()} == {
+        name: numbers(version) for name, version in lowest.items()
+    }
