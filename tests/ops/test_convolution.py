@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
 from coadvise import native
 from coadvise.errors import UserError
-from coadvise.ops import convolution
+from coadvise.ops import convolution, onednn
 from coadvise.ops.convolution import conv3x3_relu, takes
 
 pytestmark = pytest.mark.skipif(convolution._library() is None, reason="no native kernel: no compiler, or switched off")
@@ -23,12 +23,22 @@ def sample(batch: int, inputs: int, outputs: int, size: tuple[int, int]) -> tupl
     return x, weight, torch.randn(outputs, generator=generator)
 
 
+@pytest.fixture(autouse=True)
+def without_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor with it has oneDNN compute what is bfloat16."""
+    monkeypatch.setattr(onednn, "has_amx", False)
+
+
 def assert_exact_enough(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1).relu()
     got = conv3x3_relu(x, weight, bias)
     assert got.shape == exact.shape
+    assert got.dtype == x.dtype
     assert got.is_contiguous(memory_format=torch.channels_last)
-    assert (got - exact).norm() <= 1e-6 * exact.norm()
+    if x.dtype == torch.float32:
+        assert (got - exact).norm() <= 1e-6 * exact.norm()
+    else:  # rounded once
+        torch.testing.assert_close(got.double(), exact, rtol=2**-8, atol=1e-4)
 
 
 @given(
@@ -38,11 +48,13 @@ def assert_exact_enough(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     height=st.integers(1, 14),
     width=st.integers(1, 33),
     channels_last=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_it_is_pytorchs_for_any_shape(
-    batch: int, inputs: int, outputs: int, height: int, width: int, channels_last: bool
+    batch: int, inputs: int, outputs: int, height: int, width: int, channels_last: bool, dtype: torch.dtype
 ) -> None:
-    x, weight, bias = sample(batch, inputs, outputs, (height, width))
+    x, weight, bias = (t.to(dtype) for t in sample(batch, inputs, outputs, (height, width)))
     assert takes(x, weight)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     assert_exact_enough(x.contiguous(memory_format=layout), weight, bias)
@@ -65,10 +77,12 @@ def test_narrower_vectors_give_the_same(size: tuple[int, int], monkeypatch: pyte
     assert library.inputs_multiple() == 8
     monkeypatch.setattr(convolution, "_library", lambda: library)
     assert_exact_enough(*sample(2, 24, 48, size))
+    assert_exact_enough(*(t.bfloat16() for t in sample(2, 24, 48, size)))
 
 
-def test_bits_depend_on_neither_threads_nor_batch() -> None:
-    x, weight, bias = sample(5, 32, 64, (17, 23))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_depend_on_neither_threads_nor_batch(dtype: torch.dtype) -> None:
+    x, weight, bias = (t.to(dtype) for t in sample(5, 32, 64, (17, 23)))
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
@@ -80,12 +94,34 @@ def test_bits_depend_on_neither_threads_nor_batch() -> None:
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
-def test_a_nan_is_not_clamped_away() -> None:
-    x, weight, bias = sample(1, 16, 64, (12, 12))
-    x[0, 3, 1, 1] = torch.nan
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_nan_is_not_clamped_or_rounded_away(bad: float, dtype: torch.dtype) -> None:
+    x, weight, bias = (t.to(dtype) for t in sample(1, 16, 64, (12, 12)))
+    x[0, 3, 1, 1] = bad
     out = conv3x3_relu(x, weight, bias)
     assert out[..., :3, :3].isnan().all()
     assert not out[..., 8:, 8:].isnan().any()
+
+
+def test_what_exceeds_bfloat16_is_infinite_and_autocast_changes_nothing() -> None:
+    x, weight, bias = (t.bfloat16() for t in sample(1, 16, 64, (5, 4)))
+    wanted = conv3x3_relu(x, weight, bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert takes(x, weight)
+        assert not takes(x.float(), weight.float())
+        assert torch.equal(conv3x3_relu(x, weight, bias), wanted)
+    weight[:], x[:], bias[:] = 0, 1e18, torch.finfo(torch.bfloat16).max
+    weight[:, :, 1, 1] = 6e16  # float32 holds the sum, bfloat16 does not
+    assert conv3x3_relu(x, weight, bias).isinf().all()
+
+
+def test_with_amx_bfloat16_goes_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "has_amx", True)
+    x, weight, bias = (t.bfloat16() for t in sample(1, 16, 64, (5, 4)))
+    assert not takes(x, weight)
+    assert takes(x.float(), weight.float())
+    assert torch.equal(conv3x3_relu(x, weight, bias), F.conv2d(x, weight, bias, padding=1).relu())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

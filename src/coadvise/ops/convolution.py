@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from coadvise import native
 from coadvise.errors import UserError
+from coadvise.ops import onednn
 from coadvise.ops.register import register
 
 SOURCE = Path(__file__).with_name("convolution_cpu.c")
@@ -24,8 +25,9 @@ POINTS = (0.75, 1.5)  # and their negatives, 0 and infinity; the kernel's
 def conv3x3_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve with stride 1 and one pixel of zeros around, add the bias, and clamp at 0.
 
-    In float32 on a CPU, where `takes` says so, by Winograd's F(4x4, 3x3): a quarter of the multiplications, and about
+    On a CPU, where `takes` says so, by Winograd's F(4x4, 3x3): a quarter of the multiplications, and in float32 about
     twice the rounding error of a plain sum. There an infinity or NaN makes NaN of whole tiles of 4x4 outputs around it.
+    bfloat16 is widened on its way in, and rounded once, on its way out.
 
     Args:
         x: [B, I, H, W], floating point, channels-last for speed.
@@ -53,18 +55,21 @@ def conv3x3_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether the native kernel computes these: float32 on a CPU, channels in whole vectors, no autocast."""
+    """Whether the native kernel computes these: on a CPU, channels in whole vectors, of one dtype that autocast keeps.
+
+    bfloat16 it computes in float32, at a quarter of oneDNN's time, but not where that has AMX.
+    """
     return (
         x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
+        and x.dtype == weight.dtype == onednn.precision(x)
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and not onednn.has_amx))
         and (multiples := _multiples()) is not None
         and weight.shape[1] % multiples[0] == weight.shape[0] % multiples[1] == 0
     )
 
 
 def transformed(weight: Tensor) -> Tensor:
-    """G w Gᵀ of each pair of channels: [O, I, 3, 3] to [36, I, O], computed in float64."""
+    """G w Gᵀ of each pair of channels: [O, I, 3, 3] to float32 [36, I, O], computed in float64."""
     a, b = POINTS
     at_a, at_b = 1 / (2 * a**2 * (a**2 - b**2)), 1 / (2 * b**2 * (b**2 - a**2))
     rows = [[1 / (a * b) ** 2, 0, 0]]
@@ -72,7 +77,7 @@ def transformed(weight: Tensor) -> Tensor:
         rows.append([factor, factor * point, factor * point**2])
     matrix = torch.tensor([*rows, [0, 0, 1]], dtype=torch.float64)
     flat = torch.kron(matrix, matrix) @ weight.permute(2, 3, 1, 0).flatten(2).flatten(0, 1).double()
-    return flat.to(weight.dtype).unflatten(1, (weight.shape[1], weight.shape[0]))
+    return flat.float().unflatten(1, (weight.shape[1], weight.shape[0]))
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -87,11 +92,11 @@ def _cpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     assert kernel is not None
     batch, inputs, height, width = x.shape
     out = _empty(x, weight, bias)
-    sizes = (batch, height, width, inputs, weight.shape[0], torch.get_num_threads())
+    sizes = (batch, height, width, inputs, weight.shape[0], int(x.dtype == torch.bfloat16), torch.get_num_threads())
     tensors = (
         x.contiguous(memory_format=torch.channels_last),
         transformed(weight).contiguous(),
-        bias.contiguous(),
+        bias.float().contiguous(),
         out,
     )
     if kernel((ctypes.c_int64 * len(sizes))(*sizes), *(t.data_ptr() for t in tensors)):

@@ -1,6 +1,8 @@
-/* 3x3 convolution with stride 1, one pixel of zeros around, a bias and ReLU, for channels-last float32 tensors.
+/* 3x3 convolution with stride 1, one pixel of zeros around, a bias and ReLU, for channels-last tensors.
  *
  *   x [B, H, W, I]     weight [36, I, O]     bias [O]     out [B, H, W, O]      (memory order)
+ *
+ * x and out are float32 or bfloat16 in memory, all else is float32.
  *
  * Winograd's F(4x4, 3x3) (Lavin and Gray, *Fast Algorithms for Convolutional Neural Networks*, CVPR 2016): 4x4 outputs
  * come from 36 products a pair of channels in place of 144. Its points are 0, +-3/4, +-3/2 and infinity, not the usual
@@ -28,14 +30,32 @@
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t words __attribute__((vector_size(LANES * 4)));
+typedef uint32_t bits __attribute__((vector_size(LANES * 4)));
+typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
-    int64_t batch, height, width, inputs, outputs, threads;
+    int64_t batch, height, width, inputs, outputs, bf16, threads;
 } Sizes;
 
 INLINE vec load(const float *p) { return *(const vec *)p; }
 INLINE void store(float *p, vec v) { *(vec *)p = v; }
+
+/* Values of an image, `bf16` being a constant. */
+INLINE vec read(const int bf16, const void *image, int64_t index) {
+    if (!bf16) return load((const float *)image + index);
+    return (vec)(__builtin_convertvector(*(const halves *)((const uint16_t *)image + index), bits) << 16);
+}
+
+/* To nearest, ties to even; a NaN must not round to infinity. */
+INLINE void write(const int bf16, void *image, int64_t index, vec v) {
+    if (!bf16) {
+        store((float *)image + index, v);
+        return;
+    }
+    const bits b = (bits)v, nan = (bits)((b & 0x7fffffff) > 0x7f800000), rounded = (b + 0x7fff + (b >> 16 & 1)) >> 16;
+    *(halves *)((uint16_t *)image + index) = __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), halves);
+}
 
 /* Rows of both transforms; with points +-a and +-b even and odd powers come apart. */
 #define A 0.75f
@@ -60,8 +80,9 @@ INLINE void transform_output(const vec m[SIDE], vec y[TILE]) {
     y[3] = A * A * A * less_a + B * B * B * less_b + m[5];
 }
 
-/* A row of tiles from image row `top` to [36, tiles, inputs]. */
-static void gather(const float *image, int64_t top, int64_t tiles, int64_t padded, float *made, const Sizes *s) {
+/* A row of tiles from row `top` of the image that begins at `first` to [36, tiles, inputs]. */
+INLINE void gather(const int bf16, const void *image, int64_t first, int64_t top, int64_t tiles, int64_t padded, float *made,
+                   const Sizes *s) {
     for (int64_t tile = 0; tile < tiles; tile++)
         for (int64_t channel = 0; channel < s->inputs; channel += LANES) {
             vec half[SIDE][SIDE]; /* columns transformed, [column][row] */
@@ -71,7 +92,7 @@ static void gather(const float *image, int64_t top, int64_t tiles, int64_t padde
                 for (int64_t i = 0; i < SIDE; i++) {
                     const int64_t row = top + i;
                     const int inside = row >= 0 && row < s->height && column >= 0 && column < s->width;
-                    d[i] = inside ? load(image + (row * s->width + column) * s->inputs + channel) : (vec){0};
+                    d[i] = inside ? read(bf16, image, first + (row * s->width + column) * s->inputs + channel) : (vec){0};
                 }
                 transform_input(d, half[j]);
             }
@@ -109,9 +130,9 @@ static void multiply(const float *made, const float *weight, int64_t padded, flo
             }
 }
 
-/* [36, tiles, outputs] to a row of tiles from image row `top`. */
-static void scatter(const float *products, int64_t top, int64_t tiles, int64_t padded, const float *bias, float *image,
-                    const Sizes *s) {
+/* [36, tiles, outputs] to a row of tiles from row `top` of the image that begins at `first`. */
+INLINE void scatter(const int bf16, const float *products, int64_t first, int64_t top, int64_t tiles, int64_t padded,
+                    const float *bias, void *image, const Sizes *s) {
     for (int64_t tile = 0; tile < tiles; tile++)
         for (int64_t channel = 0; channel < s->outputs; channel += LANES) {
             vec half[SIDE][TILE]; /* [column][row] */
@@ -130,7 +151,7 @@ static void scatter(const float *products, int64_t top, int64_t tiles, int64_t p
                 for (int64_t j = 0; j < TILE && tile * TILE + j < s->width; j++) {
                     const vec sum = y[j] + shift;
                     const vec answer = (vec)((words)sum & ~(words)(sum < 0)); /* a NaN stays */
-                    store(image + ((top + i) * s->width + tile * TILE + j) * s->outputs + channel, answer);
+                    write(bf16, image, first + ((top + i) * s->width + tile * TILE + j) * s->outputs + channel, answer);
                 }
             }
         }
@@ -140,9 +161,17 @@ static void scatter(const float *products, int64_t top, int64_t tiles, int64_t p
 int64_t inputs_multiple(void) { return LANES; }
 int64_t outputs_multiple(void) { return COLUMNS * LANES; }
 
-/* Returns 0, or 1 without memory. */
-int convolution(const int64_t *sizes, const float *x, const float *weight, const float *bias, float *out) {
-    const Sizes s = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
+INLINE void row_of_tiles(const int bf16, const void *x, const float *weight, const float *bias, void *out, int64_t image,
+                         int64_t top, int64_t tiles, int64_t padded, float *made, float *products, const Sizes *s) {
+    const int64_t pixels = image * s->height * s->width;
+    gather(bf16, x, pixels * s->inputs, top - 1, tiles, padded, made, s);
+    multiply(made, weight, padded, products, s);
+    scatter(bf16, products, pixels * s->outputs, top, tiles, padded, bias, out, s);
+}
+
+/* sizes: batch, height, width, inputs, outputs, bf16, threads. Returns 0, or 1 without memory. */
+int convolution(const int64_t *sizes, const void *x, const float *weight, const float *bias, void *out) {
+    const Sizes s = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6]};
     const int64_t tiles = (s.width + TILE - 1) / TILE, rows = (s.height + TILE - 1) / TILE;
     const int64_t padded = (tiles + ROWS - 1) / ROWS * ROWS, step = 64 / sizeof(float);
     const int64_t in = (SIDE * SIDE * padded * s.inputs + step - 1) / step * step, all = in + SIDE * SIDE * padded * s.outputs;
@@ -159,9 +188,10 @@ int convolution(const int64_t *sizes, const float *x, const float *weight, const
             if (failed)
                 continue;
             const int64_t image = task / rows, top = task % rows * TILE;
-            gather(x + image * s.height * s.width * s.inputs, top - 1, tiles, padded, made, &s);
-            multiply(made, weight, padded, products, &s);
-            scatter(products, top, tiles, padded, bias, out + image * s.height * s.width * s.outputs, &s);
+            if (s.bf16)
+                row_of_tiles(1, x, weight, bias, out, image, top, tiles, padded, made, products, &s);
+            else
+                row_of_tiles(0, x, weight, bias, out, image, top, tiles, padded, made, products, &s);
         }
         free(made);
     }

@@ -19,6 +19,8 @@ _has_avx2_alone = torch.backends.cpu.get_cpu_capability() == "AVX2"
 _linear = None if _has_avx2_alone else getattr(_onednn, "_linear_pointwise", None)
 _convolution = getattr(_onednn, "_convolution_pointwise", None)
 _has_bfloat16 = bool(_onednn and getattr(_onednn, "_is_mkldnn_bf16_supported", bool)())
+# With AMX oneDNN multiplies bfloat16 so fast that kernels with float32 inside have no place there.
+has_amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 _dtypes = (torch.float32, torch.bfloat16) if _has_bfloat16 else (torch.float32,)
 
 
