@@ -7,10 +7,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-import PIL
 from PIL import Image, ImageFile
 
 from coadvise.data.images import UnreadableImageError, read_image, readable, square, to_array
