@@ -118,7 +118,7 @@ class CoadvisedMixer(PooledTokens, MlpMixer):
         """
         _check_pool(self.global_pool if global_pool is None else global_pool, num_classes)
         super().reset_classifier(num_classes, global_pool)
-        self.head.train(self.training)
+        self.get_classifier().train(self.training)
         self._build_token_heads()
 
 
