@@ -83,6 +83,14 @@ def test_one_pair(channels: int, kernel: int, groups: int, bias: bool, affine: b
     assert_equal_answers(folded, network, x)
 
 
+def test_under_autocast_it_is_the_same_as_without() -> None:
+    net, sample = settled(nn.Sequential(nn.Conv2d(3, 64, 7), nn.BatchNorm2d(64), nn.ReLU())), sample_images(3, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        folded = fold_batch_norms(net, sample)
+    assert norms(folded) == 0
+    assert torch.equal(folded[0].weight, fold_batch_norms(net, sample)[0].weight)
+
+
 def test_linear_layers_fold_too() -> None:
     network = settled(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)))
     folded = fold_batch_norms(network, torch.rand(3, 5))
