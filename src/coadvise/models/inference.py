@@ -207,21 +207,23 @@ class Stems(nn.Module):
             self.projections.append(Linear(conv))
             stem.set_submodule("proj", nn.Identity())
             fuse_relu(stem)
-            if not any(isinstance(module, _BatchNorm) for module in stem.modules()):
-                last = [module for module in stem.modules() if isinstance(module, ConvReLU)][-1]
-                last.side = self.side  # behind it is the projection alone
         embed.stems = nn.ModuleDict()
         self.embed = embed  # checks and pads
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.embed.checked(x).contiguous(memory_format=torch.channels_last)
-        made = []  # [B, H', W', D] each
-        for stem, project in zip(self.stems, self.projections, strict=True):
-            y = stem(x)
-            made.append(project((y if y.ndim == 6 else convolution.patches(y, self.side)).flatten(3)))
+        made = [
+            project(self._patches(stem(x)).flatten(3))
+            for stem, project in zip(self.stems, self.projections, strict=True)
+        ]  # [B, H', W', D] each
         tokens = torch.stack([patches.mean(dim=(1, 2)) for patches in made], dim=1)
         whole = reduce(add, made)
         return whole if self.embed.output_fmt is not None else whole.flatten(1, 2), tokens
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """Cut [B, 64, h, w] into what each patch of the projection covers: [B, H', W', side, side, 64], a view."""
+        x = x.permute(0, 2, 3, 1).unflatten(2, (-1, self.side)).unflatten(1, (-1, self.side))
+        return x.transpose(2, 3)
 
 
 def fuse_relu(stem: nn.Module) -> None:
@@ -237,24 +239,19 @@ def fuse_relu(stem: nn.Module) -> None:
 
 
 class ConvReLU(nn.Module):
-    """A frozen convolution [B, C, H, W] to [B, C', h, w] with ReLU behind it.
-
-    Attributes:
-        side: Of the patches into which the result is cut, as `convolution.patches` does; 0 cuts nothing.
-    """
+    """A frozen convolution [B, C, H, W] to [B, C', h, w] with ReLU behind it."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.conv, self.side = conv, 0
+        self.conv = conv
         shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
         self.is_3x3 = shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") and conv.bias is not None
 
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
         if self.is_3x3 and _ours(x, conv.out_channels) and convolution.takes(x, conv.weight):
-            return convolution.conv3x3_relu(x, conv.weight, cast(Tensor, conv.bias), self.side)
-        y = onednn.convolution_relu(x, conv)
-        return convolution.patches(y, self.side) if self.side else y
+            return convolution.conv3x3_relu(x, conv.weight, cast(Tensor, conv.bias))
+        return onednn.convolution_relu(x, conv)
 
 
 class FrozenAttention(nn.Module):

@@ -22,7 +22,7 @@ SOURCE = Path(__file__).with_name("convolution_cpu.c")
 POINTS = (0.75, 1.5)  # and their negatives, 0 and infinity; the kernel's
 
 
-def conv3x3_relu(x: Tensor, weight: Tensor, bias: Tensor, side: int = 0) -> Tensor:
+def conv3x3_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve with stride 1 and one pixel of zeros around, add the bias, and clamp at 0.
 
     On a CPU, where `takes` says so, by Winograd's F(4x4, 3x3): a quarter of the multiplications, and in float32 about
@@ -33,11 +33,9 @@ def conv3x3_relu(x: Tensor, weight: Tensor, bias: Tensor, side: int = 0) -> Tens
         x: [B, I, H, W], floating point, channels-last for speed.
         weight: [O, I, 3, 3], dtype and device of ``x``.
         bias: [O], likewise.
-        side: Of the square patches that the result is cut into, which H and W are multiples of; 0 cuts nothing.
 
     Returns:
-        [B, O, H, W] in the dtype of ``x``, channels-last; with a side, as `patches` has it, contiguous
-        [B, H / side, W / side, side, side, O].
+        [B, O, H, W] in the dtype of ``x``, channels-last.
 
     Raises:
         UserError: for shapes, dtypes or devices other than these.
@@ -52,16 +50,8 @@ def conv3x3_relu(x: Tensor, weight: Tensor, bias: Tensor, side: int = 0) -> Tens
     if len({(t.dtype, t.device) for t in (x, weight, bias)}) > 1:
         found = ", ".join(f"{t.dtype} on {t.device}" for t in (x, weight, bias))
         raise UserError(f"x, weight and bias are {found}; convert them to one dtype and device")
-    if side < 0 or (side and (x.shape[2] % side or x.shape[3] % side)):
-        raise UserError(f"side={side} does not divide {x.shape[2]} x {x.shape[3]} pixels; give one that does, or 0")
-    out: Tensor = torch.ops.coadvise.conv3x3_relu.default(x, weight, bias, side)
+    out: Tensor = torch.ops.coadvise.conv3x3_relu.default(x, weight, bias)
     return out
-
-
-def patches(x: Tensor, side: int) -> Tensor:
-    """Cut [B, C, H, W] into squares: [B, H / side, W / side, side, side, C], a view."""
-    x = x.permute(0, 2, 3, 1).unflatten(2, (-1, side)).unflatten(1, (-1, side))
-    return x.transpose(2, 3)
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
@@ -90,25 +80,19 @@ def transformed(weight: Tensor) -> Tensor:
     return flat.float().unflatten(1, (weight.shape[1], weight.shape[0]))
 
 
-def _plain(x: Tensor, weight: Tensor, bias: Tensor, side: int) -> Tensor:
+def _plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     out = F.conv2d(x, weight, bias, padding=1).relu_()
-    out = out.to(x.dtype, memory_format=torch.channels_last)  # autocast may have made another of it
-    return patches(out, side).contiguous() if side else out
+    return out.to(x.dtype, memory_format=torch.channels_last)  # autocast may have made another of it
 
 
-def _cpu(x: Tensor, weight: Tensor, bias: Tensor, side: int) -> Tensor:
+def _cpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if not takes(x, weight):
-        return _plain(x, weight, bias, side)
-    multiples = _multiples()
-    assert multiples is not None
-    if side % multiples[2]:
-        return patches(_cpu(x, weight, bias, 0), side).contiguous()
+        return _plain(x, weight, bias)
     kernel = _kernel()
     assert kernel is not None
     batch, inputs, height, width = x.shape
-    out = _empty(x, weight, bias, side)
-    bf16 = int(x.dtype == torch.bfloat16)
-    sizes = (batch, height, width, inputs, weight.shape[0], side, bf16, torch.get_num_threads())
+    out = _empty(x, weight, bias)
+    sizes = (batch, height, width, inputs, weight.shape[0], int(x.dtype == torch.bfloat16), torch.get_num_threads())
     tensors = (
         x.contiguous(memory_format=torch.channels_last),
         transformed(weight).contiguous(),
@@ -131,18 +115,15 @@ def _kernel() -> Callable[..., int] | None:
 
 
 @torch.compiler.assume_constant_result  # a graph need not know how it is found
-def _multiples() -> tuple[int, int, int] | None:
-    """What numbers of input and of output channels and a patch's side are multiples of; None without the library."""
+def _multiples() -> tuple[int, int] | None:
+    """What numbers of input and of output channels must be multiples of; None without the library."""
     library = _library()
-    return None if library is None else (library.inputs_multiple(), library.outputs_multiple(), library.side_multiple())
+    return None if library is None else (library.inputs_multiple(), library.outputs_multiple())
 
 
-def _empty(x: Tensor, weight: Tensor, bias: Tensor, side: int) -> Tensor:
-    batch, _, height, width = x.shape
-    if side:
-        return x.new_empty((batch, height // side, width // side, side, side, weight.shape[0]))
-    shape = (batch, weight.shape[0], height, width)
+def _empty(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-register("conv3x3_relu(Tensor x, Tensor weight, Tensor bias, int side) -> Tensor", cpu=_cpu, plain=_plain, empty=_empty)
+register("conv3x3_relu(Tensor x, Tensor weight, Tensor bias) -> Tensor", cpu=_cpu, plain=_plain, empty=_empty)

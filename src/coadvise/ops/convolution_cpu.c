@@ -2,8 +2,7 @@
  *
  *   x [B, H, W, I]     weight [36, I, O]     bias [O]     out [B, H, W, O]      (memory order)
  *
- * x and out are float32 or bfloat16 in memory, all else is float32. With a side, a multiple of 4, out is cut into square
- * patches: [B, H / side, W / side, side, side, O].
+ * x and out are float32 or bfloat16 in memory, all else is float32.
  *
  * Winograd's F(4x4, 3x3) (Lavin and Gray, *Fast Algorithms for Convolutional Neural Networks*, CVPR 2016): 4x4 outputs
  * come from 36 products a pair of channels in place of 144. Its points are 0, +-3/4, +-3/2 and infinity, not the usual
@@ -36,7 +35,7 @@ typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(2), may_a
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
-    int64_t batch, height, width, inputs, outputs, side, bf16, threads; /* side: of a patch, 0 without */
+    int64_t batch, height, width, inputs, outputs, bf16, threads;
 } Sizes;
 
 INLINE vec load(const float *p) { return *(const vec *)p; }
@@ -131,13 +130,6 @@ static void multiply(const float *made, const float *weight, int64_t padded, flo
             }
 }
 
-/* A pixel's place in its image. */
-INLINE int64_t place(int64_t row, int64_t column, const Sizes *s) {
-    if (!s->side) return row * s->width + column;
-    const int64_t patch = row / s->side * (s->width / s->side) + column / s->side;
-    return patch * s->side * s->side + row % s->side * s->side + column % s->side;
-}
-
 /* [36, tiles, outputs] to a row of tiles from row `top` of the image that begins at `first`. */
 INLINE void scatter(const int bf16, const float *products, int64_t first, int64_t top, int64_t tiles, int64_t padded,
                     const float *bias, void *image, const Sizes *s) {
@@ -156,20 +148,18 @@ INLINE void scatter(const int bf16, const float *products, int64_t first, int64_
                 for (int64_t j = 0; j < SIDE; j++)
                     m[j] = half[j][i];
                 transform_output(m, y);
-                const int64_t start = place(top + i, tile * TILE, s); /* the others of its tile lie beside it */
                 for (int64_t j = 0; j < TILE && tile * TILE + j < s->width; j++) {
                     const vec sum = y[j] + shift;
                     const vec answer = (vec)((words)sum & ~(words)(sum < 0)); /* a NaN stays */
-                    write(bf16, image, first + (start + j) * s->outputs + channel, answer);
+                    write(bf16, image, first + ((top + i) * s->width + tile * TILE + j) * s->outputs + channel, answer);
                 }
             }
         }
 }
 
-/* How many channels go in, and come out, must be multiples of these, and a patch's side of the last. */
+/* How many channels go in, and come out, must be multiples of these. */
 int64_t inputs_multiple(void) { return LANES; }
 int64_t outputs_multiple(void) { return COLUMNS * LANES; }
-int64_t side_multiple(void) { return TILE; }
 
 INLINE void row_of_tiles(const int bf16, const void *x, const float *weight, const float *bias, void *out, int64_t image,
                          int64_t top, int64_t tiles, int64_t padded, float *made, float *products, const Sizes *s) {
@@ -179,9 +169,9 @@ INLINE void row_of_tiles(const int bf16, const void *x, const float *weight, con
     scatter(bf16, products, pixels * s->outputs, top, tiles, padded, bias, out, s);
 }
 
-/* sizes: batch, height, width, inputs, outputs, side, bf16, threads. Returns 0, or 1 without memory. */
+/* sizes: batch, height, width, inputs, outputs, bf16, threads. Returns 0, or 1 without memory. */
 int convolution(const int64_t *sizes, const void *x, const float *weight, const float *bias, void *out) {
-    const Sizes s = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7]};
+    const Sizes s = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6]};
     const int64_t tiles = (s.width + TILE - 1) / TILE, rows = (s.height + TILE - 1) / TILE;
     const int64_t padded = (tiles + ROWS - 1) / ROWS * ROWS, step = 64 / sizeof(float);
     const int64_t in = (SIDE * SIDE * padded * s.inputs + step - 1) / step * step, all = in + SIDE * SIDE * padded * s.outputs;
