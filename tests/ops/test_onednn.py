@@ -57,6 +57,27 @@ def test_the_operator_is_registered_as_pytorch_wants_it(dtype: torch.dtype) -> N
         torch.library.opcheck(torch.ops.coadvise.linear, arguments, test_utils=tests)
 
 
+@pytest.mark.parametrize(
+    ("held_to", "processor", "has_amx"),
+    [
+        (None, True, True),
+        (None, False, False),
+        ("default", True, True),
+        ("AVX512_CORE_AMX", True, True),
+        ("AVX512_CORE_BF16", True, False),
+        ("AVX2", True, False),
+    ],
+)
+def test_amx_is_what_onednn_may_use(
+    held_to: str | None, processor: bool, has_amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: processor)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if held_to:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", held_to)
+    assert onednn._takes_amx() is has_amx
+
+
 def test_mixed_precisions_stay_an_error_without_autocast() -> None:
     x, weight = torch.randn(400, 100), torch.randn(1000, 100)
     with pytest.raises(RuntimeError, match="dtype"):

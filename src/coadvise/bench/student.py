@@ -32,7 +32,7 @@ COMPARISONS = (  # row, student, peer, goal
 NOTES = (
     "the paper's ratios of the same three, all heads computed, on one GPU, batch 64: 0.997, 1.012, 0.914",
     "arithmetic: the aligned student multiplies 6.1 billion times an image, DeiT-S 4.6: 0.76 where that is the limit; "
-    "5.2 and 0.88 where 3x3 convolutions are Winograd's (float32, CPU)",
+    "5.2 and 0.88 where 3x3 convolutions are Winograd's (CPU; in bfloat16 without AMX)",
 )
 
 

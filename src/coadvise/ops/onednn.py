@@ -4,6 +4,8 @@ PyTorch's own compiler calls these operators, no public function does. A build w
 them, gets PyTorch's ordinary layers. In a graph the linear layer is one node, ``coadvise::linear``, without gradient.
 """
 
+import os
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,9 +21,16 @@ _has_avx2_alone = torch.backends.cpu.get_cpu_capability() == "AVX2"
 _linear = None if _has_avx2_alone else getattr(_onednn, "_linear_pointwise", None)
 _convolution = getattr(_onednn, "_convolution_pointwise", None)
 _has_bfloat16 = bool(_onednn and getattr(_onednn, "_is_mkldnn_bf16_supported", bool)())
-# With AMX oneDNN multiplies bfloat16 so fast that kernels with float32 inside have no place there.
-has_amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 _dtypes = (torch.float32, torch.bfloat16) if _has_bfloat16 else (torch.float32,)
+
+
+def _takes_amx() -> bool:
+    """Whether this processor has AMX and oneDNN is not held to less."""
+    held_to = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return getattr(torch.cpu, "_is_amx_tile_supported", bool)() and ("AMX" in held_to or held_to in ("", "DEFAULT"))
+
+
+has_amx = _takes_amx()  # then it multiplies bfloat16 so fast that kernels with float32 inside have no place
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
