@@ -11,7 +11,7 @@ from coadvise.conclude import conclude
 from coadvise.config import CacheConfig, RunConfig, load_config
 from coadvise.data.audit import Dataset, audit
 from coadvise.data.quarantine import check_share
-from coadvise.data.sources import DIGITS, source_of, typical_size
+from coadvise.data.sources import DIGITS, passed_over, source_of, typical_size
 from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
 from coadvise.jobs import in_processes, of_run
@@ -190,6 +190,7 @@ def describe(dataset: Dataset) -> Iterator[str]:
     names = ", ".join(dataset.classes[:12]) + (", ..." if len(dataset.classes) > 12 else "")
     yield f"data: {dataset.source.root}, {len(dataset.classes)} classes ({names})"
     yield f"split: {dataset.source.note}"
+    yield from (f"  {line}" for line in passed_over(dataset.source))
     for name, split in (("train", dataset.train), ("validation", dataset.val)):
         counts = split.per_class(len(dataset.classes))
         widths, heights = zip(*split.sizes, strict=True)

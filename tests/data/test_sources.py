@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from coadvise.data import sources
-from coadvise.data.sources import evaluation_split, open_source, typical_size
+from coadvise.data.sources import evaluation_split, open_source, passed_over, typical_size
 from coadvise.errors import UserError
 
 
@@ -50,6 +50,43 @@ def test_images_lie_at_any_depth_under_any_usual_name_and_hidden_ones_do_not_cou
     source = open_source(tmp_path, 0.5, 0)
     assert source.classes == ("a", "b")
     assert len(source.train) + len(source.val) == 7
+
+
+def files(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def test_files_and_folders_that_are_passed_over_are_named(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"a": 2, "b": 2})
+    assert passed_over(open_source(tmp_path, 0.5, 0)) == []
+    files(tmp_path, "a/1.HEIC", "a/deep/2.heic", "b/notes.txt", "b/README", "b/.hidden.heic", ".git/x", "list.csv")
+    files(tmp_path, "phone/1.heic", "phone/2.heic")
+    (tmp_path / "empty").mkdir()
+    assert passed_over(open_source(tmp_path, 0.5, 0)) == [
+        "left out, no image by its name: 2 .heic, 1 .txt, 1 without ending",
+        "left out, without an image: class folder(s) 'empty', 'phone' (2 .heic)",
+    ]
+
+
+def test_of_splits_both_are_looked_through(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"train/a": 1, "train/b": 1, "test/a": 1, "test/b": 1, "train/c": 0})
+    files(tmp_path, "train/a/1.heic", "test/a/2.heic", "test/b/3.avif", "test/d/4.avif")
+    assert passed_over(open_source(tmp_path, 0.5, 0)) == [
+        "left out, no image by its name: 2 .heic, 1 .avif",
+        "left out, without an image: class folder(s) 'c', 'd' (1 .avif)",
+    ]
+
+
+def test_too_few_classes_because_of_a_format(tmp_path: Path) -> None:
+    files(tmp_path, "a/1.heic", "b/1.heic", "b/notes.txt")
+    hint = r"other folders hold 2 \.heic, 1 \.txt: convert what are images, to JPEG for example"
+    with pytest.raises(UserError, match=f"no class folders with images.*{hint}"):
+        open_source(tmp_path, 0.5, 0)
+    files(tmp_path, "c/1.png", "c/2.png")
+    with pytest.raises(UserError, match=f"holds one class, 'c'; at least two.*{hint}"):
+        open_source(tmp_path, 0.5, 0)
 
 
 def test_a_loop_of_links_ends_and_a_linked_class_counts(tmp_path: Path) -> None:

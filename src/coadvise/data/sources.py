@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -67,15 +68,15 @@ def open_source(data: str | Path, val_fraction: float, seed: int, classes: Seque
         raise UserError(
             f"data folder '{data}' {what}; give a folder of class folders, one with train/ and val/, or '{DIGITS}'"
         )
-    split_names = [name for name in VALIDATION_NAMES if (root / name).is_dir()]
-    if (root / "train").is_dir() and not split_names:
+    val_name = _val_name(root)
+    if not (root / "train").is_dir():
+        source = _divide(root, val_fraction, seed, classes)
+    elif val_name is None:
         raise UserError(
             f"'{root}' has train/ but none of val/, valid/, test/; add one, or give '{root / 'train'}' to split it"
         )
-    if (root / "train").is_dir():
-        source = _with_splits(root, split_names[0], classes)
     else:
-        source = _divide(root, val_fraction, seed, classes)
+        source = _with_splits(root, val_name, classes)
     return replace(source, note=f"{source.note}; {len(classes)} chosen classes") if classes else source
 
 
@@ -92,7 +93,7 @@ def evaluation_split(data: str | Path, classes: Sequence[str], chosen: Sequence[
     root = _lay_out_digits() if str(data) == DIGITS else Path(data)
     if not root.is_dir():
         raise UserError(f"data folder '{data}' does not exist; give a folder of class folders or one with val/")
-    folder = next((root / name for name in VALIDATION_NAMES if (root / name).is_dir()), root)
+    folder = root / (_val_name(root) or "")
     found = [name for name in _class_names(folder) if name in chosen or not chosen]
     if unknown := sorted(set(found) - set(classes)):
         raise UserError(f"'{folder}' has classes the student does not know: {_few(unknown)}; it knows {_few(classes)}")
@@ -100,6 +101,20 @@ def evaluation_split(data: str | Path, classes: Sequence[str], chosen: Sequence[
     if not split:
         raise UserError(f"'{folder}' holds no images of the student's classes ({_few(classes)})")
     return split
+
+
+def passed_over(source: Source) -> list[str]:
+    """What lies in a source's class folders and is no image by its name, in lines for the user to read."""
+    root, val_name = source.root, _val_name(source.root)
+    folders = [root / "train", root / val_name] if val_name and (root / "train").is_dir() else [root]
+    lines = []
+    if others := _other_files(folders, source.classes):
+        lines.append(f"left out, no image by its name: {others}")
+    names = sorted({name for folder in folders for name in _folder_names(folder)})
+    if empty := [name for name in names if not any(_has_images(folder / name) for folder in folders)]:
+        others = _other_files(folders, empty)
+        lines.append(f"left out, without an image: class folder(s) {_few(empty)}" + (f" ({others})" if others else ""))
+    return lines
 
 
 def typical_size(root: Path, look_at: int = 100) -> int:
@@ -158,9 +173,12 @@ def _divide(root: Path, val_fraction: float, seed: int, chosen: Sequence[str]) -
 
 def _class_names(folder: Path) -> list[str]:
     """Sub-folders that hold at least one image file somewhere below."""
+    return [name for name in _folder_names(folder) if _has_images(folder / name)]
+
+
+def _folder_names(folder: Path) -> list[str]:
     # Path.is_dir answers no for a link that goes in a loop; os.DirEntry raises.
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
-    return [name for name in names if next(_images_below(folder / name), None) is not None]
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
 
 
 def _chosen_names(folder: Path, chosen: Sequence[str]) -> list[str]:
@@ -186,13 +204,34 @@ def _list_split(folder: Path, classes: Sequence[str]) -> Split:
     return Split(tuple(paths), tuple(labels))
 
 
+def _val_name(root: Path) -> str | None:
+    """Which folder beside train/ is scored."""
+    return next((name for name in VALIDATION_NAMES if (root / name).is_dir()), None)
+
+
+def _has_images(folder: Path) -> bool:
+    return next(_images_below(folder), None) is not None
+
+
 def _images_below(folder: Path) -> Iterator[Path]:
+    return (path for path in _files_below(folder) if path.suffix.lower() in EXTENSIONS)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
     # os.walk does not follow links, so a loop of links ends.
     for parent, folders, files in os.walk(folder, onerror=_cannot_list):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for file in files:
-            if Path(file).suffix.lower() in EXTENSIONS and not file.startswith("."):
-                yield Path(parent, file)
+        yield from (Path(parent, file) for file in files if not file.startswith("."))
+
+
+def _other_files(folders: Sequence[Path], names: Sequence[str]) -> str:
+    """How many files below folders of these names have which other endings; nothing where all are images'."""
+    below = (path for folder in folders for name in names for path in _files_below(folder / name))
+    endings = Counter(path.suffix.lower() or "without ending" for path in below)
+    most_first = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+    others = {ending: count for ending, count in most_first if ending not in EXTENSIONS}
+    shown = ", ".join(f"{count} {ending}" for ending, count in list(others.items())[:5])
+    return shown + (" and others" if len(others) > 5 else "")
 
 
 def _cannot_list(error: OSError) -> None:
@@ -201,15 +240,18 @@ def _cannot_list(error: OSError) -> None:
 
 
 def _at_least_two(folder: Path, classes: Sequence[str]) -> None:
+    if len(classes) > 1:
+        return
+    others = _other_files([folder], [name for name in _folder_names(folder) if name not in classes])
+    convert = f"; its other folders hold {others}: convert what are images, to JPEG for example" if others else ""
     if not classes:
         raise UserError(
             f"'{folder}' holds no class folders with images ({', '.join(sorted(EXTENSIONS))}); "
-            f"lay them out as {folder}/CLASS/IMAGE"
+            f"lay them out as {folder}/CLASS/IMAGE{convert}"
         )
-    if len(classes) == 1:
-        raise UserError(
-            f"'{folder}' holds one class, '{classes[0]}'; at least two are needed, each in a folder of its own"
-        )
+    raise UserError(
+        f"'{folder}' holds one class, '{classes[0]}'; at least two are needed, each in a folder of its own{convert}"
+    )
 
 
 def _few(names: Sequence[str], most: int = 5) -> str:
