@@ -41,6 +41,14 @@ class Entry:
         """Build it, untrained, for 1000 classes, in evaluation mode."""
         return timm.create_model(self.model, **self.arguments).eval()
 
+    def create_on_meta(self) -> nn.Module:
+        """Build it with shapes alone, on PyTorch's meta device."""
+        try:
+            with torch.device("meta"):
+                return self.create()
+        except NotImplementedError:  # timm before 1.0.30 computes RegNets' widths as tensors
+            return self.create().to("meta")
+
     def difference(self, millions: float) -> str:
         """Say how our parameters differ from the paper's: by rounding, by cutting, or by ``reason``."""
         if not self.paper:
@@ -108,9 +116,7 @@ def count(entry: Entry) -> tuple[int, int]:
 
     Nothing is computed or stored: the network is on PyTorch's meta device, where attention is two matrix products.
     """
-    with torch.device("meta"):
-        model = entry.create()
-        image = torch.empty(1, 3, SIZE, SIZE)
+    model, image = entry.create_on_meta(), torch.empty(1, 3, SIZE, SIZE, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2

@@ -117,6 +117,9 @@ class CoadvisedMixer(PooledTokens, MlpMixer):
             UserError: A pooling that a mixer does not have.
         """
         _check_pool(self.global_pool if global_pool is None else global_pool, num_classes)
+        if not hasattr(self.get_classifier(), "weight"):  # timm before 1.0.29 asks it for its dtype
+            weight = next(self.parameters())
+            self.head = nn.Linear(1, 1, device=weight.device, dtype=weight.dtype)
         super().reset_classifier(num_classes, global_pool)
         self.get_classifier().train(self.training)
         self._build_token_heads()
