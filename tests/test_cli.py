@@ -76,8 +76,10 @@ def test_a_relative_folder_and_the_default_out(
     cli: Cli, tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_images, tmp_path / "shapes")
+    (tmp_path / "shapes" / "train" / "red" / "photograph.HEIC").touch()
     monkeypatch.chdir(tmp_path)
     code, out, _ = cli("fit", "shapes", "--preset", tiny_preset, *ONCE)
+    assert out.splitlines()[2] == "  left out, no image by its name: 1 .heic"
     assert code == 0
     assert "run directory: runs/shapes-tiny-seed0" in out.splitlines()
     assert cli("evaluate", "runs/shapes-tiny-seed0")[0] == 0
@@ -164,7 +166,7 @@ def test_names_that_would_command_the_terminal_are_shown_as_text(cli: Cli, tiny_
     assert (code, err) == (0, "")
     assert "\\x1b[31mred" in out
     image = data / "val" / red / "0.png"
-    for output in (out, cli("predict", run, image)[1], cli("evaluate", run)[1], cli("predict", run, image.parent)[2]):
+    for output in (out, cli("predict", run, image)[1], cli("evaluate", run)[1], cli("predict", run, image.parent)[1]):
         assert output
         assert all(line.isprintable() for line in output.split("\n"))
     page = (run / "report.html").read_text(encoding="utf-8")
@@ -184,6 +186,10 @@ def test_predict(cli: Cli, finished: Path, tiny_images: Path) -> None:
         {"image": str(image), "label": p.label, "probabilities": p.probabilities}
         for image, p in zip(images, wanted, strict=True)
     ]
+    (tiny_images / "val" / "red" / "notes.txt").touch()
+    everything = cli("predict", finished, tiny_images / "val" / "red")[1]
+    files = sorted(path for path in (tiny_images / "val" / "red").iterdir() if path.suffix == ".png")
+    assert everything == cli("predict", finished, *files)[1]
     _, out, _ = cli("predict", finished, images[0], "--answer", "average", "--json")
     assert json.loads(out)[0]["probabilities"] == load(finished).predict(images[0], "average")[0].probabilities
 
@@ -323,6 +329,11 @@ def test_the_users_errors_are_one_line_each(
     bad.write_bytes(b"no image")
     good = next((tiny_images / "val" / "red").iterdir())
     refused(cli("predict", finished, good, bad), f"cannot read image '{bad}'")
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "1.HEIC").touch()
+    refused(
+        cli("predict", finished, tmp_path / "phone"), "'{}' holds no image (.bmp".format(tmp_path / "phone"), "1 .heic"
+    )
     refused(cli("predict", finished, good, "--answer", "best"), "no answer 'best'; this student has class, conv, inv")
     refused(cli("predict", nothing, good), "is no run directory")
     refused(cli("evaluate", nothing), "is no run directory")

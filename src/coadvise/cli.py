@@ -195,16 +195,17 @@ def evaluate(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     answer: Annotated[str, typer.Option(help="class, another token's name, or average.")] = "class",
     allow_unreadable: AllowUnreadable = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what is on images. One that cannot be read is an error, unless allowed."""
     from coadvise.data.images import readable
+    from coadvise.data.sources import image_files
     from coadvise.predict import load
 
-    student, unreadable = load(run), list[str]()
+    student, images, unreadable = load(run), image_files(images), list[str]()
     if allow_unreadable:
         images, unreadable = readable(images)
     predictions = student.predict(images, answer) if images else []

@@ -1,6 +1,6 @@
 """A trained student answers for images."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,12 +61,12 @@ class TrainedStudent:
             UserError: an image that cannot be read, or an answer the student does not have.
         """
         one = isinstance(images, (str, Path, Image.Image, np.ndarray, Tensor))
-        batch: Iterable[ImageLike] = [images] if one else images  # type: ignore[assignment, list-item]
-        pixels = [self._pixels(image) for image in batch]
+        given: list[ImageLike] = [images] if one else list(images)  # type: ignore[arg-type, list-item]
         network = self.class_network if answer == CLASS else self.network
         found: list[Prediction] = []
-        for start in range(0, len(pixels), batch_size):
-            tokens = network(torch.from_numpy(np.stack(pixels[start : start + batch_size])).float().div_(255))
+        for start in range(0, len(given), batch_size):
+            pixels = np.stack([self._pixels(image) for image in given[start : start + batch_size]])
+            tokens = network(torch.from_numpy(pixels).float().div_(255))
             if answer != "average" and answer not in tokens:
                 raise UserError(f"no answer '{answer}'; this student has {', '.join(tokens)} and average")
             rows = average_probabilities(tokens) if answer == "average" else tokens[answer].float().softmax(-1)

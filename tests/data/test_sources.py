@@ -70,6 +70,16 @@ def test_files_and_folders_that_are_passed_over_are_named(tmp_path: Path) -> Non
     ]
 
 
+def test_files_are_themselves_and_folders_the_images_below(tmp_path: Path) -> None:
+    files(tmp_path, "b/deep/2.JPG", "b/1.png", "b/notes.txt", "b/.hidden.png", "x")
+    assert sources.image_files([tmp_path / "x", tmp_path / "b"]) == [
+        tmp_path / name for name in ("x", "b/1.png", "b/deep/2.JPG")
+    ]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty' holds no image \(\.bmp.*\)$"):
+        sources.image_files([tmp_path / "empty"])
+
+
 def test_of_splits_both_are_looked_through(tmp_path: Path) -> None:
     lay_out(tmp_path, {"train/a": 1, "train/b": 1, "test/a": 1, "test/b": 1, "train/c": 0})
     files(tmp_path, "train/a/1.heic", "test/a/2.heic", "test/b/3.avif", "test/d/4.avif")

@@ -117,6 +117,20 @@ def passed_over(source: Source) -> list[str]:
     return lines
 
 
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """The files themselves and, in the order of their names, the images below folders. Raises UserError for none."""
+    found: list[Path] = []
+    for path in paths:
+        below = sorted(_images_below(path)) if path.is_dir() else [path]
+        if not below:
+            others = _other_files([path], ["."])
+            raise UserError(
+                f"'{path}' holds no image ({', '.join(sorted(EXTENSIONS))})" + (f", but {others}" if others else "")
+            )
+        found += below
+    return found
+
+
 def typical_size(root: Path, look_at: int = 100) -> int:
     """The median shorter side, in pixels, of the first images found below a folder; 0 where there are none."""
     sides = []
