@@ -80,7 +80,9 @@ class TrainedStudent:
             try:
                 image = read_image(Path(image))
             except UnreadableImageError as error:
-                raise UserError(f"cannot read image {error}") from None
+                raise UserError(
+                    f"cannot read image {error}; leave it out (coadvise predict: --allow-unreadable)"
+                ) from None
         elif isinstance(image, Tensor):
             tensor = image if image.dtype == torch.uint8 else (image.clamp(0, 1) * 255).round().to(torch.uint8)
             image = Image.fromarray(tensor.permute(1, 2, 0).numpy())
