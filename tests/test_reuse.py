@@ -58,6 +58,23 @@ def test_what_a_change_can_reach_is_trained_again(
         assert weights(tmp_path / "run", "students/advised-0") == weights(tmp_path / "anew", "students/advised-0")
 
 
+def test_the_same_images_may_be_named_from_elsewhere(
+    tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "images").symlink_to(tiny_images)
+    run = fit(Path("images"), tiny_preset, tmp_path / "run", baseline=True)
+    monkeypatch.chdir(tmp_path)
+    for number, same in enumerate((Path("here/images"), tiny_images)):
+        assert trained(same, tiny_preset, tmp_path / f"again{number}", run) == ()
+    moved = shutil.move(tmp_path / "here", tmp_path / "there")  # all of it: what is relative is still right
+    monkeypatch.chdir(moved)
+    (moved / "images").unlink()
+    shutil.copytree(tiny_images, moved / "images")
+    assert trained(Path("images"), tiny_preset, tmp_path / "moved", run) == ()
+
+
 def test_a_study_takes_what_fit_has_trained(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
     aligned = ["student.model=cit_micro_aligned_patch4_32"]  # aligned by itself, in the study's rows by an argument
     run = fit(tiny_images, tiny_preset, tmp_path / "run", baseline=True, overrides=aligned)
@@ -77,7 +94,7 @@ def test_what_cannot_be_reused_is_refused_before_anything_is_written(
     other = make_images(tmp_path / "other", train=7)
     with pytest.raises(UserError, match=r"is no run directory .*give --reuse one that"):
         trained(tiny_images, tiny_preset, tmp_path / "run", other)
-    with pytest.raises(UserError, match=r"trained on other images \(its root, splits\)"):
+    with pytest.raises(UserError, match=r"trained on other images \(its root, folder, splits\)"):
         trained(other, tiny_preset, tmp_path / "run", finished)
     changed = Path(shutil.copytree(finished, tmp_path / "changed"))
     fit(tiny_images, tiny_preset, changed, overrides=["student.recipe.epochs=3"], allow_changes=True)

@@ -61,8 +61,8 @@ def check_reuse(other: Path, dataset: Dataset, image_size: int) -> None:
     if not (other / CONFIG).is_file():
         raise UserError(f"'{other}' is no run directory (no {CONFIG}); give --reuse one that 'coadvise fit' made")
     here, there = data_record(dataset, image_size), written_data(other)
-    for data in (here, there):
-        data["root"] = str(Path(str(data.get("root"))).resolve())
+    if here["folder"] in (there.get("folder"), str(Path(str(there.get("root"))).resolve())):
+        there |= {"root": here["root"], "folder": here["folder"]}  # however each was told of it, and from where
     if differ := [what for what in here if there.get(what) != here[what]]:
         raise UserError(
             f"'{other}' was trained on other images (its {', '.join(differ)}); give --reuse a run on the same ones"

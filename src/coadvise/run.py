@@ -248,6 +248,7 @@ def data_record(dataset: Dataset, image_size: int) -> dict[str, Any]:
     ]
     return {
         "root": str(root),
+        "folder": str(root.resolve()),  # where a relative root was
         "classes": list(dataset.classes),
         "image_size": image_size,
         "note": dataset.source.note,
