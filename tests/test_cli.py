@@ -105,6 +105,10 @@ def test_evaluate(cli: Cli, finished: Path, tmp_path: Path) -> None:
     assert code == 2
     assert err.startswith("coadvise: 1 image(s) cannot be read and are not in these scores")
     assert cli("evaluate", finished, "--data", data, "--allow-unreadable") == (0, out, "")
+    (data / "val" / "red" / "1.heic").touch()
+    told = "left out, no image by its name: 1 .heic\n"
+    assert cli("evaluate", finished, "--data", data, "--allow-unreadable") == (0, out, told)
+    (data / "val" / "red" / "1.heic").unlink()
     refused_json = cli("evaluate", finished, "--data", data, "--json")
     code, out, err = cli("evaluate", finished, "--data", data, "--json", "--allow-unreadable")
     assert (code, err) == (0, "")

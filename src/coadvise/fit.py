@@ -190,7 +190,7 @@ def describe(dataset: Dataset) -> Iterator[str]:
     names = ", ".join(dataset.classes[:12]) + (", ..." if len(dataset.classes) > 12 else "")
     yield f"data: {dataset.source.root}, {len(dataset.classes)} classes ({names})"
     yield f"split: {dataset.source.note}"
-    yield from (f"  {line}" for line in passed_over(dataset.source))
+    yield from (f"  {line}" for line in passed_over(dataset.source.folders, dataset.classes))
     for name, split in (("train", dataset.train), ("validation", dataset.val)):
         counts = split.per_class(len(dataset.classes))
         widths, heights = zip(*split.sizes, strict=True)

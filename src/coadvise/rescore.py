@@ -15,7 +15,7 @@ from coadvise.corruptions import CORRUPTIONS, SEVERITIES
 from coadvise.data.audit import audit_split
 from coadvise.data.loader import still_batches
 from coadvise.data.shifts import FOLDER, IMAGENET_C, LAYOUTS, corrupted_splits, layout_of, subset, subset_split
-from coadvise.data.sources import Split, evaluation_split, source_of
+from coadvise.data.sources import DIGITS, Split, evaluation_split, passed_over, scored_folder, source_of
 from coadvise.engine import Engine
 from coadvise.errors import UserError
 from coadvise.evaluate import in_order, predict_each, scores
@@ -92,7 +92,7 @@ def evaluate_run(
     size, workers = ready.config.data.image_size, ready.config.data.workers
     if layout == IMAGENET_C and data is not None:
         return _imagenet_c(ready, data, images, listener)
-    files, classes = _image_set(ready, data, layout)
+    files, classes = _image_set(ready, data, layout, listener)
     numbers = _evenly(len(files), images)
     split = audit_split(_some(files, numbers), size, in_memory=ready.config.in_memory)
     if not len(split):
@@ -114,13 +114,16 @@ def evaluate_run(
     return result
 
 
-def _image_set(ready: Networks, data: str | None, layout: str) -> tuple[Split, tuple[str, ...]]:
+def _image_set(ready: Networks, data: str | None, layout: str, listener: Listener) -> tuple[Split, tuple[str, ...]]:
     """The images to score on, and the classes among which is answered."""
     if data is None:
         source = source_of(ready.config)
         return source.val, source.classes  # a given teacher by itself may know more
     if layout == FOLDER:
-        return evaluation_split(data, ready.classes, ready.config.data.classes), ready.classes
+        split = evaluation_split(data, ready.classes, ready.config.data.classes)
+        for line in passed_over([scored_folder(Path(data))], ready.classes) if data != DIGITS else ():
+            listener.say(line)
+        return split, ready.classes
     known = set(ready.classes).intersection(*(network.classes for network in ready.networks.values()))
     return subset_split(data, layout, tuple(known)), subset(layout)
 

@@ -58,13 +58,18 @@ def files(root: Path, *names: str) -> None:
         (root / name).touch()
 
 
+def passed_over_in(root: Path) -> list[str]:
+    source = open_source(root, 0.5, 0)
+    return passed_over(source.folders, source.classes)
+
+
 def test_files_and_folders_that_are_passed_over_are_named(tmp_path: Path) -> None:
     lay_out(tmp_path, {"a": 2, "b": 2})
-    assert passed_over(open_source(tmp_path, 0.5, 0)) == []
+    assert passed_over_in(tmp_path) == []
     files(tmp_path, "a/1.HEIC", "a/deep/2.heic", "b/notes.txt", "b/README", "b/.hidden.heic", ".git/x", "list.csv")
     files(tmp_path, "phone/1.heic", "phone/2.heic")
     (tmp_path / "empty").mkdir()
-    assert passed_over(open_source(tmp_path, 0.5, 0)) == [
+    assert passed_over_in(tmp_path) == [
         "left out, no image by its name: 2 .heic, 1 .txt, 1 without ending",
         "left out, without an image: class folder(s) 'empty', 'phone' (2 .heic)",
     ]
@@ -83,7 +88,7 @@ def test_files_are_themselves_and_folders_the_images_below(tmp_path: Path) -> No
 def test_of_splits_both_are_looked_through(tmp_path: Path) -> None:
     lay_out(tmp_path, {"train/a": 1, "train/b": 1, "test/a": 1, "test/b": 1, "train/c": 0})
     files(tmp_path, "train/a/1.heic", "test/a/2.heic", "test/b/3.avif", "test/d/4.avif")
-    assert passed_over(open_source(tmp_path, 0.5, 0)) == [
+    assert passed_over_in(tmp_path) == [
         "left out, no image by its name: 2 .heic, 1 .avif",
         "left out, without an image: class folder(s) 'c', 'd' (1 .avif)",
     ]

@@ -44,6 +44,12 @@ class Source:
     val: Split
     note: str
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where the class folders are: one place, or one for each split."""
+        train = self.root / "train"
+        return (train, scored_folder(self.root)) if train.is_dir() else (self.root,)
+
 
 def source_of(config: RunConfig) -> Source:
     """The images of a run, as `open_source` finds them."""
@@ -93,7 +99,7 @@ def evaluation_split(data: str | Path, classes: Sequence[str], chosen: Sequence[
     root = _lay_out_digits() if str(data) == DIGITS else Path(data)
     if not root.is_dir():
         raise UserError(f"data folder '{data}' does not exist; give a folder of class folders or one with val/")
-    folder = root / (_val_name(root) or "")
+    folder = scored_folder(root)
     found = [name for name in _class_names(folder) if name in chosen or not chosen]
     if unknown := sorted(set(found) - set(classes)):
         raise UserError(f"'{folder}' has classes the student does not know: {_few(unknown)}; it knows {_few(classes)}")
@@ -103,12 +109,15 @@ def evaluation_split(data: str | Path, classes: Sequence[str], chosen: Sequence[
     return split
 
 
-def passed_over(source: Source) -> list[str]:
-    """What lies in a source's class folders and is no image by its name, in lines for the user to read."""
-    root, val_name = source.root, _val_name(source.root)
-    folders = [root / "train", root / val_name] if val_name and (root / "train").is_dir() else [root]
+def scored_folder(root: Path) -> Path:
+    """Where the class folders of the images to score on are."""
+    return root / (_val_name(root) or "")
+
+
+def passed_over(folders: Sequence[Path], classes: Sequence[str]) -> list[str]:
+    """What lies in class folders below `folders` and is no image by its name, in lines for the user to read."""
     lines = []
-    if others := _other_files(folders, source.classes):
+    if others := _other_files(folders, classes):
         lines.append(f"left out, no image by its name: {others}")
     names = sorted({name for folder in folders for name in _folder_names(folder)})
     if empty := [name for name in names if not any(_has_images(folder / name) for folder in folders)]:
