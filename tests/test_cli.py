@@ -389,7 +389,8 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     process.wait()
 
 
-def test_on_a_terminal_there_is_a_bar_for_each_network() -> None:
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_on_a_terminal_there_is_a_bar_for_each_network(width: int) -> None:
     from io import StringIO
 
     from rich.console import Console
@@ -397,14 +398,20 @@ def test_on_a_terminal_there_is_a_bar_for_each_network() -> None:
     from coadvise.cli import Terminal
 
     screen = StringIO()
-    terminal = Terminal(Console(file=screen, force_terminal=True, width=120))
-    terminal.progress("students/advised-0", 3, 4, {})  # resumed: begins at its third step
-    terminal.progress("students/advised-0", 4, 4, {"total": 0.5, "top1": 0.25})
+    terminal = Terminal(Console(file=screen, force_terminal=True, width=width, color_system=None))
+    terminal.progress("students/advised-0", 9993, 9994, {})  # resumed: begins there
+    terminal.progress(
+        "students/advised-0", 9994, 9994, {"total": 0.5, "class": 0.5, "conv": 22.5, "inv": 0.5, "top1": 0.25}
+    )
     terminal.progress("students/alone-0", 1, 4, {})
     terminal.say("a [bracketed] word")
     terminal.bars.stop()
     shown = screen.getvalue()
     assert "students/advised-0" in shown
-    assert "4/4" in shown
-    assert "total 0.500 top1 0.250" in shown
+    assert "9994/9994" in shown
+    assert "top1 0.250" in shown
+    assert ("inv 0.500" in shown) == (width == 200), "what does not fit is cut off at the end"
+    lines = [re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", line) for line in re.split(r"[\r\n]", shown)]
+    assert max(map(len, lines)) <= width
+    assert all("-:--" in line or "0:00:00" in line for line in lines if "━" in line), "nothing else is"
     assert "a [bracketed] word" in shown

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from coadvise.errors import LostProcessError, StorageError, UserError
@@ -47,14 +48,24 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
 
 
+class _Figures(ProgressColumn):
+    """Is cut off where the terminal is narrow, so that all else is seen; accuracy, if there, comes first."""
+
+    def render(self, task: Task) -> Text:
+        figures = sorted(task.fields["figures"].items(), key=lambda item: item[0] != "top1")
+        return Text(" ".join(f"{k} {value:.3f}" for k, value in figures), no_wrap=True, overflow="ellipsis")
+
+
 class Terminal:
     """Shows a run: sentences, and on a terminal a bar for each network with rate, time left and latest figures."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        whole = Column(no_wrap=True)
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.description}"), BarColumn(10 if console.width < 140 else 40, table_column=whole),
+            MofNCompleteColumn(table_column=whole), _Rate(table_column=whole), TimeRemainingColumn(table_column=whole),
+            _Figures(),
         )  # fmt: skip
         self.bars = Progress(*columns, console=console)
         self.tasks: dict[str, Any] = {}
@@ -68,10 +79,10 @@ class Terminal:
         if part not in self.tasks:
             if not self.tasks:
                 self.bars.start()
-            self.tasks[part] = self.bars.add_task(part, total=total, completed=done - 1, figures="")
+            self.tasks[part] = self.bars.add_task(part, total=total, completed=done - 1, figures={})
         self.bars.update(self.tasks[part], completed=done)
         if figures:
-            self.bars.update(self.tasks[part], figures=" ".join(f"{k} {value:.3f}" for k, value in figures.items()))
+            self.bars.update(self.tasks[part], figures=figures)
         if done == total:
             self.bars.refresh()
             if len(self.tasks) == 1:
