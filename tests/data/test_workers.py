@@ -1,11 +1,13 @@
 """A loader process that is killed, crashes or hangs ends the run in seconds, and the file it was at is named."""
 
+import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
@@ -89,6 +91,21 @@ def test_a_killed_process_is_noticed_while_the_training_process_does_something_e
         sum(range(1000))
     with pytest.raises(UserError, match="SIGKILL"):
         list(batches)
+
+
+def _let_go_and_end_later() -> None:
+    os.closerange(3, 1024)  # the pipe that tells of the end among them
+    time.sleep(0.5)
+    os._exit(3)
+
+
+def test_a_process_whose_pipes_are_closed_is_waited_for() -> None:
+    process = multiprocessing.Process(target=_let_go_and_end_later)
+    process.start()
+    watch = workers._Watch([process], np.array([0.0, -1.0, np.inf]), PATHS)
+    watch.wait_for_an_end()
+    with pytest.raises(UserError, match=f"loader process {process.pid} crashed before it read a file"):
+        watch.check()
 
 
 def test_slow_is_not_dead() -> None:

@@ -73,7 +73,7 @@ def worker_batches(dataset: Dataset[Any], workers: int, paths: Sequence[Path], *
                     raise
                 continue  # slow, not dead
             except (OSError, EOFError):  # a process ended while its batch was taken over
-                multiprocessing.connection.wait([process.sentinel for process in watch.processes], timeout=5)
+                watch.wait_for_an_end()
                 watch.check()
                 raise
             watch.waiting_since = math.inf
@@ -142,6 +142,13 @@ class _Watch:
         finally:
             enough.set()
             thread.join()
+
+    def wait_for_an_end(self, timeout: float = 5.0) -> None:
+        """Waits until a process has ended: its pipes close some moments before it has an exit code."""
+        closed = multiprocessing.connection.wait([process.sentinel for process in self.processes], timeout)
+        for process in self.processes:
+            if process.sentinel in closed:
+                process.join(timeout)
 
     def check(self) -> None:
         """Raises UserError for a process that hung or has ended."""
