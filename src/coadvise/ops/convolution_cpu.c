@@ -42,13 +42,13 @@ INLINE vec load(const float *p) { return *(const vec *)p; }
 INLINE void store(float *p, vec v) { *(vec *)p = v; }
 
 /* Values of an image, `bf16` being a constant. */
-INLINE vec read(const int bf16, const void *image, int64_t index) {
+INLINE vec get(const int bf16, const void *image, int64_t index) {
     if (!bf16) return load((const float *)image + index);
     return (vec)(__builtin_convertvector(*(const halves *)((const uint16_t *)image + index), bits) << 16);
 }
 
 /* To nearest, ties to even; a NaN must not round to infinity. */
-INLINE void write(const int bf16, void *image, int64_t index, vec v) {
+INLINE void put(const int bf16, void *image, int64_t index, vec v) {
     if (!bf16) {
         store((float *)image + index, v);
         return;
@@ -92,7 +92,7 @@ INLINE void gather(const int bf16, const void *image, int64_t first, int64_t top
                 for (int64_t i = 0; i < SIDE; i++) {
                     const int64_t row = top + i;
                     const int inside = row >= 0 && row < s->height && column >= 0 && column < s->width;
-                    d[i] = inside ? read(bf16, image, first + (row * s->width + column) * s->inputs + channel) : (vec){0};
+                    d[i] = inside ? get(bf16, image, first + (row * s->width + column) * s->inputs + channel) : (vec){0};
                 }
                 transform_input(d, half[j]);
             }
@@ -151,7 +151,7 @@ INLINE void scatter(const int bf16, const float *products, int64_t first, int64_
                 for (int64_t j = 0; j < TILE && tile * TILE + j < s->width; j++) {
                     const vec sum = y[j] + shift;
                     const vec answer = (vec)((words)sum & ~(words)(sum < 0)); /* a NaN stays */
-                    write(bf16, image, first + ((top + i) * s->width + tile * TILE + j) * s->outputs + channel, answer);
+                    put(bf16, image, first + ((top + i) * s->width + tile * TILE + j) * s->outputs + channel, answer);
                 }
             }
         }
