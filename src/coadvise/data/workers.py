@@ -143,12 +143,12 @@ class _Watch:
             enough.set()
             thread.join()
 
-    def wait_for_an_end(self, timeout: float = 5.0) -> None:
-        """Waits until a process has ended: its pipes close some moments before it has an exit code."""
-        closed = multiprocessing.connection.wait([process.sentinel for process in self.processes], timeout)
+    def wait_for_an_end(self) -> None:
+        """Waits, 5 s at most, until a process has ended: its pipes close some moments before it has an exit code."""
+        closed = multiprocessing.connection.wait([process.sentinel for process in self.processes], timeout=5)
         for process in self.processes:
             if process.sentinel in closed:
-                process.join(timeout)
+                process.join(timeout=5)
 
     def check(self) -> None:
         """Raises UserError for a process that hung or has ended."""

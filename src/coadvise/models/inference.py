@@ -5,7 +5,7 @@
 - The other tokens' heads are left out; the class token and the learned ones are added to their positions beforehand.
 - Batch norm is folded into the stems' convolutions.
 - On a CPU linear layers are oneDNN's with GELU in the same pass, where that is faster, and the stems' convolutions
-  with ReLU; those of 3x3 are ours, but not in bfloat16 where there is AMX, and attention in float32.
+  with ReLU; those of 3x3 are ours, but not in bfloat16 where there is AMX, and so is attention in float32.
 - On a CPU a batch goes through a few images at a time, so that what is made of them stays in its caches. Under autocast
   weights are rounded once, not for each of them.
 """
