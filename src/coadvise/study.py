@@ -60,6 +60,11 @@ class _Plan:
     tasks: Mapping[Path, _Task]
     rows: Mapping[str, _Task]
 
+    def shown_as(self, task: _Task) -> str:
+        """The first row whose networks a task makes, and how many others'; empty for a teacher's that no row shows."""
+        first, *others = [row for row, wanted in self.rows.items() if wanted == task] or [""]
+        return f"{first} (and {len(others)} more)" if others else first
+
 
 def run_study(
     name: str,
@@ -121,9 +126,7 @@ def run_study(
 def _train(plan: _Plan, jobs: int, listener: Listener, reuse: str | Path | None) -> None:
     """Makes all runs, teachers' first: several at a time, or where one is missing several of its networks."""
     names = {
-        task.folder: ", ".join(row for row, wanted in plan.rows.items() if wanted == task)
-        or f"{task.arms[0].name} {task.folder.name}"
-        for task in plan.tasks.values()
+        task.folder: plan.shown_as(task) or f"{task.arms[0].name} {task.folder.name}" for task in plan.tasks.values()
     }
     tasks = sorted(plan.tasks.values(), key=lambda task: any(arm.role != TEACHER for arm in task.arms))
     first = tasks[0]  # of runs on the same images one says what these are
@@ -192,8 +195,7 @@ def foresee_study(
                 seconds[kind] = 0.0
             elif not seconds.get(kind):
                 seconds[kind] = _training_seconds(arm, config, dataset)
-            rows = [row for row, wanted in plan.rows.items() if wanted == task]
-            yield f"{arm.name}: {', '.join(rows) or task.folder.name}", seconds[kind]
+            yield f"{arm.name}: {plan.shown_as(task) or task.folder.name}", seconds[kind]
 
 
 # ---- planning ----

@@ -149,6 +149,11 @@ def test_a_dry_run_names_what_is_left_and_writes_nothing(images: Path, tmp_path:
     assert [seconds for _, seconds in foresee_study("tokens", images, preset, 1, out)] == [0.0] * 6
 
 
+def test_networks_that_several_rows_share_are_shown_by_the_first(images: Path, tmp_path: Path) -> None:
+    shown = [network for network, _ in foresee_study("divergence", images, write_preset(tmp_path), 1, tmp_path / "out")]
+    assert shown[-1] == "student co-advised (seed 0): class token (and 3 more)"
+
+
 def test_a_stopped_study_goes_on_to_the_same_figures(studied: Studied, tmp_path: Path) -> None:
     stopper = StudyStopper(lambda part, step: (part, step) == ("students/advised-0", 2))
     with pytest.raises(Interrupted):
