@@ -72,6 +72,20 @@ def test_fit_as_json(cli: Cli, tiny_images: Path, tiny_preset: str, tmp_path: Pa
     assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 4
 
 
+def test_a_dry_run_of_fit(cli: Cli, tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
+    options = ("fit", tiny_images, "--preset", tiny_preset, "--out", tmp_path / "run", "--baseline", "--dry-run")
+    code, out, err = cli(*options)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert [line.split("min  ")[1] for line in lines] == [
+        "conv teacher", "involution teacher", "student co-advised (seed 0)", "student alone (seed 0)",
+        "in all, one network after the other",
+    ]  # fmt: skip
+    code, out, err = cli(*options, "--json")
+    assert (code, err) == (0, "")
+    assert [network["seconds"] > 0 for network in json.loads(out)] == [True] * 4
+
+
 def test_a_relative_folder_and_the_default_out(
     cli: Cli, tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

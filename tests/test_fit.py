@@ -36,11 +36,11 @@ from coadvise.data.sources import open_source
 from coadvise.engine import RESUMABLE, Engine, Interrupted
 from coadvise.errors import UserError
 from coadvise.evaluate import load_predictions, predict_logits
-from coadvise.fit import default_preset
+from coadvise.fit import default_preset, foresee_fit
 from coadvise.networks import create_network, load_network
 from coadvise.predict import trained_parts
 from coadvise.rescore import evaluate_run
-from coadvise.run import ADVISED, ALONE, Arm, plan
+from coadvise.run import ADVISED, ALONE, Arm, Silent, plan
 
 arm_module, conclude_module = sys.modules["coadvise.arm"], sys.modules["coadvise.conclude"]
 ALL_PARTS = ["teachers/conv", "teachers/inv", "students/advised-0", "students/alone-0"]
@@ -569,6 +569,35 @@ def test_the_default_preset_follows_the_images_size(tmp_path: Path) -> None:
     assert default_preset(make_images(tmp_path / "small", 1, 1, size=64)) == "small-images"
     assert default_preset(make_images(tmp_path / "large", 1, 1, size=128)) == "photos"
     assert {"digits", "small-images", "photos"} <= set(preset_names())
+
+
+class SaidError(Exception):
+    pass
+
+
+class FirstWord(Silent):
+    def say(self, text: str) -> None:
+        raise SaidError(text)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
+def test_without_a_gpu_the_preset_that_is_made_for_one_is_not_chosen_in_silence(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "large", 12, 2, size=128)
+    with pytest.raises(SaidError, match=r"no GPU here.*--dry-run"):
+        fit(images, out=tmp_path / "run", listener=FirstWord())
+    with pytest.raises(SaidError, match="presizing"):
+        fit(images, preset="photos", out=tmp_path / "run", listener=FirstWord())
+
+
+def test_a_dry_run_names_each_network_with_its_time_and_writes_nothing(tiny_images: Path, tmp_path: Path) -> None:
+    what = (tiny_images, write_preset(tmp_path), tmp_path / "run")
+    foreseen = list(foresee_fit(*what, baseline=True, seeds=2))
+    assert [network for network, _ in foreseen] == [arm.name for arm in plan(load_config(what[1]), 2, True)]
+    assert all(seconds > 0 for _, seconds in foreseen)
+    assert not (tmp_path / "run").exists()
+    fit(*what)
+    done = {network for network, seconds in foresee_fit(*what, baseline=True) if seconds == 0}
+    assert done == {"conv teacher", "involution teacher", "student co-advised (seed 0)"}
 
 
 @pytest.mark.parametrize("preset", preset_names())

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +30,9 @@ Reuse = Annotated[
     Path | None,
     typer.Option(help="A run on the same images; networks of it that would be trained just so again are taken."),
 ]
+
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be trained, and for how long.")]
 
 
 def shown(text: str) -> str:
@@ -95,6 +98,22 @@ class Terminal:
             self.bars.stop()
 
 
+def _foreseen(networks: Iterable[tuple[str, float]], reuse: Path | None, as_json: bool) -> None:
+    """Prints what would be trained, each network as soon as its time is known."""
+    total, found = 0.0, []
+    for network, seconds in networks:
+        total += seconds
+        found.append({"network": network, "seconds": seconds})
+        if not as_json:
+            print(f"{f'{seconds / 60:.1f} min' if seconds else 'done':>10}  {shown(network)}", flush=True)
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(f"{total / 60:6.1f} min  in all, one network after the other")
+    if reuse is not None:
+        print("            what --reuse would take is counted too: that is found out once teachers are there")
+
+
 @app.command()
 def fit(
     data: Annotated[str, typer.Argument(help="Folder with train/ and val/, folder of class folders, or 'digits'.")],
@@ -122,12 +141,17 @@ def fit(
         typer.Option("--allow-changes", help="Go on with a run of another configuration; its finished networks stay."),
     ] = False,
     reuse: Reuse = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Train teachers and a co-advised student on a folder of labelled images."""
     from coadvise.fit import fit as run_fit
+    from coadvise.fit import foresee_fit
     from coadvise.record import last_of, read_records
 
+    if dry_run:
+        _foreseen(foresee_fit(data, preset, out, seed, baseline, seeds, overrides or [], cache), reuse, as_json)
+        return
     terminal = Terminal(Console(stderr=as_json))
     try:
         folder = run_fit(
@@ -316,9 +340,7 @@ def study(
         typer.Option(help="Also score on this folder (ImageNet-A, -R, -C or like DATA); may be given several times."),
     ] = None,
     reuse: Reuse = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be trained, and for how long.")
-    ] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a study: train and compare the networks of one of the paper's tables on your data."""
@@ -326,16 +348,7 @@ def study(
 
     changes = overrides or []
     if dry_run:
-        rows = list(foresee_study(name, data, preset, seeds, out, changes, cache))
-        if as_json:
-            print(json.dumps([{"network": network, "seconds": seconds} for network, seconds in rows]))
-            return
-        for network, seconds in rows:
-            print(f"{'done' if not seconds else f'{seconds / 60:.1f} min':>10}  {network}")
-        total = sum(seconds for _, seconds in rows) / 60
-        print(f"{total:7.1f} min  in all, one network after the other")
-        if reuse is not None:
-            print("             what --reuse would take is counted too: that is found out once teachers are there")
+        _foreseen(foresee_study(name, data, preset, seeds, out, changes, cache), reuse, as_json)
         return
     terminal = Terminal(Console(stderr=as_json))
     try:

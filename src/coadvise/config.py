@@ -67,7 +67,9 @@ class DataConfig(_Part):
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="share of each class held out where the folder has no split"
     )
-    workers: int = Field(0, ge=0, description="loader processes; 0 makes views in the training process")
+    workers: int = Field(
+        0, ge=0, description="loader processes, at most one a core; 0 makes views in the training process"
+    )
     max_unreadable: float = Field(
         0.1, ge=0, le=1, description="share of a split's files that may be unreadable; more of them end the run"
     )

@@ -14,6 +14,7 @@ from coadvise.data.quarantine import check_share
 from coadvise.data.sources import DIGITS, passed_over, source_of, typical_size
 from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
+from coadvise.foresight import foresee
 from coadvise.jobs import in_processes, of_run
 from coadvise.reuse import check_reuse, take
 from coadvise.run import (
@@ -77,19 +78,54 @@ def fit(
         StorageError: the run directory cannot be written any longer; what was saved is whole.
         LostProcessError: of several processes another one died or hangs.
     """
-    if seeds < 1:
-        raise UserError(f"seeds={seeds}; at least one student is needed")
     if jobs < 1:
         raise UserError(f"jobs={jobs}; at least one network must be trained at a time")
     listener = listener or Silent()
+    chosen = preset or default_preset(data)
+    config, folder, arms = _planned(data, chosen, out, seed, baseline, seeds, overrides, cache)
+    engine = Engine(config.engine)
+    if preset is None and chosen == "photos" and engine.device.type == "cpu" and engine.is_main:
+        listener.say(
+            "no GPU here, and photos, the preset for images of this size, is made for one: --dry-run says how long it "
+            "takes, --preset small-images looks at them at 32 pixels and is made for CPUs"
+        )
+    with training(config, folder, arms, jobs, listener, cache, allow_changes, reuse) as run:
+        conclude(run, arms)
+    return folder
+
+
+def foresee_fit(
+    data: str | Path,
+    preset: str | None = None,
+    out: str | Path | None = None,
+    seed: int | None = None,
+    baseline: bool = False,
+    seeds: int = 1,
+    overrides: Sequence[str] = (),
+    cache: str | Path | None = None,
+) -> Iterator[tuple[str, float]]:
+    """What `fit` would train: (the network in words, the seconds it will take here); 0 where it is done.
+
+    Nothing is written. Evaluation, compiling and filling a cache are not counted.
+    """
+    config, folder, arms = _planned(data, preset, out, seed, baseline, seeds, overrides, cache)
+    dataset = audit(source_of(config), config.data.image_size, config.in_memory)
+    for arm, seconds in foresee(arms, folder, config, dataset):
+        yield arm.name, seconds
+
+
+def _planned(
+    data: str | Path, preset: str | None, out: str | Path | None, seed: int | None, baseline: bool, seeds: int,
+    overrides: Sequence[str], cache: str | Path | None,
+) -> tuple[RunConfig, Path, list[Arm]]:  # fmt: skip
+    """A run's configuration, directory and networks."""
+    if seeds < 1:
+        raise UserError(f"seeds={seeds}; at least one student is needed")
     preset = preset or default_preset(data)
     config = _with_cache(load_config(preset, overrides, seed, str(data)), cache)
     config = config.model_copy(update={"engine": settled(config.engine)})  # a run keeps the precision it began with
     folder = Path(out or f"runs/{Path(data).resolve().name}-{Path(preset).stem}-seed{config.seed}")
-    arms = plan(config, seeds, baseline)
-    with training(config, folder, arms, jobs, listener, cache, allow_changes, reuse) as run:
-        conclude(run, arms)
-    return folder
+    return config, folder, plan(config, seeds, baseline)
 
 
 @contextmanager

@@ -8,25 +8,21 @@ another study in the same folder, and a study that was stopped goes on where it 
 import hashlib
 import json
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from coadvise.arm import initial_network, is_done, is_trained, recipe_of
+from coadvise.arm import is_done
 from coadvise.checkpoint import write_text
 from coadvise.config import CacheConfig, RunConfig, TeacherConfig, load_config, nearest, with_changes
 from coadvise.data.audit import Dataset, audit
-from coadvise.data.loader import whole_batch
 from coadvise.data.sources import source_of
-from coadvise.data.views import Views
 from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
 from coadvise.fit import default_preset, training
+from coadvise.foresight import foresee
 from coadvise.jobs import in_processes
 from coadvise.reuse import NO_STUDENT, by_itself, unadvising
 from coadvise.run import ADVISED, TEACHER, Arm, Listener, Silent
@@ -177,25 +173,16 @@ def foresee_study(
 ) -> Iterator[tuple[str, float]]:
     """What `run_study` would train: (the network in words, the seconds it will take here); 0 where it is done.
 
-    A step of each is timed, on this machine as it is now; evaluation and filling a cache are not counted.
+    Evaluation, compiling and filling a cache are not counted.
     """
     _, _, plan = _prepare(name, data, preset, seeds, out, overrides, cache)
     dataset: Dataset | None = None
-    seconds: dict[str, float] = {}  # of a kind of network, which seeds do not change
     for task in plan.tasks.values():
-        config = task.config
         if dataset is None:
-            source = source_of(config)
-            dataset = audit(source, config.data.image_size, in_memory=config.in_memory)
-        for arm in task.arms:
-            if arm.role == TEACHER and not config.teachers[arm.teacher].trained_here:
-                continue
-            kind = f"{task.folder.name}/{arm.role}"
-            if is_trained(task.folder, arm):
-                seconds[kind] = 0.0
-            elif not seconds.get(kind):
-                seconds[kind] = _training_seconds(arm, config, dataset)
-            yield f"{arm.name}: {plan.shown_as(task) or task.folder.name}", seconds[kind]
+            size, in_memory = task.config.data.image_size, task.config.in_memory
+            dataset = audit(source_of(task.config), size, in_memory=in_memory)
+        for arm, seconds in foresee(task.arms, task.folder, task.config, dataset):
+            yield f"{arm.name}: {plan.shown_as(task) or task.folder.name}", seconds
 
 
 # ---- planning ----
@@ -283,32 +270,3 @@ def _cache(config: RunConfig, folder: Path) -> Path | None:
 def _hash(config: RunConfig, folder: Path) -> str:
     """Of a configuration, wherever the study's folder lies."""
     return hashlib.sha256(config.model_dump_json().replace(json.dumps(str(folder))[1:-1], "").encode()).hexdigest()[:12]
-
-
-def _training_seconds(arm: Arm, config: RunConfig, dataset: Dataset) -> float:
-    """How long an arm will train: its steps, by the second of two that are made and thrown away."""
-    engine, recipe = Engine(config.engine), recipe_of(arm, config)
-    views = Views(dataset.train, config.augment, len(dataset.classes), config.data.image_size, arm.seed)
-    size = whole_batch(recipe.batch_size, len(views), recipe.accumulate, engine.processes) // recipe.accumulate
-    network = initial_network(arm, config, dataset.classes)
-    advisers = []
-    if arm.role == ADVISED:
-        trained = {name: t.model_copy(update={"checkpoint": None}) for name, t in config.teachers.items()}
-        alike = config.model_copy(update={"teachers": trained})
-        advisers = [initial_network(replace(arm, role=TEACHER, teacher=n), alike, dataset.classes) for n in trained]
-    for module in (network, *advisers):
-        engine.prepare(module)
-    for adviser in advisers:
-        adviser.requires_grad_(False).eval()
-    for _ in range(2):
-        engine.synchronise()
-        began = time.perf_counter()
-        batch = engine.place(views[0, np.arange(size)])
-        with engine.autocast():
-            for adviser in advisers:
-                adviser(batch.images)
-            answers = network.train()(batch.images)
-        engine.backward(sum(logits.float().logsumexp(-1).mean() for logits in answers.values()))
-        engine.synchronise()
-        seconds = time.perf_counter() - began
-    return seconds * recipe.accumulate * recipe.epochs * (len(views) // (size * recipe.accumulate))

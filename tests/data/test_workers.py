@@ -64,6 +64,14 @@ def test_batches_come_in_order(processes: int) -> None:
     assert list(worker_batches(Files(), processes, PATHS)) == list(range(40))
 
 
+def test_more_processes_than_cores_are_not_started(recwarn: pytest.WarningsRecorder) -> None:
+    cores = workers.useful_workers(10**6)
+    assert 1 <= cores <= (os.cpu_count() or 1)
+    assert [workers.useful_workers(asked) for asked in (0, 1, cores, cores + 1)] == [0, 1, cores, cores]
+    assert list(worker_batches(Files(), cores + 3, PATHS)) == list(range(40))
+    assert not recwarn.list  # PyTorch warns of more
+
+
 @pytest.mark.parametrize(
     ("happens", "says"),
     [

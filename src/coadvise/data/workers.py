@@ -38,16 +38,24 @@ def taking_up(file: int) -> None:
         _own[1:] = file, time.monotonic()
 
 
+def useful_workers(asked: int) -> int:
+    """At most one for each core that this process may use: more of them are no faster."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(asked, cores)
+
+
 def worker_batches(dataset: Dataset[Any], workers: int, paths: Sequence[Path], **options: Any) -> Iterator[Any]:
     """What a `DataLoader` of whole batches yields, with `workers` processes that are watched, or in this one.
 
     Args:
+        workers: those that `useful_workers` leaves of them.
         paths: the files that `taking_up` speaks of.
         options: more of `DataLoader`'s.
 
     Raises:
         UserError: a loader process was killed, crashed or hangs; what the data set itself raises, in one line.
     """
+    workers = useful_workers(workers)
     if workers == 0:
         yield from DataLoader(dataset, batch_size=None, **options)
         return

@@ -1,0 +1,78 @@
+"""How long networks will train here: a step of each is timed and thrown away."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from coadvise.arm import initial_network, is_trained, recipe_of, trained_here
+from coadvise.config import RunConfig
+from coadvise.data.audit import Dataset
+from coadvise.data.loader import whole_batch
+from coadvise.data.views import Views
+from coadvise.data.workers import useful_workers
+from coadvise.engine import Engine
+from coadvise.run import ADVISED, TEACHER, Arm
+
+ENOUGH = 64  # images of a step to be timed on a CPU, where more of them take as much longer
+
+
+def foresee(arms: Sequence[Arm], folder: Path, config: RunConfig, dataset: Dataset) -> Iterator[tuple[Arm, float]]:
+    """The networks that a run in `folder` trains, and the seconds that each will take on this machine as it is now.
+
+    0 where it is trained. Evaluation, compiling and filling a cache are not counted.
+    """
+    seconds: dict[tuple[str, str], float] = {}  # seeds take the same time
+    for arm in arms:
+        if not trained_here(arm, config):
+            continue
+        if is_trained(folder, arm):
+            yield arm, 0.0
+            continue
+        kind = arm.role, arm.teacher
+        if kind not in seconds:
+            seconds[kind] = _training_seconds(arm, config, dataset)
+        yield arm, seconds[kind]
+
+
+def _training_seconds(arm: Arm, config: RunConfig, dataset: Dataset) -> float:
+    """How long an arm will train: its steps, by the second of two that are made and thrown away."""
+    engine, recipe = Engine(config.engine), recipe_of(arm, config)
+    augment = config.teachers[arm.teacher].augment if arm.role == TEACHER else None
+    views = Views(dataset.train, augment or config.augment, len(dataset.classes), config.data.image_size, arm.seed).on(
+        engine.device
+    )
+    whole = whole_batch(recipe.batch_size, len(views), recipe.accumulate, engine.processes)
+    images = whole // recipe.accumulate
+    timed = min(images, ENOUGH) if engine.device.type == "cpu" else images
+    network = initial_network(arm, config, dataset.classes)
+    advisers = []
+    if arm.role == ADVISED:
+        trained = {name: t.model_copy(update={"checkpoint": None}) for name, t in config.teachers.items()}
+        alike = config.model_copy(update={"teachers": trained})
+        advisers = [initial_network(replace(arm, role=TEACHER, teacher=n), alike, dataset.classes) for n in trained]
+    for module in (network, *advisers):
+        engine.prepare(module)
+    for adviser in advisers:
+        adviser.requires_grad_(False).eval()
+    for _ in range(2):
+        began = time.perf_counter()
+        batch = engine.place(views[0, np.arange(timed)])
+        engine.synchronise()
+        viewed = time.perf_counter()
+        with engine.autocast():
+            for adviser in advisers:
+                adviser(batch.images)
+            answers = network.train()(batch.images)
+        engine.backward(sum(logits.float().logsumexp(-1).mean() for logits in answers.values()))
+        engine.synchronise()
+        stepped = time.perf_counter()
+    seeing, stepping = viewed - began, stepped - viewed
+    workers = useful_workers(config.data.workers) if views.device.type == "cpu" else 0
+    if workers and engine.device.type != "cpu":  # views are made meanwhile
+        seconds = max(seeing / workers, stepping)
+    else:
+        seconds = seeing / max(1, workers) + stepping
+    return seconds * images / timed * recipe.accumulate * recipe.epochs * (len(views) // whole)

@@ -1,0 +1,43 @@
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from coadvise import foresight
+from coadvise.config import load_config
+from coadvise.data.audit import audit
+from coadvise.data.sources import source_of
+from coadvise.foresight import foresee
+from coadvise.run import plan
+
+Seconds = Callable[[Sequence[str]], dict[str, float]]
+
+
+@pytest.fixture
+def foreseen(tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seconds:
+    """Seconds by network where making a batch of views takes a second and a step another one."""
+    ticks = count()
+    monkeypatch.setattr(foresight.time, "perf_counter", lambda: float(next(ticks)))
+
+    def seconds(overrides: Sequence[str]) -> dict[str, float]:
+        config = load_config(tiny_preset, overrides, None, str(tiny_images))
+        dataset = audit(source_of(config), config.data.image_size, config.in_memory)
+        arms = plan(config, 2, True)
+        return {arm.part: found for arm, found in foresee(arms, tmp_path, config, dataset)}
+
+    return seconds
+
+
+def test_a_training_takes_its_steps(foreseen: Seconds) -> None:
+    assert set(foreseen([]).values()) == {2 * 2 * 2.0}  # 2 s, epochs, steps an epoch: 24 images in batches of 12
+    of_other_epochs = foreseen(["teachers.conv.recipe.epochs=5"])
+    assert of_other_epochs.pop("teachers/conv") == 20
+    assert set(of_other_epochs.values()) == {8}
+    accumulated = foreseen(["student.recipe.accumulate=3"])
+    assert accumulated["students/advised-1"] == accumulated["students/alone-0"] == 24
+
+
+def test_of_a_large_batch_a_part_is_timed(foreseen: Seconds, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foresight, "ENOUGH", 4)
+    assert set(foreseen([]).values()) == {24}
