@@ -16,7 +16,7 @@ from coadvise.record import last_of, read_records
 from coadvise.report import write_report
 from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Run
 from coadvise.speed import images_per_second
-from coadvise.verdict import Hits, Interval, comparison, sentence, spread
+from coadvise.verdict import Hits, Interval, better_teacher, comparison, sentence, spread
 
 
 def conclude(run: Run, arms: Sequence[Arm]) -> None:
@@ -37,10 +37,13 @@ def conclude(run: Run, arms: Sequence[Arm]) -> None:
     text = "Trained without a baseline: run again with --baseline to learn whether advice helped."
     if alone:
         text = sentence(*compared[CLASS], len(run.dataset.val))
+    teachers = [arm for arm in arms if arm.role == TEACHER]
+    right = {(arm.name, arm.part): correct(*predictions[arm.part])[CLASS].numpy() for arm in teachers}
+    remark = better_teacher(right, advised[CLASS])
     logits = {part: tokens for part, (tokens, _) in predictions.items()}
     run.record.add(
         "verdict", images=len(run.dataset.val), seeds=seeds, rows=rows,
-        difference=differences.get(CLASS), sentence=text,
+        difference=differences.get(CLASS), sentence=text, remark=remark,
         divergences=[asdict(divergence) for divergence in divergences(logits)],
     )  # fmt: skip
     with storing(run.folder):
@@ -48,6 +51,8 @@ def conclude(run: Run, arms: Sequence[Arm]) -> None:
     for line in verdict_table(rows):
         run.listener.say(line)
     run.listener.say(text)
+    if remark:
+        run.listener.say(remark)
     run.listener.say(f"report: {report}")
 
 

@@ -65,6 +65,19 @@ def sentence(over_images: Interval, over_seeds: Interval | None, images: int) ->
     return text + (f", {over_seeds} over seeds" if over_seeds else "") + "."
 
 
+def better_teacher(teachers: Mapping[tuple[str, str], Hits], advised: Mapping[int, Hits]) -> str | None:
+    """Says of the most accurate teacher, by (name, part), that it is better than the students that it advised.
+
+    None where that does not stand clear of chance over the test images.
+    """
+    (name, part), hits = max(teachers.items(), key=lambda item: item[1].mean())
+    ahead = paired_interval([hits], list(advised.values()))
+    if ahead.low <= 0:
+        return None
+    than = f"The {name} is more accurate than the co-advised student: {ahead}"
+    return f"{than}; predict and export take it by --part {part}."
+
+
 def spread(values: Sequence[float]) -> float | None:
     """Sample standard deviation over seeds; None for a single seed."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -188,11 +188,20 @@ def drop(run, *kinds, part=""):
     (run / "metrics.jsonl").write_text("\n".join(kept) + "\n")
 
 
+def test_a_remark_stands_below_the_verdict(build):
+    run = build(seeds=(0,), epochs=2)
+    *records, verdict = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert "The conv teacher" not in report(run).text["p"]
+    verdict["remark"] = "The conv teacher is <more> accurate."
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (*records, verdict)))
+    assert verdict["remark"] in report(run).text["p"]
+
+
 def test_without_a_baseline_the_page_says_that_nothing_was_compared(build):
     run = build(seeds=(0,), epochs=2)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     verdict = lines[-1]
-    verdict.update(difference=None, sentence="No baseline was trained.")
+    verdict.update(difference=None, sentence="No baseline was trained.", remark="The conv teacher is more accurate.")
     verdict["rows"] = [row for row in verdict["rows"] if "alone" not in row["name"]]
     kept = [line for line in lines[:-1] if "alone" not in line.get("part", "")]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*kept, verdict]))
@@ -200,6 +209,7 @@ def test_without_a_baseline_the_page_says_that_nothing_was_compared(build):
     page = report(run)
     assert page.text["h1"] == "No baseline was trained."
     assert "nothing to set the co-advised student against" in page.text["p"]
+    assert "The conv teacher is more accurate." in page.text["p"]
     assert "A gain needs both a student alone and a co-advised one" in page.text["p"]
 
 

@@ -96,9 +96,10 @@ def headline(run: Run) -> Markup:
     if not verdict:
         return join([tag("h1", "No verdict yet"), tag("p", state_of(run), class_="lead")])
     sentence = tag("h1", str(verdict.get("sentence") or "The parts are measured"))
+    remark = [tag("p", str(verdict["remark"]), class_="lead")] if verdict.get("remark") else []
     if over_images is None:
         why = "No student was trained without advice, so there is nothing to set the co-advised student against."
-        return join([sentence, tag("p", why, class_="lead")])
+        return join([sentence, tag("p", why, class_="lead"), *remark])
     spans = [(f"over {difference.get('over') or 'images'}", over_images)]
     if over_seeds := _span(over):
         spans.append((f"over {count(number(over.get('n')))} seeds", over_seeds))
@@ -107,7 +108,7 @@ def headline(run: Run) -> Markup:
     big = tag(
         "p", tag("b", points(mean), class_=verdict_tone), tag("span", "points of top-1 from advice"), class_="big"
     )
-    return join([sentence, tag("div", big, _difference(spans, verdict_tone), class_="difference")])
+    return join([sentence, tag("div", big, _difference(spans, verdict_tone), class_="difference"), *remark])
 
 
 def _difference(spans: Sequence[tuple[str, Span]], verdict_tone: str) -> Markup:
