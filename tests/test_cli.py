@@ -10,11 +10,9 @@ import pytest
 import timm
 import torch
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny import contents, make_images, records, request_stop, run_program
 
-from coadvise.cli import main, shown
+from coadvise.cli import main
 from coadvise.config import preset_names
 from coadvise.corruptions import CORRUPTIONS
 from coadvise.models import MODELS
@@ -165,14 +163,6 @@ def test_predict_names_what_it_cannot_read_and_answers_for_nothing_else_in_its_p
     code, out, err = cli("predict", finished, bad, "--allow-unreadable")
     assert (code, err) == (0, "")
     assert len(out.splitlines()) == 1
-
-
-@given(st.text())
-def test_what_is_shown_is_one_line_that_a_terminal_does_not_obey(text: str) -> None:
-    seen = shown(text)
-    assert seen.isprintable()
-    seen.encode()  # no half of a surrogate pair is left, as names of other bytes have
-    assert text != seen or text.isprintable()
 
 
 def test_names_that_would_command_the_terminal_are_shown_as_text(cli: Cli, tiny_preset: str, tmp_path: Path) -> None:
@@ -373,7 +363,7 @@ def test_a_command_that_does_not_exist_is_exit_code_2(cli: Cli) -> None:
 def test_a_stop_is_exit_code_75(
     cli: Cli, tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coadvise.cli.Terminal.progress", lambda *_: request_stop())
+    monkeypatch.setattr("coadvise.terminal.Terminal.progress", lambda *_: request_stop())
     arguments = ["fit", tiny_images, "--preset", tiny_preset, "--out", tmp_path / "run"]
     code, _, err = cli(*arguments)
     assert code == 75
@@ -401,31 +391,3 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert process.stderr is not None
     assert process.stderr.read() == ""
     process.wait()
-
-
-@pytest.mark.parametrize("width", [80, 200])  # the rate takes more or less room between these
-def test_on_a_terminal_there_is_a_bar_for_each_network(width: int) -> None:
-    from io import StringIO
-
-    from rich.console import Console
-
-    from coadvise.cli import Terminal
-
-    screen = StringIO()
-    terminal = Terminal(Console(file=screen, force_terminal=True, width=width, color_system=None))
-    terminal.progress("students/advised-0", 9993, 9994, {})  # resumed: begins there
-    terminal.progress(
-        "students/advised-0", 9994, 9994, {"total": 0.5, "class": 0.5, "conv": 22.5, "inv": 0.5, "top1": 0.25}
-    )
-    terminal.progress("students/alone-0", 1, 4, {})
-    terminal.say("a [bracketed] word")
-    terminal.bars.stop()
-    shown = screen.getvalue()
-    assert "students/advised-0" in shown
-    assert "9994/9994" in shown
-    assert "top1 0.250" in shown
-    assert ("inv 0.500" in shown) == (width == 200), "what does not fit is cut off at the end"
-    lines = [re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", line) for line in re.split(r"[\r\n]", shown)]
-    assert max(map(len, lines)) <= width
-    assert all("-:--" in line or "0:00:00" in line for line in lines if "━" in line), "nothing else is"
-    assert "a [bracketed] word" in shown

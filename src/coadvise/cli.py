@@ -4,17 +4,15 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Column
-from rich.text import Text
 
 from coadvise.errors import LostProcessError, StorageError, UserError
+from coadvise.terminal import Terminal, shown
 
 LOST, STORAGE = 69, 74  # exit codes (EX_UNAVAILABLE, EX_IOERR)
 
@@ -35,67 +33,8 @@ Reuse = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be trained, and for how long.")]
 
 
-def shown(text: str) -> str:
-    """Text of any origin in one line a terminal shows and does not obey: file and class names may hold anything."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def show(text: str) -> None:
     print(shown(text))
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
-
-
-class _Figures(ProgressColumn):
-    """Is cut off where the terminal is narrow, so that all else is seen; accuracy, if there, comes first."""
-
-    def render(self, task: Task) -> Text:
-        figures = sorted(task.fields["figures"].items(), key=lambda item: item[0] != "top1")
-        return Text(" ".join(f"{k} {value:.3f}" for k, value in figures), no_wrap=True, overflow="ellipsis")
-
-
-class Terminal:
-    """Shows a run: sentences, and on a terminal a bar for each network with rate, time left and latest figures."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        whole = Column(no_wrap=True)
-        columns = (
-            TextColumn("{task.description}"), BarColumn(10 if console.width < 140 else 40, table_column=whole),
-            MofNCompleteColumn(table_column=whole), _Rate(table_column=whole), TimeRemainingColumn(table_column=whole),
-            _Figures(),
-        )  # fmt: skip
-        self.bars = Progress(*columns, console=console)
-        self.tasks: dict[str, Any] = {}
-
-    def say(self, text: str) -> None:
-        self.console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
-
-    def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-        if not self.console.is_terminal:
-            return
-        if part not in self.tasks:
-            if not self.tasks:
-                self.bars.start()
-            self.tasks[part] = self.bars.add_task(part, total=total, completed=done - 1, figures={})
-        self.bars.update(self.tasks[part], completed=done)
-        if figures:
-            self.bars.update(self.tasks[part], figures=figures)
-        if done == total:
-            self.bars.refresh()
-            if len(self.tasks) == 1:
-                self.bars.stop()
-            self.bars.remove_task(self.tasks.pop(part))
-
-    def close(self) -> None:
-        """Gives the cursor back where bars still have it."""
-        if self.tasks:
-            self.bars.stop()
 
 
 def _foreseen(networks: Iterable[tuple[str, float]], reuse: Path | None, as_json: bool) -> None:
