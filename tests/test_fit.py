@@ -29,7 +29,7 @@ from tiny import (
     write_preset,
 )
 
-from coadvise import fit, load
+from coadvise import build_cache, fit, load
 from coadvise.config import load_config, parse_config, preset_names
 from coadvise.data.audit import audit
 from coadvise.data.sources import open_source
@@ -273,6 +273,46 @@ def test_a_network_without_its_result_is_scored_not_trained(
     fit(tiny_images, tiny_preset, run, baseline=True, listener=again)
     assert again.steps == []
     same_run(run, finished)
+
+
+def test_the_same_images_and_teachers_by_other_paths_are_the_same_run(
+    finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teachers = tmp_path / "first" / "teachers"
+    shutil.copytree(finished / "teachers", teachers)
+    given = [f"teachers.{name}.checkpoint=first/teachers/{name}" for name in ("conv", "inv")]
+    monkeypatch.chdir(tmp_path)
+    fit(os.path.relpath(tiny_images), tiny_preset, "run", overrides=[*given, *FAST])
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir("below")
+    moved = [f"teachers.{name}.checkpoint=../first/teachers/{name}" for name in ("conv", "inv")]
+    listener = Stopper(never)
+    run = fit(tiny_images, tiny_preset, "../run", overrides=[*moved, *FAST], listener=listener)
+    assert listener.steps == []
+    assert not any(line.startswith("changed") for line in listener.said)
+    assert records(run, "run")[-1]["changed"] == []
+    moved[0] = "teachers.conv.checkpoint=../first/teachers/inv"
+    with pytest.raises(UserError, match=r"teachers\.conv\.checkpoint: ../first/teachers/conv -> ../first/teachers/inv"):
+        fit(tiny_images, tiny_preset, "../run", overrides=[*moved, *FAST])
+
+
+def test_a_run_finds_its_images_from_another_directory(
+    tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    shutil.copytree(tiny_images, here / "images")
+    monkeypatch.chdir(here)
+    run = here / fit("images", tiny_preset, "run", overrides=FAST)
+    scored = evaluate_run(run)
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path / "images", val=2)  # others of that name
+    assert evaluate_run(run) == scored
+    assert (build_cache(run, tmp_path / "cache", epochs=1) / "seed-0" / "cache.json").is_file()
+    monkeypatch.undo()
+    there = Path(shutil.move(here, tmp_path / "there"))  # all of it: what is relative is still right
+    monkeypatch.chdir(there)
+    assert evaluate_run(there / "run") == scored
 
 
 # Refusals

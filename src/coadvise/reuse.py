@@ -12,7 +12,7 @@ from coadvise.logit_cache import teacher_fingerprint
 from coadvise.loss import CLASS
 from coadvise.networks import build_network, load_network
 from coadvise.record import read_records
-from coadvise.run import ADVISED, ALONE, CONFIG, FREE, TEACHER, Arm, Run, data_record, written_data
+from coadvise.run import ADVISED, ALONE, CONFIG, FREE, TEACHER, Arm, Run, data_record, deciding_values, written_data
 
 # In the run of a teacher by itself, and in that of a student alone, the other networks are never made.
 NO_STUDENT, _NO_TEACHER = StudentConfig(model="cit_micro_patch4_32"), TeacherConfig(model="resnet_small")
@@ -103,10 +103,7 @@ def take(run: Run, arms: Sequence[Arm], other: Path) -> None:
 
 def _decides(folder: Path, config: RunConfig, arm: Arm, classes: tuple[str, ...]) -> dict[str, Any]:
     """All that decides an arm's numbers beside the images, in plain values."""
-    values = by_itself(config, arm.role, arm.teacher).model_dump(mode="json")
-    for key in ("data.source", *FREE):
-        group, _, name = key.partition(".")
-        values[group].pop(name)
+    values = deciding_values(by_itself(config, arm.role, arm.teacher))
     if arm.role != TEACHER:  # which tokens are aligned may be written out, or be what the model does by itself
         student = build_network(config.student, classes, config.data.image_size, arm.seed, tokens=config.tokens)
         values["student"]["model_kwargs"]["aligned"] = getattr(student.model, "aligned", None)

@@ -16,10 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from coadvise.checkpoint import KEEP, Checkpoints, write_text
+from coadvise.checkpoint import KEEP, Checkpoints, read_manifest, write_text
 from coadvise.config import RunConfig, differences, read_config
 from coadvise.data.audit import Dataset
 from coadvise.data.quarantine import Quarantine
+from coadvise.data.sources import DIGITS
 from coadvise.data.views import Views
 from coadvise.engine import Engine
 from coadvise.errors import UserError
@@ -151,7 +152,7 @@ def check_folder(folder: Path, config: RunConfig, allow_changes: bool) -> list[s
                 f"'{folder}' holds a run whose students are advised by stored logits; go on with it with --cache DIR "
                 "(a folder without them has them made again), or choose another --out"
             )
-        changed = differences(old, config)
+        changed = differences(_respelled(folder, old, config), config)
         deciding = [line for line in changed if line.partition(":")[0] not in FREE]
         if deciding and not allow_changes:
             raise UserError(
@@ -164,6 +165,40 @@ def check_folder(folder: Path, config: RunConfig, allow_changes: bool) -> list[s
     if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise UserError(f"'{folder}' exists and is no run directory; choose another --out")
     return []
+
+
+def _respelled(folder: Path, old: RunConfig, new: RunConfig) -> RunConfig:
+    """The configuration of the run in `folder`, naming images and teachers as `new` does where they are the same ones.
+
+    A path may be spelled otherwise, or be relative to another directory. Images are the same in the same folder, a
+    teacher is by its weights.
+    """
+    data, teachers, here = old.data, dict(old.teachers), str(Path(new.data.source).resolve())
+    if DIGITS not in (data.source, new.data.source) and written_data(folder).get("folder") == here:
+        data = data.model_copy(update={"source": new.data.source})
+    for name in teachers.keys() & new.teachers.keys():
+        before, now = teachers[name].checkpoint, new.teachers[name].checkpoint
+        if before and now and before != now and _weights(folder / "teachers" / name) == _weights(Path(now)) != {}:
+            teachers[name] = teachers[name].model_copy(update={"checkpoint": now})
+    return old.model_copy(update={"data": data, "teachers": teachers})
+
+
+def _weights(network: Path) -> dict[str, Any]:
+    """Sizes and checksums of a trained network's files; nothing where there is none."""
+    try:
+        files: dict[str, Any] = read_manifest(network)["files"]
+    except UserError:
+        return {}
+    return files
+
+
+def deciding_values(config: RunConfig) -> dict[str, Any]:
+    """What a configuration says beside where the images are and what changes no number, in plain values."""
+    values = config.model_dump(mode="json")
+    for key in ("data.source", *FREE):
+        group, _, name = key.partition(".")
+        values[group].pop(name)
+    return values
 
 
 def _written_config(path: Path) -> RunConfig:
@@ -263,6 +298,17 @@ def written_data(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def finding_its_images(folder: Path, config: RunConfig) -> RunConfig:
+    """The configuration of the run in `folder` for use from any directory: its images' folder as it was resolved then.
+
+    Where that is gone the configuration stays: all may have been moved, and a relative folder may still be right.
+    """
+    there = written_data(folder).get("folder")
+    if config.data.source == DIGITS or not isinstance(there, str) or not Path(there).is_dir():
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"source": there})})
 
 
 def _changes(folder: Path, data: dict[str, Any]) -> Iterator[str]:

@@ -18,14 +18,14 @@ from coadvise.arm import is_done
 from coadvise.checkpoint import write_text
 from coadvise.config import CacheConfig, RunConfig, TeacherConfig, load_config, nearest, with_changes
 from coadvise.data.audit import Dataset, audit
-from coadvise.data.sources import source_of
+from coadvise.data.sources import DIGITS, source_of
 from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
 from coadvise.fit import default_preset, training
 from coadvise.foresight import foresee
 from coadvise.jobs import in_processes
 from coadvise.reuse import NO_STUDENT, by_itself, unadvising
-from coadvise.run import ADVISED, TEACHER, Arm, Listener, Silent
+from coadvise.run import ADVISED, TEACHER, Arm, Listener, Silent, deciding_values
 from coadvise.studies import STUDIES, Row, Study
 from coadvise.studies.columns import Finished, check_shift, shifted
 from coadvise.study_result import draw, markdown, measured
@@ -268,5 +268,10 @@ def _cache(config: RunConfig, folder: Path) -> Path | None:
 
 
 def _hash(config: RunConfig, folder: Path) -> str:
-    """Of a configuration, wherever the study's folder lies."""
-    return hashlib.sha256(config.model_dump_json().replace(json.dumps(str(folder))[1:-1], "").encode()).hexdigest()[:12]
+    """Of all in a configuration that decides numbers, wherever the study's folder lies and from wherever it is run."""
+    values, source = deciding_values(config), config.data.source
+    values["source"] = source if source == DIGITS else str(Path(source).resolve())
+    for teacher in values["teachers"].values():
+        if teacher["checkpoint"] is not None and Path(teacher["checkpoint"]).is_relative_to(folder):
+            teacher["checkpoint"] = str(Path(teacher["checkpoint"]).relative_to(folder))
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]

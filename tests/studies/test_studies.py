@@ -149,6 +149,24 @@ def test_a_dry_run_names_what_is_left_and_writes_nothing(images: Path, tmp_path:
     assert [seconds for _, seconds in foresee_study("tokens", images, preset, 1, out)] == [0.0] * 6
 
 
+def test_a_study_goes_on_from_another_directory(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its paths are relative to, and with other settings that change no number."""
+    preset = write_preset(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "images").symlink_to(images)
+    monkeypatch.chdir(tmp_path / "here")
+    found = run_study("divergence", "images", preset, 1, "study")
+    monkeypatch.chdir(tmp_path)
+    quicker = ["data.workers=1", "engine.checkpoint_seconds=30"]
+    foreseen = foresee_study("divergence", "here/images", preset, 1, "here/study", quicker)
+    assert [seconds for _, seconds in foreseen] == [0.0] * 3
+    again = StudyStopper(never)
+    result = run_study("divergence", "here/images", preset, 1, tmp_path / "here" / "study", 1, quicker, again)
+    assert again.steps == []
+    for row, before in zip(result["rows"], found["rows"], strict=True):
+        assert row["figures"] == before["figures"]
+
+
 def test_networks_that_several_rows_share_are_shown_by_the_first(images: Path, tmp_path: Path) -> None:
     shown = [network for network, _ in foresee_study("divergence", images, write_preset(tmp_path), 1, tmp_path / "out")]
     assert shown[-1] == "student co-advised (seed 0): class token (and 3 more)"
