@@ -200,6 +200,11 @@ def test_predict(cli: Cli, finished: Path, tiny_images: Path) -> None:
     assert everything == cli("predict", finished, *files)[1]
     _, out, _ = cli("predict", finished, images[0], "--answer", "average", "--json")
     assert json.loads(out)[0]["probabilities"] == load(finished).predict(images[0], "average")[0].probabilities
+    _, out, _ = cli("predict", finished, images[0], "--part", "teachers/conv", "--json")
+    assert json.loads(out)[0]["probabilities"] == load(finished, "teachers/conv").predict(images[0])[0].probabilities
+    code, _, err = cli("predict", finished, images[0], "--part", "teachers/con")
+    assert code == 2
+    assert "no finished network 'teachers/con'; it has teachers/conv, teachers/inv" in err
 
 
 def test_cache(cli: Cli, finished: Path, tmp_path: Path) -> None:
@@ -342,7 +347,7 @@ def test_the_users_errors_are_one_line_each(
     refused(
         cli("predict", finished, tmp_path / "phone"), "'{}' holds no image (.bmp".format(tmp_path / "phone"), "1 .heic"
     )
-    refused(cli("predict", finished, good, "--answer", "best"), "no answer 'best'; this student has class, conv, inv")
+    refused(cli("predict", finished, good, "--answer", "best"), "no answer 'best'; this network has class, conv, inv")
     refused(cli("predict", nothing, good), "is no run directory")
     refused(cli("evaluate", nothing), "is no run directory")
     refused(cli("cache", nothing), "is no run directory")

@@ -128,7 +128,7 @@ def test_what_cannot_be_answered_is_said(
         student.predict([paths[0], tmp_path / "bad.png"])
     with pytest.raises(UserError, match=r"cannot read image .*missing\.png"):
         student.predict(tmp_path / "missing.png")
-    with pytest.raises(UserError, match="no answer 'convolution'; this student has class, conv, inv and average"):
+    with pytest.raises(UserError, match="no answer 'convolution'; this network has class, conv, inv and average"):
         student.predict(paths[0], "convolution")
     with pytest.raises(UserError, match=r"is no run directory \(no config\.yaml\)"):
         load(tmp_path)

@@ -18,18 +18,16 @@ LOST, STORAGE = 69, 74  # exit codes (EX_UNAVAILABLE, EX_IOERR)
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
-
-
 AllowUnreadable = Annotated[
     bool, typer.Option("--allow-unreadable", help="Leave out images that cannot be read, and still exit with 0.")
 ]
-
 Reuse = Annotated[
     Path | None,
     typer.Option(help="A run on the same images; networks of it that would be trained just so again are taken."),
 ]
-
-
+Part = Annotated[
+    str | None, typer.Option(help="Another network of the run, such as students/alone-0 or teachers/conv.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be trained, and for how long.")]
 
 
@@ -170,6 +168,7 @@ def evaluate(
 def predict(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    part: Part = None,
     answer: Annotated[str, typer.Option(help="class, another token's name, or average.")] = "class",
     allow_unreadable: AllowUnreadable = False,
     as_json: AsJson = False,
@@ -179,7 +178,7 @@ def predict(
     from coadvise.data.sources import image_files
     from coadvise.predict import load
 
-    student, images, unreadable = load(run), image_files(images), list[str]()
+    student, images, unreadable = load(run, part), image_files(images), list[str]()
     if allow_unreadable:
         images, unreadable = readable(images)
     predictions = student.predict(images, answer) if images else []
@@ -201,9 +200,7 @@ def predict(
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     out: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for PyTorch alone.")],
-    part: Annotated[
-        str | None, typer.Option(help="Another network of the run, such as students/alone-0 or teachers/conv.")
-    ] = None,
+    part: Part = None,
     answer: Annotated[str, typer.Option(help="class, another token's name, or average.")] = "class",
     as_json: AsJson = False,
 ) -> None:

@@ -68,7 +68,7 @@ class TrainedStudent:
             pixels = np.stack([self._pixels(image) for image in given[start : start + batch_size]])
             tokens = network(torch.from_numpy(pixels).float().div_(255))
             if answer != "average" and answer not in tokens:
-                raise UserError(f"no answer '{answer}'; this student has {', '.join(tokens)} and average")
+                raise UserError(f"no answer '{answer}'; this network has {', '.join(tokens)} and average")
             rows = average_probabilities(tokens) if answer == "average" else tokens[answer].float().softmax(-1)
             for row in rows.tolist():
                 best = int(np.argmax(row))
