@@ -1,9 +1,10 @@
-"""How long networks will train here: a step of each is timed and thrown away."""
+"""How long networks will train here: some steps of each are timed and thrown away."""
 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from coadvise.engine import Engine
 from coadvise.run import ADVISED, TEACHER, Arm
 
 ENOUGH = 64  # images of a step to be timed on a CPU, where more of them take as much longer
+LONG = 2.0  # seconds of steps that a median is taken of, or two steps where these take longer
 
 
 def foresee(arms: Sequence[Arm], folder: Path, config: RunConfig, dataset: Dataset) -> Iterator[tuple[Arm, float]]:
@@ -38,7 +40,7 @@ def foresee(arms: Sequence[Arm], folder: Path, config: RunConfig, dataset: Datas
 
 
 def _training_seconds(arm: Arm, config: RunConfig, dataset: Dataset) -> float:
-    """How long an arm will train: its steps, by the second of two that are made and thrown away."""
+    """How long an arm will train: its steps, by the median of some that are made and thrown away."""
     engine, recipe = Engine(config.engine), recipe_of(arm, config)
     augment = config.teachers[arm.teacher].augment if arm.role == TEACHER else None
     views = Views(dataset.train, augment or config.augment, len(dataset.classes), config.data.image_size, arm.seed).on(
@@ -57,22 +59,24 @@ def _training_seconds(arm: Arm, config: RunConfig, dataset: Dataset) -> float:
         engine.prepare(module)
     for adviser in advisers:
         adviser.requires_grad_(False).eval()
-    for _ in range(2):
+    seeing, stepping = list[float](), list[float]()
+    while len(stepping) < 2 or sum(seeing + stepping) < LONG:
         began = time.perf_counter()
         batch = engine.place(views[0, np.arange(timed)])
         engine.synchronise()
-        viewed = time.perf_counter()
+        seen = time.perf_counter()
         with engine.autocast():
             for adviser in advisers:
                 adviser(batch.images)
             answers = network.train()(batch.images)
         engine.backward(sum(logits.float().logsumexp(-1).mean() for logits in answers.values()))
         engine.synchronise()
-        stepped = time.perf_counter()
-    seeing, stepping = viewed - began, stepped - viewed
+        seeing.append(seen - began)
+        stepping.append(time.perf_counter() - seen)
+    view, step = median(seeing[1:]), median(stepping[1:])  # the first builds and allocates
     workers = useful_workers(config.data.workers) if views.device.type == "cpu" else 0
     if workers and engine.device.type != "cpu":  # views are made meanwhile
-        seconds = max(seeing / workers, stepping)
+        seconds = max(view / workers, step)
     else:
-        seconds = seeing / max(1, workers) + stepping
+        seconds = view / max(1, workers) + step
     return seconds * images / timed * recipe.accumulate * recipe.epochs * (len(views) // whole)
