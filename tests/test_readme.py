@@ -151,3 +151,24 @@ def test_the_studies_are_what_their_files_say(study: str) -> None:
     }
     assert held == wanted[study], "the README says in words which claims held"
     assert all(order["finding"] != "not held" for order in found["orders"])
+
+
+def test_the_studies_by_today_s_preset_are_what_their_files_say() -> None:
+    folder = ROOT / "results/cifar10-500-studies-width-128"
+    found = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("divergence", "naive", "shift")}
+    for row in found["naive"]["rows"]:
+        assert f"| {row['name']} | {_percent(row['figures']['top1'], 'mean')} |" in _results()
+    nats = {row["name"]: row["figures"] for row in found["divergence"]["rows"]}
+    for row in found["shift"]["rows"]:
+        cells = [_percent(row["figures"][column], "mean") for column in ("top1", "corruption_error")]
+        distances = nats.get(row["name"].removeprefix("co-advised, "), {})
+        cells += [f"{kl['mean']:.3f} ± {kl['spread']:.3f}" for kl in distances.values()] or ["", ""]
+        assert f"| {' | '.join([row['name'], *cells])} |".replace("|  |  |", "| | |") in _results()
+    findings = {name: [order["finding"] for order in found[name]["orders"]] for name in found}
+    assert findings == {
+        "divergence": ["held", "not held"],
+        "naive": ["held", "within noise", "within noise", "held"],
+        "shift": ["held", "held"],
+    }, "the README says in words which claims held"
+    clean, corrupted = found["shift"]["orders"]
+    assert f"by {100 * corrupted['difference']:.1f} points ({100 * clean['difference']:.1f} on clean" in _results()
