@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from timm.utils import ModelEmaV3
 
 from coadvise.arm import initial_network, is_trained, recipe_of, trained_here
 from coadvise.config import RunConfig
@@ -15,6 +16,7 @@ from coadvise.data.loader import whole_batch
 from coadvise.data.views import Views
 from coadvise.data.workers import useful_workers
 from coadvise.engine import Engine
+from coadvise.optim import make_optimiser
 from coadvise.run import ADVISED, TEACHER, Arm
 
 ENOUGH = 64  # images of a step to be timed on a CPU, where more of them take as much longer
@@ -59,6 +61,8 @@ def _training_seconds(arm: Arm, config: RunConfig, dataset: Dataset) -> float:
         engine.prepare(module)
     for adviser in advisers:
         adviser.requires_grad_(False).eval()
+    optimiser = make_optimiser(network.model, recipe)
+    averaged = ModelEmaV3(network, decay=recipe.ema, use_warmup=True, foreach=True) if recipe.ema else None
     seeing, stepping = list[float](), list[float]()
     while len(stepping) < 2 or sum(seeing + stepping) < LONG:
         began = time.perf_counter()
@@ -70,6 +74,10 @@ def _training_seconds(arm: Arm, config: RunConfig, dataset: Dataset) -> float:
                 adviser(batch.images)
             answers = network.train()(batch.images)
         engine.backward(sum(logits.float().logsumexp(-1).mean() for logits in answers.values()))
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if averaged is not None:
+            averaged.update(network, len(stepping))
         engine.synchronise()
         seeing.append(seen - began)
         stepping.append(time.perf_counter() - seen)
