@@ -188,7 +188,7 @@ def drop(run, *kinds, part=""):
     (run / "metrics.jsonl").write_text("\n".join(kept) + "\n")
 
 
-def test_a_remark_stands_below_the_verdict(build):
+def test_a_remark_stands_beside_the_verdict(build):
     run = build(seeds=(0,), epochs=2)
     *records, verdict = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert "The conv teacher" not in report(run).text["p"]

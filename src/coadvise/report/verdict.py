@@ -108,7 +108,7 @@ def headline(run: Run) -> Markup:
     big = tag(
         "p", tag("b", points(mean), class_=verdict_tone), tag("span", "points of top-1 from advice"), class_="big"
     )
-    return join([sentence, tag("div", big, _difference(spans, verdict_tone), class_="difference"), *remark])
+    return join([sentence, *remark, tag("div", big, _difference(spans, verdict_tone), class_="difference")])
 
 
 def _difference(spans: Sequence[tuple[str, Span]], verdict_tone: str) -> Markup:
