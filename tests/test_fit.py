@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -291,9 +292,12 @@ def test_the_same_images_and_teachers_by_other_paths_are_the_same_run(
     assert listener.steps == []
     assert not any(line.startswith("changed") for line in listener.said)
     assert records(run, "run")[-1]["changed"] == []
-    moved[0] = "teachers.conv.checkpoint=../first/teachers/inv"
-    with pytest.raises(UserError, match=r"teachers\.conv\.checkpoint: ../first/teachers/conv -> ../first/teachers/inv"):
-        fit(tiny_images, tiny_preset, "../run", overrides=[*moved, *FAST])
+    for other in ("../first/teachers/inv", "../tiny.yaml", "nowhere"):
+        moved[0] = f"teachers.conv.checkpoint={other}"
+        with pytest.raises(
+            UserError, match=rf"teachers\.conv\.checkpoint: ../first/teachers/conv -> {re.escape(other)}"
+        ):
+            fit(tiny_images, tiny_preset, "../run", overrides=[*moved, *FAST])
 
 
 def test_a_run_finds_its_images_from_another_directory(

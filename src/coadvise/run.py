@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from coadvise.checkpoint import KEEP, Checkpoints, read_manifest, write_text
+from coadvise.checkpoint import KEEP, Checkpoints, DamagedError, read_manifest, write_text
 from coadvise.config import RunConfig, differences, read_config
 from coadvise.data.audit import Dataset
 from coadvise.data.quarantine import Quarantine
@@ -187,7 +187,7 @@ def _weights(network: Path) -> dict[str, Any]:
     """Sizes and checksums of a trained network's files; nothing where there is none."""
     try:
         files: dict[str, Any] = read_manifest(network)["files"]
-    except UserError:
+    except (DamagedError, UserError):
         return {}
     return files
 
