@@ -39,7 +39,7 @@ def taking_up(file: int) -> None:
 
 
 def useful_workers(asked: int) -> int:
-    """At most one for each core that this process may use: more of them are no faster."""
+    """At most one for each core that this process may use, as PyTorch advises."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(asked, cores)
 
