@@ -39,5 +39,5 @@ def test_a_training_takes_its_steps(foreseen: Seconds) -> None:
 
 
 def test_of_a_large_batch_a_part_is_timed(foreseen: Seconds, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foresight, "ENOUGH", 4)
+    monkeypatch.setattr(foresight, "TIMED_IMAGES", 4)
     assert set(foreseen([]).values()) == {24}

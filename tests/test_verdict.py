@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from coadvise.verdict import Interval, better_teacher, comparison, paired_interval, seed_interval, sentence, spread
+from coadvise.verdict import Interval, comparison, paired_interval, seed_interval, sentence, spread, teacher_remark
 
 
 def answers(
@@ -111,9 +111,9 @@ def test_of_teachers_the_best_is_named_where_it_is_clearly_better_than_the_stude
     right = np.arange(400) % 100
     students = {0: right < 60, 1: right < 64}
     conv, inv = ("conv teacher", "teachers/conv"), ("involution teacher", "teachers/inv")
-    said = better_teacher({conv: right < 70, inv: right < 75}, students)
+    said = teacher_remark({conv: right < 70, inv: right < 75}, students)
     assert said is not None
     assert said.startswith("The involution teacher is more accurate than the co-advised student: +13.0 points (95 %")
     assert said.endswith("--part teachers/inv.")
-    assert better_teacher({conv: right < 50, inv: right < 62}, students) is None, "as good"
-    assert better_teacher({conv: np.roll(right, 7) < 63}, students) is None, "within chance"
+    assert teacher_remark({conv: right < 50, inv: right < 62}, students) is None, "as good"
+    assert teacher_remark({conv: np.roll(right, 7) < 63}, students) is None, "within chance"

@@ -21,7 +21,7 @@ from coadvise.errors import UserError
 from coadvise.jobs import in_processes, of_run
 from coadvise.logit_cache import Arrays, Form, LogitCache, cache_of, fingerprint, form_of, refuse_stand_ins, seed_folder
 from coadvise.record import Recorder
-from coadvise.run import CONFIG, Listener, Run, Silent, finding_its_images
+from coadvise.run import CONFIG, Listener, Run, Silent, with_resolved_source
 from coadvise.teachers import Teachers
 
 PART = "logit cache"
@@ -64,7 +64,7 @@ def build_cache(
     if not (folder / CONFIG).is_file():
         raise UserError(f"'{folder}' is no run directory (no {CONFIG}); give the folder that 'coadvise fit' printed")
     kept = {} if top_k is None else {"top_k": top_k}
-    values = finding_its_images(folder, read_config(folder / CONFIG)).model_dump(mode="json")
+    values = with_resolved_source(folder, read_config(folder / CONFIG)).model_dump(mode="json")
     config = parse_config({**values, "cache": {**(values.get("cache") or {}), **kept}})
     config = config.model_copy(update={"engine": settled(config.engine)})
     for name in config.teachers:

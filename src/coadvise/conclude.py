@@ -16,7 +16,7 @@ from coadvise.record import last_of, read_records
 from coadvise.report import write_report
 from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Run
 from coadvise.speed import images_per_second
-from coadvise.verdict import Hits, Interval, better_teacher, comparison, sentence, spread
+from coadvise.verdict import Hits, Interval, comparison, sentence, spread, teacher_remark
 
 
 def conclude(run: Run, arms: Sequence[Arm]) -> None:
@@ -39,7 +39,7 @@ def conclude(run: Run, arms: Sequence[Arm]) -> None:
         text = sentence(*compared[CLASS], len(run.dataset.val))
     teachers = [arm for arm in arms if arm.role == TEACHER]
     right = {(arm.name, arm.part): correct(*predictions[arm.part])[CLASS].numpy() for arm in teachers}
-    remark = better_teacher(right, advised[CLASS])
+    remark = teacher_remark(right, advised[CLASS])
     logits = {part: tokens for part, (tokens, _) in predictions.items()}
     run.record.add(
         "verdict", images=len(run.dataset.val), seeds=seeds, rows=rows,

@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from timm.utils import ModelEmaV3
 
 from coadvise.arm import initial_network, is_trained, recipe_of, trained_here
 from coadvise.config import RunConfig
@@ -16,11 +15,11 @@ from coadvise.data.loader import whole_batch
 from coadvise.data.views import Views
 from coadvise.data.workers import useful_workers
 from coadvise.engine import Engine
-from coadvise.optim import make_optimiser
+from coadvise.optim import average_of, make_optimiser
 from coadvise.run import ADVISED, TEACHER, Arm
 
-ENOUGH = 64  # images of a step to be timed on a CPU, where more of them take as much longer
-LONG = 2.0  # seconds of steps that a median is taken of, or two steps where these take longer
+TIMED_IMAGES = 64  # images of a step to be timed on a CPU, where more of them take as much longer
+TIMED_SECONDS = 2.0  # of steps whose median is taken; two at least, of which the first does not count
 
 
 def foresee(arms: Sequence[Arm], folder: Path, config: RunConfig, dataset: Dataset) -> Iterator[tuple[Arm, float]]:
@@ -50,7 +49,7 @@ def _training_seconds(arm: Arm, config: RunConfig, dataset: Dataset) -> float:
     )
     whole = whole_batch(recipe.batch_size, len(views), recipe.accumulate, engine.processes)
     images = whole // recipe.accumulate
-    timed = min(images, ENOUGH) if engine.device.type == "cpu" else images
+    timed = min(images, TIMED_IMAGES) if engine.device.type == "cpu" else images
     network = initial_network(arm, config, dataset.classes)
     advisers = []
     if arm.role == ADVISED:
@@ -62,9 +61,9 @@ def _training_seconds(arm: Arm, config: RunConfig, dataset: Dataset) -> float:
     for adviser in advisers:
         adviser.requires_grad_(False).eval()
     optimiser = make_optimiser(network.model, recipe)
-    averaged = ModelEmaV3(network, decay=recipe.ema, use_warmup=True, foreach=True) if recipe.ema else None
+    averaged = average_of(network, recipe)
     seeing, stepping = list[float](), list[float]()
-    while len(stepping) < 2 or sum(seeing + stepping) < LONG:
+    while len(stepping) < 2 or sum(seeing + stepping) < TIMED_SECONDS:
         began = time.perf_counter()
         batch = engine.place(views[0, np.arange(timed)])
         engine.synchronise()

@@ -1,9 +1,10 @@
-"""AdamW with timm's parameter groups, and the learning rate of a step."""
+"""AdamW with timm's parameter groups, averaged weights, and the learning rate of a step."""
 
 import math
 
 import torch
 from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from coadvise.config import RecipeConfig
@@ -14,6 +15,11 @@ def make_optimiser(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimi
     exempt: set[str] = getattr(model, "no_weight_decay", set)()
     groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=exempt)
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+
+
+def average_of(network: nn.Module, recipe: RecipeConfig) -> ModelEmaV3 | None:
+    """The moving average of a network's weights, on its device; None where the recipe has none."""
+    return ModelEmaV3(network, decay=recipe.ema, use_warmup=True, foreach=True) if recipe.ema else None
 
 
 def learning_rate(step: int, steps_per_epoch: int, recipe: RecipeConfig) -> float:

@@ -23,7 +23,7 @@ from coadvise.loss import CLASS
 from coadvise.networks import load_network
 from coadvise.predict import trained_parts
 from coadvise.robustness import corruption_scores, count_cases, file_cases, made_cases, relative_to_alexnet
-from coadvise.run import Listener, Silent, finding_its_images
+from coadvise.run import Listener, Silent, with_resolved_source
 
 
 class Networks:
@@ -118,7 +118,7 @@ def evaluate_run(
 def _image_set(ready: Networks, data: str | None, layout: str, listener: Listener) -> tuple[Split, tuple[str, ...]]:
     """The images to score on, and the classes among which is answered."""
     if data is None:
-        source = source_of(finding_its_images(ready.run, ready.config))
+        source = source_of(with_resolved_source(ready.run, ready.config))
         return source.val, source.classes  # a given teacher by itself may know more
     if layout == FOLDER:
         split = evaluation_split(data, ready.classes, ready.config.data.classes)

@@ -300,7 +300,7 @@ def written_data(folder: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def finding_its_images(folder: Path, config: RunConfig) -> RunConfig:
+def with_resolved_source(folder: Path, config: RunConfig) -> RunConfig:
     """The configuration of the run in `folder` for use from any directory: its images' folder as it was resolved then.
 
     Where that is gone the configuration stays: all may have been moved, and a relative folder may still be right.

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
-SILENCE = 300.0  # seconds until a network says in a file how far it is
+LOG_EVERY = 300.0  # seconds from one line of a network in a file to the next
 
 
 def shown(text: str) -> str:
@@ -100,7 +100,7 @@ class Terminal:
         own.figures = figures or own.figures
         if done == total:
             del self.parts[part]
-        elif now - own.spoke >= SILENCE and done > own.first:
+        elif now - own.spoke >= LOG_EVERY and done > own.first:
             own.spoke = now
             left = (now - own.began) / (done - own.first) * (total - done) / 60
             words = [f"{part}: {done} of {total}", f"about {left:.0f} min left", _in_words(own.figures)]

@@ -21,7 +21,7 @@ from coadvise.errors import UserError
 from coadvise.evaluate import predict_logits, top1
 from coadvise.loss import CLASS, LossWeights, co_advise_loss
 from coadvise.networks import Network
-from coadvise.optim import learning_rate, make_optimiser
+from coadvise.optim import average_of, learning_rate, make_optimiser
 from coadvise.record import Recorder
 from coadvise.watch import Watch
 
@@ -73,7 +73,7 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
     loader = TrainingLoader(job.views, recipe.batch_size, recipe.accumulate, job.workers, engine.rank, engine.processes)
     per_epoch, last_step = loader.steps_per_epoch, recipe.epochs * loader.steps_per_epoch
     optimiser = make_optimiser(network.model, recipe)
-    averaged = ModelEmaV3(network, decay=recipe.ema, use_warmup=True, foreach=True) if recipe.ema else None
+    averaged = average_of(network, recipe)
     answering = averaged.module if averaged else network
     quarantine = Quarantine(record.path.parent, job.views.split, job.max_unreadable)
     watch = Watch(job.part, network, optimiser, engine, record)

@@ -65,7 +65,7 @@ def sentence(over_images: Interval, over_seeds: Interval | None, images: int) ->
     return text + (f", {over_seeds} over seeds" if over_seeds else "") + "."
 
 
-def better_teacher(teachers: Mapping[tuple[str, str], Hits], advised: Mapping[int, Hits]) -> str | None:
+def teacher_remark(teachers: Mapping[tuple[str, str], Hits], advised: Mapping[int, Hits]) -> str | None:
     """Says of the most accurate teacher, by (name, part), that it is better than the students that it advised.
 
     None where that does not stand clear of chance over the test images.
