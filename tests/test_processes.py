@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -132,3 +133,38 @@ def test_a_rank_that_hangs_is_named_with_its_step(tiny_images: Path, preset: str
         _, err = process.communicate(timeout=60)
     assert re.search(r"rank 0 got no answer from rank 1 at step \d+ of teachers/conv \(.*[Tt]imed out.*\)", err), err
     assert re.search(r"rank\s*: 0 .*\n\s*exitcode\s*: 69", err), err
+
+
+LATE = """
+import os, time
+from pathlib import Path
+from coadvise import arm
+from coadvise.cli import main
+
+look, deadline = arm.is_done, {}
+
+def late(folder, network):
+    if os.environ["RANK"] == "1":  # looks only once the other has written all there is to write, or waits for this one
+        until = deadline.setdefault(network.part, time.monotonic() + 2)
+        while not look(folder, network) and time.monotonic() < until:
+            time.sleep(0.02)
+    return look(folder, network)
+
+arm.is_done = late
+main()
+"""
+
+
+def test_a_rank_that_comes_late_does_what_the_other_one_does(tiny_images: Path, preset: str, tmp_path: Path) -> None:
+    """A given teacher is written and scored by one rank alone, whatever the other one is at."""
+    first = fit(tiny_images, preset, tmp_path / "first")
+    script = tmp_path / "late.py"
+    script.write_text(LATE)
+    given = [f"teachers.{name}.checkpoint={first / 'teachers' / name}" for name in ("conv", "inv")]
+    arguments = ["fit", str(tiny_images), *given, "--preset", preset, "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, *TWO_PROCESSES, str(script), *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [r["part"] for r in records(tmp_path / "run", "result")] == [r["part"] for r in records(first, "result")]

@@ -50,14 +50,12 @@ def is_done(folder: Path, arm: Arm) -> bool:
 def train_arm(run: Run, arm: Arm) -> None:
     """Trains one network to its end, scores it, records the result; what is done already is not done again."""
     folder, config = run.folder / arm.part, run.config
-    if is_done(run.folder, arm):
-        try:
-            load_predictions(run.folder, arm.part)
-            run.listener.say(f"{arm.name}: done already")
-            return
-        except DamagedError as error:
-            run.listener.say(f"{arm.name}: damaged predictions, made again: {error}")
-    if is_trained(run.folder, arm):
+    there, whole = is_trained(run.folder, arm), _has_whole_predictions(run, arm)
+    run.engine.barrier()  # all have looked, and find the same: only now may one of them write
+    if whole:
+        run.listener.say(f"{arm.name}: done already")
+        return
+    if there:
         network = load_network(folder)
     elif not trained_here(arm, config):
         network = given_network(config.teachers[arm.teacher], config.data.image_size)
@@ -88,6 +86,18 @@ def train_arm(run: Run, arm: Arm) -> None:
     )  # fmt: skip
     run.listener.say(f"{arm.name}: top-1 " + ", ".join(f"{name} {score['top1']:.1%}" for name, score in found.items()))
     run.engine.barrier()
+
+
+def _has_whole_predictions(run: Run, arm: Arm) -> bool:
+    """Whether nothing is left to do for a network; damaged predictions are made again."""
+    if not is_done(run.folder, arm):
+        return False
+    try:
+        load_predictions(run.folder, arm.part)
+    except DamagedError as error:
+        run.listener.say(f"{arm.name}: damaged predictions, made again: {error}")
+        return False
+    return True
 
 
 def _job(run: Run, arm: Arm, network: Network) -> Training:

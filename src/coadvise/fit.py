@@ -172,7 +172,7 @@ def training(
         advised = [arm.seed for arm in arms if arm.role == ADVISED and not is_done(folder, arm)]
         check_caches(Path(cache), config, dataset, advised)
 
-    with owned(folder, engine), engine.stops_gently(), engine.in_company():
+    with engine.stops_gently(), engine.in_company(), owned(folder, engine):
         record = open_record(folder, config, engine, listener.say)
         run = Run(folder, config, dataset, engine, record, listener, Path(cache) if cache is not None else None)
         run.describe(sorted({arm.seed for arm in arms}), changed)

@@ -237,9 +237,12 @@ def _megabytes(size: int) -> str:
 def owned(folder: Path, engine: Engine) -> Iterator[None]:
     """Keeps a second program off the run directory; the lock of a program that died is free at once.
 
+    No process begins to write before all have come here: what they looked for until then they found alike.
+
     Raises:
         UserError: the folder cannot be made or written, or another program has it.
     """
+    engine.barrier()
     if not engine.is_main:
         yield
         return
