@@ -94,6 +94,14 @@ def test_a_teacher_s_accuracy_is_that_of_the_row_s_teacher(studied: Studied) -> 
         assert figures(result)[name]["teacher_top1"]["mean"] == pytest.approx(wanted)
 
 
+def test_how_far_a_student_is_above_its_teacher_is_told_by_image(studied: Studied) -> None:
+    result, _ = studied.run("capacity")
+    for figure in figures(result).values():
+        own, teacher, above = (figure[name]["mean"] for name in ("top1", "teacher_top1", "above_teacher"))
+        assert above == pytest.approx(own - teacher)
+    assert all(order["over"]["images"] is not None for order in result["orders"])
+
+
 def test_same_answers_are_agreement_s(studied: Studied) -> None:
     result, _ = studied.run("knowledge")
     names = {

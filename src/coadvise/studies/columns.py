@@ -205,6 +205,11 @@ def _rescored(row: Finished, folder: str | None, listener: Listener) -> Mapping[
 
 TOP1 = Column("top1", "top-1", of_each(lambda row, arm, listener: _hits(row, arm.part, row.answer)))
 TEACHER_TOP1 = Column("teacher_top1", "the teacher's top-1", of_first(_teachers_hits))
+ABOVE_TEACHER = Column(
+    "above_teacher", "top-1 above the teacher's",
+    of_each(lambda row, arm, listener: _hits(row, arm.part, row.answer) - _teachers_hits(row, arm)),
+    note="Top-1 above the teacher's: where it falls as teachers get better, students gain less than they.",
+)  # fmt: skip
 PARAMETERS = Column("parameters", "parameters, M", of_first(_parameters), 1e-6, 2, "")
 SPEED = Column(
     "images_per_second", "images/s", _images_per_second, 1, 0, "",
