@@ -7,6 +7,7 @@ another study in the same folder, and a study that was stopped goes on where it 
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -120,20 +121,37 @@ def run_study(
 
 
 def _train(plan: _Plan, jobs: int, listener: Listener, reuse: str | Path | None) -> None:
-    """Makes all runs, teachers' first: several at a time, or where one is missing several of its networks."""
+    """Makes all runs, teachers' first: several at a time, or of one run several of its networks."""
     names = {
         task.folder: plan.shown_as(task) or f"{task.arms[0].name} {task.folder.name}" for task in plan.tasks.values()
     }
     tasks = sorted(plan.tasks.values(), key=lambda task: any(arm.role != TEACHER for arm in task.arms))
     first = tasks[0]  # of runs on the same images one says what these are
-    missing = [task for task in tasks if not all(is_done(task.folder, arm) for arm in task.arms)]
-    if jobs > 1 and len(missing) > 1:
-        side_by_side = {names[t.folder]: partial(_make, t, 1, names[t.folder], t == first, reuse) for t in missing}
-        after = {names[t.folder]: [names[folder] for folder in t.needs if folder in names] for t in missing}
-        in_processes(side_by_side, jobs, Engine(missing[0].config.engine), listener, after)
-        tasks = [task for task in tasks if task not in missing]
+    together = [task for task in tasks if not all(is_done(task.folder, arm) for arm in task.arms)]
+    together = together[: len(together) - _one_by_one([_students_missing(task) for task in together], jobs)]
+    if jobs > 1 and len(together) > 1:
+        side_by_side = {names[t.folder]: partial(_make, t, 1, names[t.folder], t == first, reuse) for t in together}
+        after = {names[t.folder]: [names[folder] for folder in t.needs if folder in names] for t in together}
+        in_processes(side_by_side, jobs, Engine(first.config.engine), listener, after)
+        tasks = [task for task in tasks if task not in together]
     for task in tasks:  # also what is done: its predictions may be damaged
         _make(task, jobs, names[task.folder], task == first, reuse, listener)
+
+
+def _students_missing(task: _Task) -> int:
+    return sum(arm.role != TEACHER and not is_done(task.folder, arm) for arm in task.arms)
+
+
+def _one_by_one(students: Sequence[int], jobs: int) -> int:
+    """How many of the last runs are done sooner one after the other, each several students at a time.
+
+    Args:
+        students: that each run lacks; none where it lacks a teacher alone.
+        jobs: networks that are trained at the same time. Of fewer runs than these, side by side, some of it is idle.
+    """
+    rest = sum(map(bool, students)) % jobs
+    last = students[len(students) - rest :]
+    return rest if last and sum(math.ceil(count / jobs) for count in last) < max(last) else 0
 
 
 def _make(task: _Task, jobs: int, name: str, introduce: bool, reuse: str | Path | None, listener: Listener) -> None:

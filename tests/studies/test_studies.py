@@ -1,7 +1,11 @@
 """Studies as configurations, and a tiny one run from end to end."""
 
 import json
+import shutil
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -13,10 +17,11 @@ from coadvise.arm import initial_network
 from coadvise.config import TeacherConfig, load_config
 from coadvise.engine import Interrupted
 from coadvise.errors import UserError
+from coadvise.jobs import Task, in_processes
 from coadvise.rescore import evaluate_run
 from coadvise.run import TEACHER
 from coadvise.studies import STUDIES, Order, Row, Study
-from coadvise.study import _configuration, _plan, foresee_study, run_study
+from coadvise.study import _configuration, _one_by_one, _plan, foresee_study, run_study
 from coadvise.teachers import Teachers
 
 ONE = "both teachers through one output"
@@ -274,6 +279,48 @@ def test_two_runs_at_a_time_find_what_one_after_the_other_does(
     said = {part for part, _ in listener.steps}
     assert {"class token alone: students/alone-0", "class + conv token: students/advised-0"} <= said
     assert {path.name for path in (out / "students").iterdir()} == {Path(row["run"]).name for row in one["rows"]}
+
+
+@pytest.mark.parametrize(
+    ("students", "jobs", "one_by_one"),
+    [
+        ([3, 3, 3], 2, 1),  # two rounds for the last one, in place of three
+        ([3, 3, 3, 3], 2, 0),
+        ([0, 0, 3], 2, 1),
+        ([3, 3, 3], 4, 0),  # three rounds either way
+        ([3, 3], 4, 2),
+        ([1, 1, 1], 2, 0),
+        ([1, 1, 1], 4, 0),
+        ([0, 0], 4, 0),
+        ([3, 3, 3], 1, 0),
+        ([], 2, 0),
+    ],
+)
+def test_the_last_runs_leave_no_core_idle(students: list[int], jobs: int, one_by_one: int) -> None:
+    assert _one_by_one(students, jobs) == one_by_one
+
+
+def test_students_of_the_last_run_are_trained_side_by_side(
+    studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    one, _ = studied.run("tokens", seeds=2)
+    out = tmp_path / "out"
+    shutil.copytree(studied.out, out)
+    for row in one["rows"][1:]:
+        shutil.rmtree(out / "students" / Path(row["run"]).name)
+    side_by_side: list[set[str]] = []
+
+    def watched(tasks: Mapping[str, Task], *others: Any) -> None:
+        side_by_side.append(set(tasks))
+        in_processes(tasks, *others)
+
+    for module in ("study", "fit"):
+        monkeypatch.setattr(sys.modules[f"coadvise.{module}"], "in_processes", watched)
+    two = run_study("tokens", studied.images, studied.preset, 2, out, jobs=2)
+    assert side_by_side[0] == {"class + conv token", "class + inv token"}
+    assert any({"students/advised-0", "students/advised-1"} <= tasks for tasks in side_by_side[1:])
+    assert [row["figures"] for row in two["rows"]] == [row["figures"] for row in one["rows"]]
 
 
 def test_of_runs_side_by_side_one_that_fails_ends_the_study(studied: Studied, tmp_path: Path) -> None:
