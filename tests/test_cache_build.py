@@ -366,3 +366,20 @@ def test_the_run_it_is_made_from_is_only_read(finished: Path, tmp_path: Path) ->
     before = contents(finished)
     build_cache(finished, tmp_path / "cache", jobs=2)
     assert contents(finished) == before
+
+
+def test_a_run_or_a_file_is_no_place_for_a_cache(
+    finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    there = contents(finished)
+    (tmp_path / "file").touch()
+    for place, said in (
+        (finished, r"is a run directory of 'coadvise fit'; give it as --reuse"),
+        (tmp_path / "file", "is a file"),
+    ):
+        with pytest.raises(UserError, match=said):
+            fit(tiny_images, tiny_preset, tmp_path / "run", overrides=given(finished), cache=place)
+        with pytest.raises(UserError, match=said):
+            build_cache(finished, place)
+    assert not (tmp_path / "run").exists()
+    assert contents(finished) == there

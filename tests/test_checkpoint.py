@@ -365,7 +365,9 @@ def test_models(tmp_path: Path) -> None:
     assert read_model(folder)[0]["model"] == "other"
     assert [path.name for path in folder.parent.iterdir()] == ["conv"]
     (folder / WEIGHTS).write_bytes(b"x")
-    with pytest.raises(UserError, match=r"damaged model: .*model\.safetensors.*train it again or restore"):
+    with pytest.raises(
+        UserError, match=r"damaged model: .*model\.safetensors.*; restore the file, or delete '.*' and run"
+    ):
         read_model(folder)
 
 

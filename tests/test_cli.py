@@ -323,6 +323,9 @@ def test_the_users_errors_are_one_line_each(
     )
     refused(fit("epochs"), "'epochs' is not an override; write key=value")
     refused(fit("--seeds", "0"), "at least one student is needed")
+    for options in ((), ("--dry-run",)):
+        refused(fit("--jobs", "0", *options), "jobs=0; at least one network must be trained")
+    refused(cli("bench", "involution", "--json", nothing / "x.json"), f"'{nothing}' is no folder; make it")
     refused(fit("engine.device=cuda"), "PyTorch sees no CUDA device")
     assert not run.exists()
 

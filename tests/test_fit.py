@@ -37,7 +37,7 @@ from coadvise.data.sources import open_source
 from coadvise.engine import RESUMABLE, Engine, Interrupted
 from coadvise.errors import UserError
 from coadvise.evaluate import load_predictions, predict_logits
-from coadvise.fit import default_preset, foresee_fit
+from coadvise.fit import default_preset, describe, foresee_fit
 from coadvise.networks import create_network, load_network
 from coadvise.predict import trained_parts
 from coadvise.rescore import evaluate_run
@@ -353,6 +353,39 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(
         fit(tiny_images, tiny_preset, tmp_path / "thesis" / "chapter.txt")
     (tmp_path / "empty").mkdir()
     fit(tiny_images, tiny_preset, tmp_path / "empty", overrides=FAST)
+
+
+def test_a_folder_of_something_else_is_that_whatever_its_links(
+    tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "link").symlink_to(tiny_images)
+    with pytest.raises(UserError, match="own' exists and is no run directory"):
+        fit(tiny_images, tiny_preset, tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["student.model_kwargs.depth=0", "student.model_kwargs.patch_size=64"],  # the first when it is made for inference
+)
+def test_a_network_that_cannot_answer_is_refused_before_any_is_trained(
+    override: str, tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="model 'cit_micro_patch4_32' .* does not answer for images of 16 pixels: "):
+        fit(tiny_images, tiny_preset, tmp_path / "run", overrides=[override])
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_that_are_scored_and_trained_on_are_counted(tiny_preset: str, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data")
+    for name in ("0", "1"):
+        shutil.copy(data / "train" / "red" / f"{name}.png", data / "val" / "blue" / f"{name}-again.png")
+    dataset = audit(open_source(data, 0.2, 0), 16, in_memory=True)
+    (line,) = (line for line in describe(dataset) if "training images too" in line)
+    assert line.startswith(
+        "2 of the 14 validation images are training images too, to the byte ('val/blue/0-again.png' is"
+    )
+    assert "'train/red/0.png'" in line
 
 
 def test_a_run_that_stopped_before_it_began_can_be_started(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:

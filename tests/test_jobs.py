@@ -14,7 +14,7 @@ from tiny import Stopper, assert_same_weights, command, make_images, never, reco
 from coadvise import fit
 from coadvise.config import EngineConfig
 from coadvise.engine import RESUMABLE, Engine, Interrupted
-from coadvise.errors import UserError
+from coadvise.errors import LostProcessError, UserError
 from coadvise.jobs import Task, in_processes
 from coadvise.run import Listener, Silent
 from coadvise.study import run_study
@@ -140,3 +140,12 @@ def test_stopped_by_a_signal_every_network_has_saved_its_step(
     assert err == "coadvise: stopped; run the same command again to go on\n"
     for part in ("teachers.conv", "teachers.inv"):
         assert list((run / "checkpoints" / part).glob("step-*")), f"{part} has saved nothing"
+
+
+def _die(listener: Listener) -> None:
+    os._exit(7)
+
+
+def test_a_process_that_dies_is_named() -> None:
+    with pytest.raises(LostProcessError, match="first: its process ended with exit code 7; run again to go on"):
+        in_processes({"first": _die}, 2, Engine(EngineConfig(device="cpu")), Silent())

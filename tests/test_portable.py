@@ -139,3 +139,10 @@ def test_a_full_disk_leaves_nothing(finished: Path, small_disk, tmp_path: Path) 
     with pytest.raises(StorageError, match="cannot write"):
         export(finished, disk / "student.pt2")
     assert not list(disk.iterdir())
+
+
+def test_a_student_alone_is_exported_by_what_was_trained(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no answer 'inv'; this network has class, average"):
+        export(finished, tmp_path / "alone.pt2", "students/alone-0", "inv")
+    about = export(finished, tmp_path / "alone.pt2", "students/alone-0", "average")
+    assert about["answer"] == "class"

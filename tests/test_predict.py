@@ -2,6 +2,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,3 +141,31 @@ def test_what_cannot_be_answered_is_said(
     shutil.rmtree(unfinished / "students")
     with pytest.raises(UserError, match="no finished student yet; run the same 'coadvise fit' again"):
         load(unfinished)
+
+
+def test_a_student_alone_answers_by_what_was_trained(finished: Path, paths: list[Path]) -> None:
+    alone = load(finished, "students/alone-0/")
+    with pytest.raises(UserError, match="no answer 'conv'; this network has class and average"):
+        alone.predict(paths, "conv")
+    for one, other in zip(alone.predict(paths, "average"), alone.predict(paths), strict=True):
+        assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (np.zeros((8, 8, 3)), r"an array of float64 \[8, 8, 3\] is no image"),
+        (np.zeros((3, 8, 8), np.uint8), r"an array of uint8 \[3, 8, 8\] is no image"),
+        (np.zeros(8, np.uint8), "is no image"),
+        (torch.rand(2, 3, 8, 8), r"a tensor of shape \[2, 3, 8, 8\] is no image; give \[3, H, W\]"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), "a tensor of torch.int64 is no image"),
+        (torch.full((3, 8, 8), 2.0), "values from 2 to 2 is no image; give floats in 0..1, not normalised"),
+        (torch.full((3, 8, 8), torch.nan), "values from nan to nan"),
+        (torch.zeros(3, 0, 8), "is no image"),
+        (None, "None is no image; give paths"),
+        ([5], "5 is no image"),
+    ],
+)
+def test_what_is_no_image_is_said(student: TrainedStudent, given: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        student.predict(given)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from timm.data import ImageNetInfo
-from tiny import make_images, records
+from tiny import Stopper, make_images, never, records
 
 from coadvise import fit
 from coadvise.config import ModelConfig
@@ -217,3 +217,10 @@ def test_requests_that_make_no_sense_are_said(finished: Path, tmp_path: Path) ->
         evaluate_run(finished, images=0)
     with pytest.raises(UserError, match="is ImageNet-C, whose images are corrupted already"):
         evaluate_run(finished, str(lay_out_imagenet_c(tmp_path)), corruptions=True)
+
+
+def test_classes_without_an_image_are_named(finished: Path, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data", 1, 2, classes=("green", "red"))
+    listener = Stopper(never)
+    evaluate_run(finished, str(data), listener=listener)
+    assert listener.said == ["no images of 'blue'; answers are among all 3 classes"]

@@ -13,12 +13,13 @@ from coadvise.data import draws
 from coadvise.data.audit import Dataset
 from coadvise.data.loader import whole_batch
 from coadvise.data.views import Views
+from coadvise.engine import Engine
 from coadvise.errors import UserError
 from coadvise.evaluate import in_order, load_predictions, predict_logits, save_predictions, scores
 from coadvise.logit_cache import StoredLogits, cache_of, form_of
 from coadvise.loss import CLASS, LossWeights
 from coadvise.models import TokenModel
-from coadvise.networks import Network, build_network, load_network
+from coadvise.networks import Network, build_network, check_answers, load_network
 from coadvise.pretrained import given_network, start_from
 from coadvise.record import last_of, read_records
 from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Run
@@ -26,12 +27,15 @@ from coadvise.teachers import Teachers, check_classes
 from coadvise.train import Advisers, Training, checkpoint_bytes, train
 
 
-def check_arm(arm: Arm, folder: Path, config: RunConfig, dataset: Dataset, processes: int) -> int:
+def check_arm(arm: Arm, folder: Path, config: RunConfig, dataset: Dataset, engine: Engine) -> int:
     """Raises UserError for a network that cannot be made, had or trained. Returns the bytes of its checkpoint, or 0."""
     if trained_here(arm, config):
         recipe = recipe_of(arm, config)
-        whole_batch(recipe.batch_size, len(dataset.train), recipe.accumulate, processes)
-        return checkpoint_bytes(initial_network(arm, config, dataset.classes), recipe)
+        whole_batch(recipe.batch_size, len(dataset.train), recipe.accumulate, engine.processes)
+        network = initial_network(arm, config, dataset.classes)
+        if not is_trained(folder, arm):
+            check_answers(network, engine.device)
+        return checkpoint_bytes(network, recipe)
     if not is_trained(folder, arm):
         _check_given(arm, given_network(config.teachers[arm.teacher], config.data.image_size), config, dataset.classes)
     return 0

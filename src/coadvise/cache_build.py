@@ -21,7 +21,7 @@ from coadvise.errors import UserError
 from coadvise.jobs import in_processes, of_run
 from coadvise.logit_cache import Arrays, Form, LogitCache, cache_of, fingerprint, form_of, refuse_stand_ins, seed_folder
 from coadvise.record import Recorder
-from coadvise.run import CONFIG, Listener, Run, Silent, with_resolved_source
+from coadvise.run import CONFIG, Listener, Run, Silent, check_no_run, with_resolved_source
 from coadvise.teachers import Teachers
 
 PART = "logit cache"
@@ -76,10 +76,11 @@ def build_cache(
     source = source_of(config)
     if not engine.is_main:  # one process speaks
         listener = Silent()
+    cache = Path(out or folder / "cache")
     dataset = audit(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
     record = Recorder(folder, write=False, say=listener.say)
-    cache = Path(out or folder / "cache")
     chosen = range(config.seed, config.seed + seeds)
+    check_caches(cache, config, dataset, chosen)
     complete(Run(folder, config, dataset, engine, record, listener, cache), chosen, jobs, epochs)
     return cache
 
@@ -91,7 +92,10 @@ def epochs_of_views(config: RunConfig, epochs: int | None = None) -> int:
 
 
 def check_caches(folder: Path, config: RunConfig, dataset: Dataset, seeds: Sequence[int]) -> None:
-    """Raises UserError for caches of other data or views; teachers need not be trained yet."""
+    """Raises UserError for caches of other data or views, or no place for one; teachers need not be trained yet."""
+    check_no_run(folder, f"give it as --reuse to take its networks, or '{folder / 'cache'}' as the cache")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"'{folder}' is a file; give a folder for the logit cache")
     for seed in seeds:
         same = fingerprint(config, dataset, {}, seed)
         LogitCache(seed_folder(folder, seed), same).check(same.keys() - {"teachers"})

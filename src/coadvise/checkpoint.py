@@ -198,11 +198,14 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         UserError: there is none, or it is damaged.
     """
     if not (folder / MANIFEST).is_file():
-        raise UserError(f"no model in '{folder}' (no {MANIFEST}); give the folder of a finished network")
+        what = f"no {MANIFEST}" if folder.is_dir() else "it is no folder"
+        raise UserError(f"no model in '{folder}' ({what}); give the folder of a finished network")
     try:
         return read_manifest(folder), read_weights(folder)
     except DamagedError as error:
-        raise UserError(f"damaged model: {error}; train it again or restore the file") from None
+        raise UserError(
+            f"damaged model: {error}; restore the file, or delete '{folder}' and run the same 'coadvise fit' again"
+        ) from None
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Errors of the user's are one line and exit code 2."""
 
+import io
 import json
 import os
 import signal
@@ -84,9 +85,11 @@ def fit(
     """Train teachers and a co-advised student on a folder of labelled images."""
     from coadvise.fit import fit as run_fit
     from coadvise.fit import foresee_fit
+    from coadvise.jobs import check_jobs
     from coadvise.record import last_of, read_records
 
     if dry_run:
+        check_jobs(jobs)
         _foreseen(foresee_fit(data, preset, out, seed, baseline, seeds, overrides or [], cache), reuse, as_json)
         return
     terminal = Terminal(Console(stderr=as_json))
@@ -336,6 +339,8 @@ def bench(
     """Time a part of coadvise against its peer, in turns in one process."""
     from coadvise.bench import run_benchmark
 
+    if json_file is not None and not json_file.absolute().parent.is_dir():  # before minutes of measuring
+        raise UserError(f"'{json_file.parent}' is no folder; make it, or write elsewhere")
     table = run_benchmark(name, precision, batch_size, repeats, compiled, device)
     for line in table.lines():
         print(line)
@@ -370,6 +375,9 @@ def main() -> None:
     """
     from coadvise.engine import RESUMABLE, Interrupted
 
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks is shown escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(standalone_mode=True)
     except UserError as error:

@@ -9,13 +9,13 @@ from coadvise.arm import check_arm, is_done, is_trained, train_arm
 from coadvise.cache_build import check_caches, complete
 from coadvise.conclude import conclude
 from coadvise.config import CacheConfig, RunConfig, load_config
-from coadvise.data.audit import Dataset, audit
+from coadvise.data.audit import Dataset, audit, scored_and_trained_on
 from coadvise.data.quarantine import check_share
 from coadvise.data.sources import DIGITS, passed_over, source_of, typical_size
 from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
 from coadvise.foresight import foresee
-from coadvise.jobs import in_processes, of_run
+from coadvise.jobs import check_jobs, in_processes, of_run
 from coadvise.reuse import check_reuse, take
 from coadvise.run import (
     ADVISED,
@@ -78,8 +78,7 @@ def fit(
         StorageError: the run directory cannot be written any longer; what was saved is whole.
         LostProcessError: of several processes another one died or hangs.
     """
-    if jobs < 1:
-        raise UserError(f"jobs={jobs}; at least one network must be trained at a time")
+    check_jobs(jobs)
     listener = listener or Silent()
     chosen = preset or default_preset(data)
     config, folder, arms = _planned(data, chosen, out, seed, baseline, seeds, overrides, cache)
@@ -164,7 +163,7 @@ def training(
         if lost := split.unreadable:
             check_share(what, len(lost), len(split) + len(lost), config.data.max_unreadable, lost[0])
     # a network that cannot be made, had, trained or saved is an error before anything is written
-    check_space(folder, [check_arm(arm, folder, config, dataset, engine.processes) for arm in arms], jobs)
+    check_space(folder, [check_arm(arm, folder, config, dataset, engine) for arm in arms], jobs)
     summary_writer(config)
     if reuse is not None:
         check_reuse(Path(reuse), dataset, config.data.image_size)
@@ -236,5 +235,11 @@ def describe(dataset: Dataset) -> Iterator[str]:
             yield f"  left out, cannot be read: {fault}"
         if len(split.unreadable) > 5:
             yield f"  and {len(split.unreadable) - 5} more; all are listed in {DATA}"
+    if both := scored_and_trained_on(dataset):
+        scored, trained = (str(path.relative_to(dataset.source.root)) for path in both[0])
+        yield (
+            f"{len(both)} of the {len(dataset.val)} validation images are training images too, to the byte ({scored!r} "
+            f"is {trained!r}); of these the scores say little: leave them in one of both"
+        )
     if dataset.val.unreadable:
         yield f"scores are over the {len(dataset.val)} validation images that can be read"

@@ -23,7 +23,7 @@ from coadvise.config import RunConfig
 from coadvise.data.audit import audit
 from coadvise.data.sources import source_of
 from coadvise.engine import Engine, Interrupted
-from coadvise.errors import StorageError, UserError
+from coadvise.errors import LostProcessError, StorageError, UserError
 from coadvise.record import Recorder
 from coadvise.run import Listener, Run, open_record
 
@@ -33,6 +33,11 @@ Task = Callable[[Listener], None]  # goes to another process, so it must be a fu
 def of_run(run: Run, task: Callable[[Run], None]) -> Task:
     """A task that gets the run as its process has it."""
     return partial(_with_run, run.folder, run.config, run.cache, run.record.write, task)
+
+
+def check_jobs(jobs: int) -> None:
+    if jobs < 1:
+        raise UserError(f"jobs={jobs}; at least one network must be trained at a time")
 
 
 def in_processes(
@@ -52,6 +57,7 @@ def in_processes(
         UserError, StorageError: what the first task that failed raised; the others are stopped as by a signal, and can
             go on.
         Interrupted: a signal asked for a stop; every task has saved what it has to save.
+        LostProcessError: a process ended without a word.
     """
     if engine.processes > 1:
         raise UserError(
@@ -98,7 +104,7 @@ def _look_after(working: Mapping[str, BaseProcess]) -> tuple[str, str, Any]:
             return (
                 "fault",
                 name,
-                UserError(f"{name}: its process ended with exit code {process.exitcode}; run again to go on"),
+                LostProcessError(f"{name}: its process ended with exit code {process.exitcode}; run again to go on"),
             )
     return "", "", None
 

@@ -182,6 +182,21 @@ def create_network(about: dict[str, Any], source: str | None = None) -> Network:
         raise UserError(f"model '{about['model']}' cannot be made with {arguments}: {said}{hint}") from None
 
 
+def check_answers(network: Network, device: torch.device) -> None:
+    """Raises UserError for a network that does not answer for its images: some arguments are found out only then."""
+    size = network.about["image_size"]
+    try:
+        with torch.no_grad():
+            network.to(device).eval()(torch.zeros(2, 3, size, size, device=device))
+        network.for_inference()
+    except Exception as error:
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        arguments = network.about["model_kwargs"]
+        raise UserError(
+            f"model '{network.about['model']}' with {arguments} does not answer for images of {size} pixels: {said}"
+        ) from None
+
+
 def load_weights(network: Network, weights: Mapping[str, Tensor], origin: Path) -> None:
     """Gives a network its weights, all of them. Raises UserError where they are another network's."""
     try:

@@ -15,7 +15,7 @@ from coadvise.errors import UserError
 from coadvise.evaluate import AVERAGE
 from coadvise.loss import CLASS, average_probabilities
 from coadvise.networks import Network
-from coadvise.predict import load
+from coadvise.predict import load, trained_tokens
 
 ONNX, EXPORTED = ".onnx", ".pt2"
 IMAGES, PROBABILITIES = "images", "probabilities"  # the names of what goes in and comes out
@@ -58,8 +58,10 @@ def export(run: str | Path, out: str | Path, part: str | None = None, answer: st
     size = student.image_size
     images = torch.rand(SAMPLES, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        if answer not in (names := [*network(images[:1]), AVERAGE]):
+        if answer not in (names := [*trained_tokens(student.part, network(images[:1])), AVERAGE]):
             raise UserError(f"no answer '{answer}'; this network has {', '.join(names)}")
+        if answer == AVERAGE and len(names) == 2:  # of one answer
+            answer = names[0]
         answering = _Answer(network, answer).eval()
         wanted = answering(images)
     about: dict[str, Any] = {

@@ -1,9 +1,10 @@
 """A trained student answers for images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from coadvise.errors import UserError
 from coadvise.loss import CLASS, average_probabilities
 from coadvise.networks import Network, load_network
 
+T = TypeVar("T")
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
 
 
@@ -60,13 +62,13 @@ class TrainedStudent:
         Raises:
             UserError: an image that cannot be read, or an answer the student does not have.
         """
-        one = isinstance(images, (str, Path, Image.Image, np.ndarray, Tensor))
-        given: list[ImageLike] = [images] if one else list(images)  # type: ignore[arg-type, list-item]
+        several = isinstance(images, Iterable) and not isinstance(images, (str, Image.Image, np.ndarray, Tensor))
+        given: list[ImageLike] = list(images) if several else [images]  # type: ignore[arg-type, list-item]
         network = self.class_network if answer == CLASS else self.network
         found: list[Prediction] = []
         for start in range(0, len(given), batch_size):
             pixels = np.stack([self._pixels(image) for image in given[start : start + batch_size]])
-            tokens = network(torch.from_numpy(pixels).float().div_(255))
+            tokens = trained_tokens(self.part, network(torch.from_numpy(pixels).float().div_(255)))
             if answer != "average" and answer not in tokens:
                 raise UserError(f"no answer '{answer}'; this network has {', '.join(tokens)} and average")
             rows = average_probabilities(tokens) if answer == "average" else tokens[answer].float().softmax(-1)
@@ -84,11 +86,36 @@ class TrainedStudent:
                     f"cannot read image {error}; leave it out (coadvise predict: --allow-unreadable)"
                 ) from None
         elif isinstance(image, Tensor):
-            tensor = image if image.dtype == torch.uint8 else (image.clamp(0, 1) * 255).round().to(torch.uint8)
-            image = Image.fromarray(tensor.permute(1, 2, 0).numpy())
+            image = _from_tensor(image)
         elif isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim < 2 or image.shape[2:] not in ((), (3,), (4,)) or not image.size:
+                raise UserError(
+                    f"an array of {image.dtype} {list(image.shape)} is no image; give uint8 [H, W, 3] or [H, W]"
+                )
             image = Image.fromarray(image)
+        elif not isinstance(image, Image.Image):
+            raise UserError(f"{image!r} is no image; give paths, PIL images, arrays or tensors, one or several")
         return to_array(square(image.convert("RGB"), self.image_size))
+
+
+def _from_tensor(image: Tensor) -> Image.Image:
+    if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+        raise UserError(f"a tensor of shape {list(image.shape)} is no image; give [3, H, W], or a list of such")
+    if image.is_floating_point():
+        if not 0 <= image.min() <= image.max() <= 1:
+            raise UserError(
+                f"a tensor with values from {image.min():g} to {image.max():g} is no image; give floats in 0..1, not "
+                "normalised, or uint8"
+            )
+        image = (image * 255).round().to(torch.uint8)
+    elif image.dtype != torch.uint8:
+        raise UserError(f"a tensor of {image.dtype} is no image; give floats in 0..1 or uint8")
+    return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+
+
+def trained_tokens(part: str, tokens: Mapping[str, T]) -> dict[str, T]:
+    """The answers of a run's network that somebody trained: a student alone has heads that nobody advised."""
+    return {name: value for name, value in tokens.items() if name == CLASS or not part.startswith("students/alone")}
 
 
 def load(run: str | Path, part: str | None = None) -> TrainedStudent:
@@ -97,7 +124,7 @@ def load(run: str | Path, part: str | None = None) -> TrainedStudent:
     Raises:
         UserError: no such run, or it has not got that far.
     """
-    run = Path(run)
+    run, part = Path(run), part and part.rstrip("/")
     if not (run / "config.yaml").is_file():
         raise UserError(f"'{run}' is no run directory (no config.yaml); give the folder that 'coadvise fit' printed")
     if part is not None and part not in (parts := trained_parts(run)):

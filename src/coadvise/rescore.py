@@ -15,13 +15,12 @@ from coadvise.corruptions import CORRUPTIONS, SEVERITIES
 from coadvise.data.audit import audit_split
 from coadvise.data.loader import still_batches
 from coadvise.data.shifts import FOLDER, IMAGENET_C, LAYOUTS, corrupted_splits, layout_of, subset, subset_split
-from coadvise.data.sources import DIGITS, Split, evaluation_split, passed_over, scored_folder, source_of
+from coadvise.data.sources import DIGITS, Split, evaluation_split, few, passed_over, scored_folder, source_of
 from coadvise.engine import Engine
 from coadvise.errors import UserError
 from coadvise.evaluate import in_order, predict_each, scores
-from coadvise.loss import CLASS
 from coadvise.networks import load_network
-from coadvise.predict import trained_parts
+from coadvise.predict import trained_parts, trained_tokens
 from coadvise.robustness import corruption_scores, count_cases, file_cases, made_cases, relative_to_alexnet
 from coadvise.run import Listener, Silent, with_resolved_source
 
@@ -53,8 +52,7 @@ class Networks:
         """Logits [N, len(classes)] by part and token, of the tokens that somebody trained; other classes left out."""
         found = predict_each(self.networks, batches, self.engine)
         for part, tokens in found.items():
-            trained = tokens if part.startswith("students/advised") else {CLASS: tokens[CLASS]}
-            found[part] = in_order(trained, self.networks[part].classes, classes)
+            found[part] = in_order(trained_tokens(part, tokens), self.networks[part].classes, classes)
         return found
 
 
@@ -124,6 +122,8 @@ def _image_set(ready: Networks, data: str | None, layout: str, listener: Listene
         split = evaluation_split(data, ready.classes, ready.config.data.classes)
         for line in passed_over([scored_folder(Path(data))], ready.classes) if data != DIGITS else ():
             listener.say(line)
+        if missing := [name for label, name in enumerate(ready.classes) if label not in set(split.labels)]:
+            listener.say(f"no images of {few(missing)}; answers are among all {len(ready.classes)} classes")
         return split, ready.classes
     known = set(ready.classes).intersection(*(network.classes for network in ready.networks.values()))
     return subset_split(data, layout, tuple(known)), subset(layout)

@@ -141,6 +141,10 @@ def check_folder(folder: Path, config: RunConfig, allow_changes: bool) -> list[s
 
     Nothing in it may lead elsewhere.
     """
+    if folder.exists() and (
+        not folder.is_dir() or not ((folder / CONFIG).is_file() or all(path.name == LOCK for path in folder.iterdir()))
+    ):
+        raise UserError(f"'{folder}' exists and is no run directory; choose another --out")
     inside = folder.resolve()
     for path in folder.rglob("*"):
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
@@ -162,9 +166,13 @@ def check_folder(folder: Path, config: RunConfig, allow_changes: bool) -> list[s
                 "--allow-changes to go on with these"
             )
         return changed
-    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
-        raise UserError(f"'{folder}' exists and is no run directory; choose another --out")
     return []
+
+
+def check_no_run(folder: Path, instead: str) -> None:
+    """Raises UserError for a run directory, which is no place for other things, and says what to give instead."""
+    if (folder / CONFIG).is_file():
+        raise UserError(f"'{folder}' is a run directory of 'coadvise fit'; {instead}")
 
 
 def _respelled(folder: Path, old: RunConfig, new: RunConfig) -> RunConfig:

@@ -26,7 +26,7 @@ from coadvise.fit import default_preset, training
 from coadvise.foresight import foresee
 from coadvise.jobs import in_processes
 from coadvise.reuse import NO_STUDENT, by_itself, unadvising
-from coadvise.run import ADVISED, TEACHER, Arm, Listener, Silent, deciding_values
+from coadvise.run import ADVISED, TEACHER, Arm, Listener, Silent, check_no_run, deciding_values
 from coadvise.studies import STUDIES, Row, Study
 from coadvise.studies.columns import Finished, check_shift, shifted
 from coadvise.study_result import draw, markdown, measured
@@ -219,6 +219,7 @@ def _prepare(
     if cache:
         config = config.model_copy(update={"cache": config.cache or CacheConfig()})
     folder = Path(out or f"studies/{Path(data).resolve().name}")
+    check_no_run(folder, "choose another --out, or give it as --reuse to take its networks")
     return STUDIES[name], folder, _plan(STUDIES[name], config, seeds, folder)
 
 

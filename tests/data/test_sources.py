@@ -157,6 +157,7 @@ FAULTS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     ),
     "one image": ({"a": 3, "few": 1}, ("'few'", "one image", "two or more")),
     "val without train": ({"val/a": 1, "test/a": 1}, ("'test', 'val'", "look like splits", "train/")),
+    "val alone": ({"val/a": 1, "val/b": 1}, ("'val', which look like splits", "train/")),
     "other split names": (
         {"Training/a": 1, "Validation/a": 1},
         ("'Training', 'Validation'", "look like splits", "val/"),

@@ -2,11 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from studied import Studied
 
 from coadvise.cli import main
+from coadvise.errors import UserError
+from coadvise.study import run_study
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -40,3 +43,12 @@ def test_mistakes_are_named(studied: Studied, capsys: pytest.CaptureFixture[str]
         code, _, err = said(capsys, *words)
         assert code == 2
         assert sentence in err
+
+
+def test_a_run_is_no_place_for_a_study(studied: Studied) -> None:
+    run = Path(studied.run("tokens")[0]["rows"][0]["run"])
+    with pytest.raises(
+        UserError, match=r"is a run directory of 'coadvise fit'; choose another --out, or give it as --reuse"
+    ):
+        run_study("tokens", studied.images, studied.preset, out=run)
+    assert not (run / "tokens.json").exists()

@@ -26,6 +26,7 @@ T = TypeVar("T")
 Make = Callable[[Image.Image], Pixels]  # what is kept of an image
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of decoded images kept in memory
+MANY_FILES = 100_000  # whose contents are not compared: it would take minutes
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,21 @@ def _store(
     return open_store(
         folder / "images" / f"{name}-{kind.replace(' ', '-')}-{place}", fingerprint(split.paths, kind), decode
     )
+
+
+def scored_and_trained_on(dataset: Dataset) -> list[tuple[Path, Path]]:
+    """Validation files that are training files too, byte for byte: the one and the other. Not looked for among many."""
+    train, val = dataset.train.paths, dataset.val.paths
+    if len(train) + len(val) > MANY_FILES:
+        return []
+    by_size: dict[int, list[Path]] = {}
+    for path in train:
+        by_size.setdefault(path.stat().st_size, []).append(path)
+    alike = [path for path in val if path.stat().st_size in by_size]
+    others = [path for size in sorted({path.stat().st_size for path in alike}) for path in by_size[size]]
+    by_content = dict(zip(_threaded(_sha256, others), others, strict=True))
+    digests = zip(alike, _threaded(_sha256, alike), strict=True)
+    return [(path, by_content[digest]) for path, digest in digests if digest in by_content]
 
 
 def _check_memory(images: int, image_size: int) -> None:

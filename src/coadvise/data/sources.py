@@ -102,10 +102,10 @@ def evaluation_split(data: str | Path, classes: Sequence[str], chosen: Sequence[
     folder = scored_folder(root)
     found = [name for name in _class_names(folder) if name in chosen or not chosen]
     if unknown := sorted(set(found) - set(classes)):
-        raise UserError(f"'{folder}' has classes the student does not know: {_few(unknown)}; it knows {_few(classes)}")
+        raise UserError(f"'{folder}' has classes the student does not know: {few(unknown)}; it knows {few(classes)}")
     split = _list_split(folder, classes)
     if not split:
-        raise UserError(f"'{folder}' holds no images of the student's classes ({_few(classes)})")
+        raise UserError(f"'{folder}' holds no images of the student's classes ({few(classes)})")
     return split
 
 
@@ -122,7 +122,7 @@ def passed_over(folders: Sequence[Path], classes: Sequence[str]) -> list[str]:
     names = sorted({name for folder in folders for name in _folder_names(folder)})
     if empty := [name for name in names if not any(_has_images(folder / name) for folder in folders)]:
         others = _other_files(folders, empty)
-        lines.append(f"left out, without an image: class folder(s) {_few(empty)}" + (f" ({others})" if others else ""))
+        lines.append(f"left out, without an image: class folder(s) {few(empty)}" + (f" ({others})" if others else ""))
     return lines
 
 
@@ -162,7 +162,7 @@ def _with_splits(root: Path, val_name: str, classes: Sequence[str]) -> Source:
     ):
         if odd:
             raise UserError(
-                f"class folder(s) {_few(odd)} are in '{root / has}' but not in '{root / lacks}'; both need the same"
+                f"class folder(s) {few(odd)} are in '{root / has}' but not in '{root / lacks}'; both need the same"
             )
     train, val = _list_split(root / "train", train_classes), _list_split(root / val_name, train_classes)
     return Source(root, tuple(train_classes), train, val, f"trained on train/, scored on {val_name}/")
@@ -170,12 +170,12 @@ def _with_splits(root: Path, val_name: str, classes: Sequence[str]) -> Source:
 
 def _divide(root: Path, val_fraction: float, seed: int, chosen: Sequence[str]) -> Source:
     classes = _chosen_names(root, chosen)
-    _at_least_two(root, classes)
-    if {name.lower() for name in classes} <= SPLIT_NAMES:
+    if classes and {name.lower() for name in classes} <= SPLIT_NAMES:
         raise UserError(
-            f"'{root}' holds {_few(classes)}, which look like splits, not classes; "
+            f"'{root}' holds {few(classes)}, which look like splits, not classes; "
             f"name them train/ and one of {', '.join(f'{name}/' for name in VALIDATION_NAMES)}"
         )
+    _at_least_two(root, classes)
     everything = _list_split(root, classes)
     labels = np.array(everything.labels)
     held_out = np.zeros(len(labels), bool)
@@ -208,11 +208,11 @@ def _chosen_names(folder: Path, chosen: Sequence[str]) -> list[str]:
     """The chosen classes in the order of their folders, which must all be there; all classes when none are chosen."""
     there = _class_names(folder)
     if missing := sorted(set(chosen) - set(there)):
-        few = ", ".join(f"'{name}'{nearest(name, there)}" for name in missing[:5])
+        lacking = ", ".join(f"'{name}'{nearest(name, there)}" for name in missing[:5])
         raise UserError(
-            f"'{folder}' has no images of {len(missing)} of the {len(chosen)} classes of data.classes: {few}"
+            f"'{folder}' has no images of {len(missing)} of the {len(chosen)} classes of data.classes: {lacking}"
             + (" and others" if len(missing) > 5 else "")
-            + f"; its {len(there)} classes are {_few(there)}; name some of them, or leave data.classes out to use all"
+            + f"; its {len(there)} classes are {few(there)}; name some of them, or leave data.classes out to use all"
         )
     return [name for name in there if name in set(chosen)] if chosen else there
 
@@ -280,7 +280,8 @@ def _at_least_two(folder: Path, classes: Sequence[str]) -> None:
     )
 
 
-def _few(names: Sequence[str], most: int = 5) -> str:
+def few(names: Sequence[str], most: int = 5) -> str:
+    """Names for a message, so many of them."""
     shown = ", ".join(f"'{name}'" for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
