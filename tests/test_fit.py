@@ -371,7 +371,7 @@ def test_a_folder_of_something_else_is_that_whatever_its_links(
 def test_a_network_that_cannot_answer_is_refused_before_any_is_trained(
     override: str, tiny_images: Path, tiny_preset: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="model 'cit_micro_patch4_32' .* does not answer for images of 16 pixels: "):
+    with pytest.raises(UserError, match=r"model 'cit_micro_patch4_32' .* does not answer for images of 16 pixels: "):
         fit(tiny_images, tiny_preset, tmp_path / "run", overrides=[override])
     assert not (tmp_path / "run").exists()
 

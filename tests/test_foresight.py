@@ -1,6 +1,7 @@
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,8 +9,11 @@ from coadvise import foresight
 from coadvise.config import load_config
 from coadvise.data.audit import audit
 from coadvise.data.sources import source_of
-from coadvise.foresight import foresee
-from coadvise.run import plan
+from coadvise.engine import Engine
+from coadvise.foresight import _adviser, foresee
+from coadvise.networks import Network
+from coadvise.pretrained import given_network
+from coadvise.run import Arm, plan
 
 Seconds = Callable[[Sequence[str]], dict[str, float]]
 
@@ -41,3 +45,34 @@ def test_a_training_takes_its_steps(foreseen: Seconds) -> None:
 def test_of_a_large_batch_a_part_is_timed(foreseen: Seconds, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foresight, "TIMED_IMAGES", 4)
     assert set(foreseen([]).values()) == {24}
+
+
+def test_students_of_a_cache_ask_no_teacher_and_processes_share_a_step(
+    foreseen: Seconds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def adviser(arm: Arm, *others: Any) -> Network:
+        asked.append(arm.teacher)
+        return _adviser(arm, *others)
+
+    monkeypatch.setattr(foresight, "_adviser", adviser)
+    foreseen(["cache.top_k=2"])
+    assert asked == []
+    foreseen([])
+    assert asked == ["conv", "inv"]
+    monkeypatch.setattr(foresight, "TIMED_IMAGES", 4)
+    monkeypatch.setattr(Engine, "processes", 3)
+    assert set(foreseen([]).values()) == {8}  # of the 12 images of a step each has 4
+
+
+def test_a_given_teacher_is_timed_as_it_is(finished: Path, foreseen: Seconds, monkeypatch: pytest.MonkeyPatch) -> None:
+    had: list[Network] = []
+
+    def given(*arguments: Any) -> Network:
+        had.append(given_network(*arguments))
+        return had[-1]
+
+    monkeypatch.setattr(foresight, "given_network", given)
+    assert "teachers/conv" not in foreseen([f"teachers.conv.checkpoint={finished / 'teachers' / 'conv'}"])
+    assert len(had) == 1

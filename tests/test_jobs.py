@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from tiny import Stopper, assert_same_weights, command, make_images, never, records, weights_of
 
-from coadvise import fit
+from coadvise import fit, jobs
 from coadvise.config import EngineConfig
 from coadvise.engine import RESUMABLE, Engine, Interrupted
 from coadvise.errors import LostProcessError, UserError
@@ -149,3 +150,28 @@ def _die(listener: Listener) -> None:
 def test_a_process_that_dies_is_named() -> None:
     with pytest.raises(LostProcessError, match="first: its process ended with exit code 7; run again to go on"):
         in_processes({"first": _die}, 2, Engine(EngineConfig(device="cpu")), Silent())
+
+
+def _talk(listener: Listener) -> None:
+    for step in range(10_000):
+        listener.progress("talks", step, 10_000, {})
+        time.sleep(0.05)
+
+
+def test_a_process_that_dies_is_named_while_another_one_talks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "LOOK_EVERY", 0.2)
+    listener = Stopper(never)
+    with pytest.raises(LostProcessError, match="first: its process ended with exit code 7"):
+        in_processes({"first": _die, "second": _talk}, 2, Engine(EngineConfig(device="cpu")), listener)
+    assert len(listener.steps) < 10_000
+    assert not multiprocessing.active_children()
+
+
+def test_a_listener_that_fails_leaves_no_process_behind() -> None:
+    class Gone(Silent):
+        def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+            raise BrokenPipeError("the reader has gone")
+
+    with pytest.raises(BrokenPipeError):
+        in_processes({"talks": _talk, "waits": _talk}, 1, Engine(EngineConfig(device="cpu")), Gone())
+    assert not multiprocessing.active_children()

@@ -1,5 +1,6 @@
 """metrics.jsonl: appended to, rewound, and whole again after a crash."""
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coadvise.errors import UserError
+from coadvise.errors import StorageError, UserError
 from coadvise.record import FILE, Recorder, last_of, read_records
 
 records = st.lists(
@@ -46,7 +47,9 @@ def test_rewinding_drops_what_one_part_said_later(
     folder = tmp_path_factory.mktemp("run")
     written(folder, entries).rewind(part, step)
     assert read_records(folder) == [
-        entry for entry in entries if not (entry.get("part") == part and entry.get("step", 0) > step)
+        entry
+        for entry in entries
+        if entry.get("part") != part or (entry.get("step", 0) <= step and entry["kind"] != "result")
     ]
 
 
@@ -106,3 +109,16 @@ def test_last_of() -> None:
     assert last_of(entries, "a", "x") == entries[1]
     assert last_of(entries, "c") is None
     assert last_of([], "a") is None
+
+
+def test_of_a_record_that_does_not_fit_nothing_stays(tmp_path: Path) -> None:
+    made = written(tmp_path, [{"kind": "train"}])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / FILE).stat().st_size + 5, limits[1]))
+    try:
+        with pytest.raises(StorageError):
+            made.add("eval")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    made.add("result")
+    assert [record["kind"] for record in read_records(tmp_path)] == ["train", "result"]

@@ -11,7 +11,7 @@ from coadvise.config import load_config
 from coadvise.errors import UserError
 from coadvise.reuse import by_itself
 from coadvise.run import ADVISED, ALONE, TEACHER
-from coadvise.study import run_study
+from coadvise.study import _hash, run_study
 
 PARTS = ("teachers/conv", "teachers/inv", "students/advised-0", "students/alone-0")
 TEACHERS, STUDENTS = PARTS[:2], PARTS[2:]
@@ -117,6 +117,8 @@ def test_by_itself_leaves_out_what_cannot_matter() -> None:
     assert by_itself(config, TEACHER, "conv") != by_itself(warmer, TEACHER, "inv")
     warmer = load_config("small-images", ["teachers.conv.temperature=9"], source="x")
     assert by_itself(config, ALONE) == by_itself(warmer, ALONE)
+    for unread in ("student.weight=2", "student.combine=mean"):  # a student alone has one term
+        assert by_itself(config, ALONE) == by_itself(load_config("small-images", [unread], source="x"), ALONE)
     assert by_itself(config, ADVISED) != by_itself(warmer, ADVISED)
 
 
@@ -136,3 +138,38 @@ def test_a_student_alone_has_the_tokens_whoever_advises_the_class_token(one: str
     first, second = (load_config("small-images", [f"teachers.conv.token={t}"], source="x") for t in (one, other))
     assert (by_itself(first, ALONE) == by_itself(second, ALONE)) is same
     assert by_itself(first, ADVISED) != by_itself(second, ADVISED)
+
+
+def test_a_given_teacher_is_had_where_it_is_given(
+    finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    given = Path(shutil.copytree(finished / "teachers" / "conv", tmp_path / "given"))
+    override = f"teachers.conv.checkpoint={given}"
+    one = fit(tiny_images, tiny_preset, tmp_path / "one", overrides=[override])
+    other = fit(tiny_images, tiny_preset, tmp_path / "other", seed=1)
+    shutil.rmtree(given)
+    shutil.copytree(other / "teachers" / "conv", given)
+    again = fit(tiny_images, tiny_preset, tmp_path / "again", overrides=[override], reuse=one)
+    assert weights(again, "teachers/conv") == weights(given, "") != weights(one, "teachers/conv")
+    assert weights(again, "teachers/inv") == weights(one, "teachers/inv")
+    assert [record["part"] for record in records(again, "reused")] == ["teachers/inv"]
+
+
+def test_a_study_tells_given_weights_by_their_contents(finished: Path, tmp_path: Path) -> None:
+    given = Path(shutil.copytree(finished / "teachers" / "conv", tmp_path / "given"))
+    moved = Path(shutil.copytree(given, tmp_path / "moved"))
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(b"one")
+
+    def of(teacher: Path) -> str:
+        overrides = [f"teachers.conv.checkpoint={teacher}", f"student.start={start}"]
+        return _hash(load_config("small-images", overrides, source="x"), tmp_path / "study")
+
+    first = of(given)
+    assert of(moved) == first
+    start.write_bytes(b"another")
+    assert of(given) != first
+    start.write_bytes(b"one")
+    shutil.rmtree(given)
+    shutil.copytree(finished / "teachers" / "inv", given)
+    assert of(given) != first == of(moved)

@@ -1,10 +1,12 @@
 """The run directory: another configuration, a second program, a disk that is too small or cannot be written."""
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,10 +18,12 @@ from tiny import Stopper, command, contents, records
 from coadvise import fit
 from coadvise.cli import STORAGE
 from coadvise.config import EngineConfig, differences, load_config
+from coadvise.data.audit import audit
+from coadvise.data.sources import open_source
 from coadvise.engine import Engine, Interrupted
 from coadvise.errors import UserError
 from coadvise.record import read_records
-from coadvise.run import CONFIG, check_folder, check_space, owned
+from coadvise.run import CONFIG, check_folder, check_images, check_space, owned
 
 MEGABYTE = 1_000_000
 
@@ -136,6 +140,35 @@ def test_the_owner_is_named_and_a_dead_one_s_lock_is_taken_over(tmp_path: Path) 
         holder.communicate()
     with owned(tmp_path, engine):
         assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {os.uname().nodename}"
+
+
+def test_what_a_dead_program_left_behind_is_waited_for(tmp_path: Path) -> None:
+    """Its loader processes have the lock until they notice."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = (tmp_path / ".lock").open("w")
+    left.write(f"process {dead.pid} on {os.uname().nodename}")
+    left.flush()
+    fcntl.flock(left, fcntl.LOCK_EX)
+    threading.Timer(0.5, left.close).start()
+    with owned(tmp_path, Engine(EngineConfig(device="cpu"))):
+        assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {os.uname().nodename}"
+
+
+def test_a_run_that_was_killed_while_it_began_can_be_begun(tiny_preset: str, tmp_path: Path) -> None:
+    for name in (".lock", f".{CONFIG}.part"):
+        (tmp_path / name).touch()
+    assert check_folder(tmp_path, load_config(tiny_preset, source="x"), allow_changes=False) == []
+
+
+def test_images_that_change_under_a_run_are_found_by_its_processes(
+    finished: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(tiny_images, tmp_path / "data"))
+    check_images(finished, audit(open_source(data, 0.2, 0), 16, in_memory=True), 16)
+    (data / "train" / "red" / "0.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"the images changed since .* began: 23 to train on, 12 to score can be read"):
+        check_images(finished, audit(open_source(data, 0.2, 0), 16, in_memory=True), 16)
 
 
 # The disk

@@ -1,6 +1,7 @@
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from coadvise.engine import Engine, Interrupted
 from coadvise.errors import UserError
 from coadvise.loss import Advice, LossWeights, co_advise_loss
 from coadvise.networks import Network, build_network
+from coadvise.optim import make_optimiser
 from coadvise.record import Recorder
 from coadvise.teachers import Teacher, Teachers
 from coadvise.train import Progress, Training, seconds_between, train
@@ -246,6 +248,23 @@ def test_after_a_crash_it_goes_on_from_the_last_checkpoint(crash: int, dataset: 
     assert rest.steps[0] == ("part", saved + 1)
     assert_same_weights(network.state_dict(), wanted)
     assert records(tmp_path / "crashed") == records(tmp_path / "undisturbed")
+
+
+def test_a_changed_configuration_of_the_optimiser_holds_from_where_it_goes_on(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.optim.Optimizer] = []
+
+    def kept(*arguments: Any) -> torch.optim.Optimizer:
+        made.append(make_optimiser(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(sys.modules["coadvise.train"], "make_optimiser", kept)
+    with pytest.raises(Interrupted):
+        Case().start(dataset, tmp_path, Stopper(lambda part, step: step == 2).progress)
+    Case(recipe={"weight_decay": 0.5, "betas": (0.8, 0.95)}).start(dataset, tmp_path)
+    assert {group["weight_decay"] for group in made[-1].param_groups} == {0.0, 0.5}
+    assert {group["betas"] for group in made[-1].param_groups} == {(0.8, 0.95)}
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(dataset: Dataset, tmp_path: Path) -> None:

@@ -173,3 +173,14 @@ def test_what_one_process_sees_all_skip(tmp_path: Path) -> None:
     assert [end[1].item() for end in ends] == [2, 2]
     for rank in "01":
         assert records(tmp_path / rank) == [{"kind": "skipped", "part": "part", "step": 2, "terms": ["total loss"]}]
+
+
+def test_taken_up_again_a_poisoned_first_step_leaves_the_checkpoint_s_running_figures(tmp_path: Path) -> None:
+    first, again = Loop(tmp_path), Loop(tmp_path)
+    for _ in range(3):
+        first.step()
+    again.model.load_state_dict(first.model.state_dict())
+    again.watch.load_state(first.watch.state())
+    before = {name: value.clone() for name, value in again.model.state_dict().items() if "running" in name}
+    again.step(logits=NAN)
+    assert all(torch.equal(again.model.state_dict()[name], value) for name, value in before.items())

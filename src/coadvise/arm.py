@@ -97,11 +97,11 @@ def _has_whole_predictions(run: Run, arm: Arm) -> bool:
     if not is_done(run.folder, arm):
         return False
     try:
-        load_predictions(run.folder, arm.part)
+        _, labels = load_predictions(run.folder, arm.part)
     except DamagedError as error:
         run.listener.say(f"{arm.name}: damaged predictions, made again: {error}")
         return False
-    return True
+    return len(labels) == len(run.dataset.val)
 
 
 def _job(run: Run, arm: Arm, network: Network) -> Training:

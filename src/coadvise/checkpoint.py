@@ -208,6 +208,16 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from None
 
 
+def contents(path: Path) -> str:
+    """What tells given weights from others: their checksums, of a network's folder or of a file; else the path."""
+    try:
+        if path.is_file():
+            return _sha256(path)
+        return json.dumps(read_manifest(path)["files"], sort_keys=True)
+    except (OSError, DamagedError, UserError):  # said where it is to be read
+        return str(path)
+
+
 def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Replaces a safetensors file whole or not at all."""
     beside = path.with_name(f".{path.name}.part")

@@ -15,7 +15,9 @@ from coadvise.data.loader import whole_batch
 from coadvise.data.views import Views
 from coadvise.data.workers import useful_workers
 from coadvise.engine import Engine
+from coadvise.networks import Network
 from coadvise.optim import average_of, make_optimiser
+from coadvise.pretrained import given_network
 from coadvise.run import ADVISED, TEACHER, Arm
 
 TIMED_IMAGES = 64  # images of a step to be timed on a CPU, where more of them take as much longer
@@ -40,6 +42,16 @@ def foresee(arms: Sequence[Arm], folder: Path, config: RunConfig, dataset: Datas
         yield arm, seconds[kind]
 
 
+def _adviser(arm: Arm, config: RunConfig, dataset: Dataset) -> Network:
+    """A teacher as it will advise, or one like it where that is still to be trained."""
+    teacher = config.teachers[arm.teacher]
+    if teacher.checkpoint is not None and not Path(teacher.checkpoint).exists():  # a study's
+        teacher = teacher.model_copy(update={"checkpoint": None})
+    if not teacher.trained_here:
+        return given_network(teacher, config.data.image_size)
+    return initial_network(arm, config.model_copy(update={"teachers": {arm.teacher: teacher}}), dataset.classes)
+
+
 def _training_seconds(arm: Arm, config: RunConfig, dataset: Dataset) -> float:
     """How long an arm will train: its steps, by the median of some that are made and thrown away."""
     engine, recipe = Engine(config.engine), recipe_of(arm, config)
@@ -48,14 +60,11 @@ def _training_seconds(arm: Arm, config: RunConfig, dataset: Dataset) -> float:
         engine.device
     )
     whole = whole_batch(recipe.batch_size, len(views), recipe.accumulate, engine.processes)
-    images = whole // recipe.accumulate
+    images = whole // (recipe.accumulate * engine.processes)
     timed = min(images, TIMED_IMAGES) if engine.device.type == "cpu" else images
     network = initial_network(arm, config, dataset.classes)
-    advisers = []
-    if arm.role == ADVISED:
-        trained = {name: t.model_copy(update={"checkpoint": None}) for name, t in config.teachers.items()}
-        alike = config.model_copy(update={"teachers": trained})
-        advisers = [initial_network(replace(arm, role=TEACHER, teacher=n), alike, dataset.classes) for n in trained]
+    asked = config.teachers if arm.role == ADVISED and config.cache is None else ()
+    advisers = [_adviser(replace(arm, role=TEACHER, teacher=name), config, dataset) for name in asked]
     for module in (network, *advisers):
         engine.prepare(module)
     for adviser in advisers:

@@ -9,6 +9,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -25,7 +26,9 @@ from coadvise.data.sources import source_of
 from coadvise.engine import Engine, Interrupted
 from coadvise.errors import LostProcessError, StorageError, UserError
 from coadvise.record import Recorder
-from coadvise.run import Listener, Run, open_record
+from coadvise.run import Listener, Run, check_images, open_record
+
+LOOK_EVERY = 5.0  # seconds after which the processes are looked at though messages keep coming
 
 Task = Callable[[Listener], None]  # goes to another process, so it must be a function of a module, or a partial of one
 
@@ -58,6 +61,7 @@ def in_processes(
             go on.
         Interrupted: a signal asked for a stop; every task has saved what it has to save.
         LostProcessError: a process ended without a word.
+        Whatever `listener` raises: it stops the work as a task that failed does.
     """
     if engine.processes > 1:
         raise UserError(
@@ -69,6 +73,7 @@ def in_processes(
     waiting, working = dict(tasks), dict[str, BaseProcess]()
     fault: Exception | None = None
     told_to_stop: set[str] = set()
+    looked, ended = time.monotonic(), set[str]()
     with engine.stops_gently():
         while working or (waiting and fault is None):
             undone = waiting.keys() | working.keys()
@@ -79,12 +84,21 @@ def in_processes(
             try:
                 kind, name, content = messages.get(timeout=0.5)
             except Empty:
-                kind, name, content = _look_after(working)
-            if kind == "say":
-                listener.say(content)
-            elif kind == "progress":
-                listener.progress(*content)
-            elif kind in ("done", "fault"):
+                kind, name, content = "", "", None
+            if not kind or time.monotonic() - looked > LOOK_EVERY:  # others may talk while one is gone
+                looked, ended_before, ended = time.monotonic(), ended, _ended(working)
+                for lost in ended & ended_before:  # its last words would have come by now
+                    code = working.pop(lost).exitcode
+                    error = LostProcessError(f"{lost}: its process ended with exit code {code}; run again to go on")
+                    fault = fault or (Interrupted("stopped") if engine.stop_requested else error)
+            try:
+                if kind == "say":
+                    listener.say(content)
+                elif kind == "progress":
+                    listener.progress(*content)
+            except Exception as error:  # a terminal that is gone, for one: no child may outlive that unheard
+                fault = fault or error
+            if kind in ("done", "fault") and name in working:
                 working.pop(name).join()
                 if kind == "fault":  # Ctrl-C reaches the children too, and one may end before it can save
                     fault = fault or (Interrupted("stopped") if engine.stop_requested else content)
@@ -97,16 +111,9 @@ def in_processes(
         raise fault
 
 
-def _look_after(working: Mapping[str, BaseProcess]) -> tuple[str, str, Any]:
-    """A process that ended without a word is an error of its own."""
-    for name, process in working.items():
-        if process.exitcode:
-            return (
-                "fault",
-                name,
-                LostProcessError(f"{name}: its process ended with exit code {process.exitcode}; run again to go on"),
-            )
-    return "", "", None
+def _ended(working: Mapping[str, BaseProcess]) -> set[str]:
+    """The tasks whose processes ended by themselves or were killed; what they said before is on its way at most."""
+    return {name for name, process in working.items() if process.exitcode}
 
 
 class _ToParent:
@@ -147,6 +154,7 @@ def _with_run(
 ) -> None:
     """In the child: opens the run as the parent has it."""
     dataset = audit(source_of(config), config.data.image_size, config.in_memory, config.data.presize)
+    check_images(folder, dataset, config.data.image_size)
     engine = Engine(config.engine)
     record = open_record(folder, config, engine, listener.say) if write else Recorder(folder, False, listener.say)
     with engine.stops_gently():

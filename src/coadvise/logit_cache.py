@@ -160,7 +160,7 @@ class LogitCache:
             keys: the parts of the fingerprint to compare; None compares all.
         """
         if not (self.folder / CACHE).is_file():
-            own = (LOCK, f".{CACHE}.part")
+            own = (LOCK, f".{CACHE}.part", CACHE)  # another process may just have made it
             if self.folder.exists() and (
                 not self.folder.is_dir() or any(path.name not in own for path in self.folder.iterdir())
             ):

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,17 +41,26 @@ class Recorder:
         """Appends one record."""
         record = {"kind": kind, **values}
         if self.write:
-            with self._alone(), storing(self.path), self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            with self._alone(), storing(self.path), self.path.open("ab", buffering=0) as file:
+                before, line = file.seek(0, os.SEEK_END), (json.dumps(record) + "\n").encode()
+                try:
+                    while line:
+                        line = line[file.write(line) :]
+                except OSError:  # the next record must not follow half of this one
+                    file.truncate(before)
+                    raise
         if self.also is not None:
             self.also(record)
 
     def rewind(self, part: str, step: int) -> None:
-        """Drops what `part` recorded after `step`: a resumed training is about to say it again."""
+        """Drops what `part` recorded after `step`, and its result: training is about to say it again."""
         if self.write and self.path.exists():
             with self._alone():
                 records = read_records(self.path.parent)
-                self._replace(r for r in records if r.get("part") != part or r.get("step", 0) <= step)
+                self._replace(
+                    r for r in records
+                    if r.get("part") != part or (r.get("step", 0) <= step and r["kind"] != "result")
+                )  # fmt: skip
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coadvise.arm import is_done, is_trained
+from coadvise.arm import is_done, is_trained, trained_here
 from coadvise.config import RunConfig, StudentConfig, TeacherConfig, read_config
 from coadvise.data.audit import Dataset
 from coadvise.errors import UserError
@@ -44,7 +44,8 @@ def by_itself(config: RunConfig, role: str, teacher: str = "") -> RunConfig:
     if role == ALONE:  # of those who do not advise it, it has the tokens
         advice = config.loss_weights.advice
         tokens = {n: _NO_TEACHER.model_copy(update={"token": _token(n, a.tokens(n))}) for n, a in advice.items()}
-        return config.model_copy(update={"teachers": tokens, "cache": None})
+        student = config.student.model_copy(update={"weight": 1.0, "combine": "sum"})  # of classes, of advice
+        return config.model_copy(update={"teachers": tokens, "student": student, "cache": None})
     return config
 
 
@@ -86,7 +87,7 @@ def take(run: Run, arms: Sequence[Arm], other: Path) -> None:
     """
     theirs, classes = read_config(other / CONFIG), run.dataset.classes
     for arm in arms if run.engine.is_main else ():
-        if is_trained(run.folder, arm) or not is_done(other, arm):
+        if is_trained(run.folder, arm) or not is_done(other, arm) or _from_files(arm, run.config):
             continue
         if _decides(run.folder, run.config, arm, classes) != _decides(other, theirs, arm, classes):
             continue
@@ -99,6 +100,11 @@ def take(run: Run, arms: Sequence[Arm], other: Path) -> None:
         network.save(run.folder / arm.part)
         run.listener.say(f"{arm.name}: the same as in {other}, taken from there")
     run.engine.barrier()
+
+
+def _from_files(arm: Arm, config: RunConfig) -> bool:
+    """Whether an arm is, or starts from, weights given as a file, which may be another than when it was taken up."""
+    return not trained_here(arm, config) or (arm.role != TEACHER and config.student.start is not None)
 
 
 def _decides(folder: Path, config: RunConfig, arm: Arm, classes: tuple[str, ...]) -> dict[str, Any]:

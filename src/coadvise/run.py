@@ -8,13 +8,14 @@ import shlex
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from coadvise.checkpoint import KEEP, Checkpoints, DamagedError, read_manifest, write_text
 from coadvise.config import RunConfig, differences, read_config
@@ -29,6 +30,8 @@ from coadvise.teachers import Teachers, load_teachers
 
 TEACHER, ADVISED, ALONE = "teacher", "advised", "alone"
 CONFIG, DATA, LOCK = "config.yaml", "data.json", ".lock"
+_BEGUN = (LOCK, f".{CONFIG}.part")  # what a run may leave that ended before it began
+_LEFT_SECONDS = 10.0  # in which loader processes end that a killed program left; until then they hold its lock
 # Keys that change no number: a run may be taken up with other ones.
 FREE = (
     "data.workers",
@@ -142,7 +145,8 @@ def check_folder(folder: Path, config: RunConfig, allow_changes: bool) -> list[s
     Nothing in it may lead elsewhere.
     """
     if folder.exists() and (
-        not folder.is_dir() or not ((folder / CONFIG).is_file() or all(path.name == LOCK for path in folder.iterdir()))
+        not folder.is_dir()
+        or not ((folder / CONFIG).is_file() or all(path.name in _BEGUN for path in folder.iterdir()))
     ):
         raise UserError(f"'{folder}' exists and is no run directory; choose another --out")
     inside = folder.resolve()
@@ -262,17 +266,39 @@ def owned(folder: Path, engine: Engine) -> Iterator[None]:
             f"cannot write to '{folder}': {error.strerror}; make it writable, or choose another --out"
         ) from None
     with opened as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        deadline = time.monotonic() + _LEFT_SECONDS
+        while not _locked(lock):
             lock.seek(0)
-            raise UserError(
-                f"'{folder}' is in use by {lock.read().strip()}; wait for it, or choose another --out"
-            ) from None
+            holder = lock.read().strip()
+            if _runs(holder) or time.monotonic() > deadline:
+                raise UserError(f"'{folder}' is in use by {holder}; wait for it, or choose another --out")
+            time.sleep(0.1)
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield
+
+
+def _locked(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _runs(holder: str) -> bool:
+    """Whether the program that a lock names is there, as far as can be known from here."""
+    number, _, host = holder.removeprefix("process ").partition(" on ")
+    if host != socket.gethostname() or not number.isdecimal():
+        return True
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def open_record(folder: Path, config: RunConfig, engine: Engine, say: Callable[[str], None]) -> Recorder:
@@ -300,6 +326,16 @@ def data_record(dataset: Dataset, image_size: int) -> dict[str, Any]:
         "note": dataset.source.note,
         "splits": splits,
     }
+
+
+def check_images(folder: Path, dataset: Dataset, image_size: int) -> None:
+    """Raises UserError where the images are not those that the run in `folder` began with."""
+    here, there = data_record(dataset, image_size)["splits"], written_data(folder).get("splits")
+    if there is not None and here != there:
+        raise UserError(
+            f"the images changed since '{folder}' began: {len(dataset.train)} to train on, {len(dataset.val)} to score "
+            "can be read now; put them back, or run the same command again to go on with these"
+        )
 
 
 def written_data(folder: Path) -> dict[str, Any]:

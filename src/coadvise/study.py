@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from coadvise.arm import is_done
-from coadvise.checkpoint import write_text
+from coadvise.checkpoint import contents, write_text
 from coadvise.config import CacheConfig, RunConfig, TeacherConfig, load_config, nearest, with_changes
 from coadvise.data.audit import Dataset, audit
 from coadvise.data.sources import DIGITS, source_of
@@ -101,6 +101,8 @@ def run_study(
     """
     listener = listener or Silent()
     study, folder, plan = _prepare(name, data, preset, seeds, out, overrides, cache)
+    if Engine(next(iter(plan.tasks.values())).config.engine).processes > 1:
+        raise UserError("a study runs in one process; leave torchrun out, and train several networks with --jobs")
     if shifts:  # before hours of training
         given = next(iter(plan.tasks.values())).config
         classes = source_of(given).classes
@@ -290,7 +292,9 @@ def _hash(config: RunConfig, folder: Path) -> str:
     """Of all in a configuration that decides numbers, wherever the study's folder lies and from wherever it is run."""
     values, source = deciding_values(config), config.data.source
     values["source"] = source if source == DIGITS else str(Path(source).resolve())
-    for teacher in values["teachers"].values():
-        if teacher["checkpoint"] is not None and Path(teacher["checkpoint"]).is_relative_to(folder):
-            teacher["checkpoint"] = str(Path(teacher["checkpoint"]).relative_to(folder))
+    for given in (*values["teachers"].values(), values["student"]):
+        for key in ("checkpoint", "start"):
+            if given.get(key) is not None:
+                path = Path(given[key])
+                given[key] = str(path.relative_to(folder)) if path.is_relative_to(folder) else contents(path)
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]

@@ -173,7 +173,10 @@ def _resume(
             weights, state = read_weights(folder), read_state(folder)
             step = int(state["step"])
             network.model.load_state_dict(weights)
+            asked = [{key: group[key] for key in ("betas", "weight_decay")} for group in optimiser.param_groups]
             optimiser.load_state_dict(state["optimiser"])
+            for group, values in zip(optimiser.param_groups, asked, strict=True):
+                group.update(values)  # a configuration that was changed holds from here on
             if averaged is not None:
                 averaged.module.model.load_state_dict(state["ema"] or weights)
             watch.load_state(state)

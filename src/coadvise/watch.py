@@ -114,6 +114,7 @@ class Watch:
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.sums.update({name: value.to(self.engine.device) for name, value in state["sums"].items()})
         self.skipped, self.in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)  # format 1 had neither
+        self._running_before = self._flat()  # the checkpoint's, which the network has by now
 
     def _note(self, term: str, values: Tensor) -> None:
         finite = torch.isfinite(values.detach()).all()

@@ -90,14 +90,21 @@ def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> 
     assert holds(open_store(tmp_path, "old", never), before)
 
 
-def test_a_new_fingerprint_replaces_the_store_and_who_has_the_old_one_keeps_it(tmp_path: Path) -> None:
+def test_a_new_fingerprint_replaces_the_store_unless_somebody_has_it(tmp_path: Path) -> None:
     before, after = made(4, 6), made(5, 6)
     old = open_store(tmp_path, "old", lambda: iter(before))
-    assert holds(old, before)  # mapped
     (tmp_path / ".killed.pixels").write_bytes(b"what a killed process left")
     new = open_store(tmp_path, "new", lambda: iter(after))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "new.json", "new.pixels"]
-    assert holds(old, before)
+    both = [".lock", "new.json", "new.pixels", "old.json", "old.pixels"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == both
+    assert holds(old, before)  # mapped only now, as a loader process does
+    assert holds(new, after)
+    assert holds(open_store(tmp_path, "old", never), before)
+    del old
+    newest = open_store(tmp_path, "newest", lambda: iter(before))
+    there = [".lock", "new.json", "new.pixels", "newest.json", "newest.pixels"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == there
+    assert holds(newest, before)
     assert holds(new, after)
 
 

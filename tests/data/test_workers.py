@@ -127,3 +127,19 @@ def test_the_user_s_errors_come_in_one_line_and_ours_whole() -> None:
     assert str(caught.value) == "'image 7.png': truncated"
     with pytest.raises(RuntimeError, match=r"(?s)Traceback.*assertion of ours"):
         list(worker_batches(Files("our fault"), 2, PATHS))
+
+
+def test_a_signal_to_the_whole_process_group_is_the_training_process_s_to_obey() -> None:
+    others = multiprocessing.active_children()
+    batches = worker_batches(Files(), 2, PATHS)
+    found = [next(batches)]
+    processes = [child for child in multiprocessing.active_children() if child not in others]
+    for process in processes:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+    found += [next(batches) for _ in range(30)]
+    assert found == list(range(31))
+    batches.close()  # type: ignore[attr-defined]  # it is a generator
+    for process in processes:
+        process.join(timeout=30)
+        assert not process.is_alive()

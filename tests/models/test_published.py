@@ -186,6 +186,26 @@ def test_students_of_any_size(size: int, patch: int, tmp_path: Path) -> None:
     torch.testing.assert_close(net(images(size, 1)), first(images(size, 1)))
 
 
+@pytest.mark.parametrize("layout", ["the authors'", "converted", "converted, learned tokens"])
+def test_tokens_keep_their_vectors_and_positions_in_any_order(layout: str, tmp_path: Path) -> None:
+    path, arguments = tmp_path / "student.safetensors", {**STUDENT, "img_size": 32, "in_chans": 3}
+    arguments["token_names"] = ["conv", "inv"]
+    if layout == "converted, learned tokens":
+        arguments["aligned"] = {}
+    name = "cit_small_aligned_patch16_224" if arguments["aligned"] else "cit_small_patch16_224"
+    weights = timm.create_model(name, **arguments).state_dict()
+    if layout == "the authors'":
+        save_file(student_names(weights), path)
+    else:
+        save_file(weights, path, {"model": name, "arguments": json.dumps(arguments)})
+    with torch.no_grad():
+        wanted = load_published(path).forward_tokens(images(32))
+        got = load_published(path, token_names=["inv", "conv"]).forward_tokens(images(32))
+    assert list(got) == ["class", "inv", "conv"]
+    for token, logits in wanted.items():
+        torch.testing.assert_close(got[token], logits)
+
+
 def test_what_the_authors_saved_beside_the_weights_is_read_as_plain_data(tmp_path: Path) -> None:
     """Their checkpoints hold a yacs configuration, DeiT's an argparse namespace; neither may be imported or run."""
     module = types.ModuleType("yacs.config")

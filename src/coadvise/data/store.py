@@ -2,8 +2,9 @@
 
 A store is a folder with `FINGERPRINT.pixels`, the images' bytes one after the other, and `FINGERPRINT.json`, which says
 what they are and is renamed into place last. The fingerprint is a hash of every file's path, size, time of change and
-mode, of the code that decodes them and of Pillow's version: with any of these another, the store is made anew and the
-old one dropped. The pixels are held against their sha256 each time a store is opened; a damaged one is made anew.
+mode, of the code that decodes them and of Pillow's version: with any of these another, the store is made anew, and the
+old one dropped unless somebody has it. The pixels are held against their sha256 each time a store is opened; a damaged
+one is made anew.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -101,6 +103,9 @@ def open_store(folder: Path, name: str, decode: Callable[[], Decoded]) -> Store:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if (store := _read(folder, name)) is not None:  # several processes may look at the same time
+            return store
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (store := _read(folder, name)) is not None:
             return store
@@ -115,9 +120,11 @@ def open_store(folder: Path, name: str, decode: Callable[[], Decoded]) -> Store:
         finally:
             pixels.unlink(missing_ok=True)
             about.unlink(missing_ok=True)
-        for path in folder.iterdir():  # of other fingerprints; whoever has mapped one keeps it until it ends
-            if path.name not in (".lock", f"{name}.pixels", f"{name}.json"):
-                path.unlink()
+        for path in folder.iterdir():  # of other fingerprints
+            if path.name not in (".lock", f"{name}.pixels", f"{name}.json") and not _in_use(
+                path.with_suffix(".pixels")
+            ):
+                path.unlink(missing_ok=True)
         store = _read(folder, name)
         if store is None:
             raise OSError(f"what was written to '{folder}' does not read back as it was")
@@ -156,8 +163,21 @@ def _read(folder: Path, name: str) -> Store | None:
         whole = path.stat().st_size == shapes.prod(axis=1).sum() and _digests(path) == about["sha256"]
         if about["format"] == FORMAT and whole:
             outcomes = tuple(o if isinstance(o, str) else (int(o[0]), int(o[1])) for o in about["outcomes"])
-            return Store(path, outcomes, shapes)
+            store, held = Store(path, outcomes, shapes), os.open(path, os.O_RDONLY)
+            fcntl.flock(held, fcntl.LOCK_SH)  # until it is let go nobody removes the file
+            weakref.finalize(store, os.close, held)
+            return store
     return None
+
+
+def _in_use(pixels: Path) -> bool:
+    """Whether a process has a store, whose pixels it, or one that it started, may map at any time."""
+    with contextlib.suppress(FileNotFoundError), pixels.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _digests(path: Path) -> list[str]:

@@ -67,7 +67,7 @@ def worker_batches(dataset: Dataset[Any], workers: int, paths: Sequence[Path], *
     others = multiprocessing.active_children()
     batches = _start(loader)
     watch = _Watch([child for child in multiprocessing.active_children() if child not in others], rows, paths)
-    with watch.looking():
+    with watch.looking(), watch.leaving_none():
         while True:
             try:
                 batch = next(batches)
@@ -107,6 +107,7 @@ class _Noted(Dataset[Any]):
 
 def _begin(rows: Any, worker: int) -> None:
     """In a loader process, first."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a process group's is the training process's to obey
     keep_freed_memory()  # a training process on a GPU does not, and a batch of 64 views of 224 pixels takes 39 MB
     global _own
     _own = np.frombuffer(rows).reshape(-1, 3)[worker]
@@ -150,6 +151,15 @@ class _Watch:
         finally:
             enough.set()
             thread.join()
+
+    @contextmanager
+    def leaving_none(self) -> Iterator[None]:
+        """Ends the processes that PyTorch does not end: it asks with SIGTERM, which they leave to others."""
+        try:
+            yield
+        finally:
+            for process in self.processes:
+                process.kill()
 
     def wait_for_an_end(self) -> None:
         """Waits, 5 s at most, until a process has ended: its pipes close some moments before it has an exit code."""

@@ -82,7 +82,8 @@ def read_published(path: str | Path, distillation_token: str | None = None, **ar
     names = {key: key for key in tensors}  # the name here -> the file's
     if "model" in metadata and "arguments" in metadata:
         known = json.loads(metadata["arguments"])
-        found = Published("coadvise convert", metadata["model"], {**known, **arguments}, dict(tensors))
+        weights = _in_order(tensors, known, arguments)
+        found = Published("coadvise convert", metadata["model"], {**known, **arguments}, weights)
     elif "reg_token" not in tensors and {"cls_token", "patch_embed.proj.weight"} <= tensors.keys():
         found = _deit(path, tensors, distillation_token, arguments)
     elif "conv_embed.proj.weight" in tensors or "inv_embed.proj.weight" in tensors:
@@ -272,7 +273,26 @@ def _aligned_student(path: Path, tensors: Tensors, given: Mapping[str, Any]) -> 
     arguments = _transformer(shapes, patch_size, 1 + len(PAPER_TOKENS), given)
     arguments |= {"in_chans": shapes.size(f"{stem}.conv.0.weight", 1)}
     arguments |= {"token_names": list(PAPER_TOKENS), "aligned": PAPER_ALIGNMENT}
-    return Published("Co-advise student", "cit_small_aligned_patch16_224", {**arguments, **given}, dict(tensors))
+    weights = _in_order(tensors, arguments, given)
+    return Published("Co-advise student", "cit_small_aligned_patch16_224", {**arguments, **given}, weights)
+
+
+def _in_order(tensors: Tensors, known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A student's weights with its tokens in the order that is asked for; heads and stems go by name anyway.
+
+    Where other tokens are asked for than the file has, nothing is changed: what does not fit is found out later.
+    """
+    there, wanted = list(known.get("token_names", ())), list(given.get("token_names", ()))
+    weights = dict(tensors)
+    if there == wanted or sorted(there) != sorted(wanted) or "pos_embed" not in weights:
+        return weights
+    learned = [name for name in there if name not in (known.get("aligned") or {})]
+    if "reg_token" in weights:
+        weights["reg_token"] = weights["reg_token"][:, [learned.index(name) for name in wanted if name in learned]]
+    of_class, of_tokens, rest = weights["pos_embed"].tensor_split([1, 1 + len(there)], dim=1)
+    order = [there.index(name) for name in wanted]
+    weights["pos_embed"] = torch.cat([of_class, of_tokens[:, order], rest], dim=1)
+    return weights
 
 
 def _deit(path: Path, tensors: Tensors, token: str | None, given: Mapping[str, Any]) -> Published:
