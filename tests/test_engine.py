@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from torch import Tensor
 
 from coadvise.config import EngineConfig, ModelConfig, RecipeConfig
 from coadvise.data.views import Batch
@@ -103,3 +104,15 @@ def test_in_another_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+@pytest.mark.parametrize("other", ["the same", "another"])
+def test_processes_find_out_whether_they_have_the_same(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(EngineConfig(device="cpu"))
+    assert engine.alike("the same")
+    seen: list[Tensor] = []
+    monkeypatch.setattr(Engine, "mean", lambda self, value: seen.append(value) or value)
+    assert engine.alike(other)
+    theirs = seen[0]
+    monkeypatch.setattr(Engine, "mean", lambda self, value: (value + theirs) / 2)
+    assert engine.alike("the same") == (other == "the same")

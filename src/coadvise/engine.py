@@ -1,5 +1,6 @@
 """Where a run computes: device, precision and processes, by lightning-fabric; and the signals that stop it."""
 
+import hashlib
 import logging
 import os
 import platform
@@ -141,6 +142,12 @@ class Engine:
     def agreed(self, answer: bool) -> bool:
         """Whether any process says yes; the same answer on all."""
         return answer if self.processes == 1 else bool(self.anywhere(torch.tensor(answer, device=self.device)))
+
+    def alike(self, text: str) -> bool:
+        """Whether all processes have the same text; the same answer on all."""
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")  # float64 holds the sum of many
+        value = torch.tensor(number, dtype=torch.float64, device=self.device)
+        return not self.agreed(bool(self.mean(value) != value))
 
     @property
     def stop_requested(self) -> bool:

@@ -1,5 +1,6 @@
 """The main job: audit the data, train teachers, co-advise the student, train it alone, say whether advice helped."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +28,7 @@ from coadvise.run import (
     Silent,
     check_folder,
     check_space,
+    data_record,
     open_record,
     owned,
     plan,
@@ -172,6 +174,11 @@ def training(
         check_caches(Path(cache), config, dataset, advised)
 
     with engine.stops_gently(), engine.in_company(), owned(folder, engine):
+        if not engine.alike(json.dumps(data_record(dataset, config.data.image_size)["splits"])):
+            raise UserError(
+                f"the processes do not read the same images in '{source.root}'; this one {len(dataset.train)} to "
+                f"train on and {len(dataset.val)} to score: look after its disk"
+            )
         record = open_record(folder, config, engine, listener.say)
         run = Run(folder, config, dataset, engine, record, listener, Path(cache) if cache is not None else None)
         run.describe(sorted({arm.seed for arm in arms}), changed)

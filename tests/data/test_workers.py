@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,3 +145,29 @@ def test_a_signal_to_the_whole_process_group_is_the_training_process_s_to_obey()
     for process in processes:
         process.join(timeout=30)
         assert not process.is_alive()
+
+
+EXITS = """
+import sys, time
+import coadvise
+from pathlib import Path
+from torch.utils.data import Dataset
+from coadvise.data.workers import worker_batches
+
+class Files(Dataset):
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, number):
+        time.sleep(600 if number == 3 else 0)
+        return number
+
+batches = worker_batches(Files(), 2, [Path("x")] * 100)
+print(next(batches))
+"""
+
+
+def test_a_program_that_exits_with_batches_to_come_leaves_no_process(tmp_path: Path) -> None:
+    """The one at file 3 is busy for ten minutes."""
+    done = subprocess.run([sys.executable, "-c", EXITS], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr

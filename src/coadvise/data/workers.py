@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +117,16 @@ def _begin(rows: Any, worker: int) -> None:
 
 def _start(loader: DataLoader[Any]) -> Iterator[Any]:
     """Starts the processes. PyTorch's own watch is taken off: it raises wherever the training process just is."""
-    if threading.current_thread() is not threading.main_thread():
-        return iter(loader)
-    handler = signal.getsignal(signal.SIGCHLD)
-    batches = iter(loader)
-    signal.signal(signal.SIGCHLD, handler)
-    return batches
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # kept from them until they ignore it
+    try:
+        if threading.current_thread() is not threading.main_thread():
+            return iter(loader)
+        handler = signal.getsignal(signal.SIGCHLD)
+        batches = iter(loader)
+        signal.signal(signal.SIGCHLD, handler)
+        return batches
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Watch:
@@ -141,8 +146,7 @@ class _Watch:
             while not (self.hung or enough.wait(LOOK_EVERY)):
                 self.hung = self._hangs()
             if self.hung:
-                for process in self.processes:
-                    process.kill()
+                self._kill()
 
         thread = threading.Thread(target=look, daemon=True)
         thread.start()
@@ -154,12 +158,16 @@ class _Watch:
 
     @contextmanager
     def leaving_none(self) -> Iterator[None]:
-        """Ends the processes that PyTorch does not end: it asks with SIGTERM, which they leave to others."""
+        """Ends the processes that PyTorch does not end: it asks with SIGTERM, as does Python when it exits."""
+        end = Finalize(None, self._kill, exitpriority=1)  # this process may exit with batches to come
         try:
             yield
         finally:
-            for process in self.processes:
-                process.kill()
+            end()
+
+    def _kill(self) -> None:
+        for process in self.processes:
+            process.kill()
 
     def wait_for_an_end(self) -> None:
         """Waits, 5 s at most, until a process has ended: its pipes close some moments before it has an exit code."""
