@@ -1,4 +1,4 @@
-"""The README's commands run, and its Python does."""
+"""The README's commands run, and its Python does; what docs/RESULTS.md says is what the records under results/ say."""
 
 import functools
 import json
@@ -25,14 +25,15 @@ FEW_STEPS = [
 ]
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "docs/RESULTS.md").read_text().replace("**", "")
 
 
 def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```", README + RESULTS, re.M | re.S)
 
 
 def _commands(first: str) -> list[list[str]]:
-    """The README's `coadvise FIRST ...` lines as arguments, comments left out."""
+    """Their `coadvise FIRST ...` lines as arguments, comments left out."""
     lines = "\n".join(_blocks("sh") + _blocks("text")).splitlines()
     found = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if re.search(r"coadvise ", line)]
     return [words[1:] for words in found if Path(words[0]).name == "coadvise" and words[1] == first]
@@ -85,10 +86,6 @@ def _percent(figure: dict[str, Any], key: str) -> str:
     return f"{100 * figure[key]:.1f}{spread} %"
 
 
-def _results() -> str:
-    return README.partition("## Results")[2].replace("**", "")
-
-
 def _verdict(name: str) -> dict[str, Any]:
     verdict = last_of(read_records(ROOT / "results" / name), "verdict")
     assert verdict is not None
@@ -100,14 +97,21 @@ def test_the_results_are_what_the_record_says() -> None:
     for row in verdict["rows"]:
         name = re.sub(r" \((.*)\)", r", \1", row["name"])
         figures = f"{_percent(row, 'top1')} | {row['parameters'] / 1e6:.2f} M | {row['images_per_second']:.0f}"
-        assert f"| {name} | {figures} |" in _results()
+        assert f"| {name} | {figures} |" in RESULTS
     images, seeds = verdict["sentence"].replace("5000", "5,000").split(" images, ")
-    assert f"{images} images, {seeds.replace('95 % interval ', '')}" in _results()
+    assert f"{images} images, {seeds.replace('95 % interval ', '')}" in RESULTS
     tops = {r["part"]: r["top1"] for r in read_records(ROOT / "results/cifar10-500") if r["kind"] == "result"}
     gains = [tops[f"students/advised-{n}"]["average"] - tops[f"students/alone-{n}"]["class"] for n in verdict["seeds"]]
     average = str(seed_interval(gains)).replace("95 % interval ", "")
-    assert f"in place of the class token: {average} over seeds" in " ".join(_results().split())
-    assert f"Unrounded, the first is {100 * verdict['difference']['mean']:.2f}." in _results()
+    assert f"in place of the class token: {average} over seeds" in " ".join(RESULTS.split())
+    assert f"Unrounded, the first is {100 * verdict['difference']['mean']:.2f}." in RESULTS
+
+
+def test_the_readme_s_results_are_those_of_the_page() -> None:
+    brief = README.partition("## Results\n")[2].partition("\n## ")[0].replace("**", "")
+    lines = [line for line in brief.splitlines() if line.startswith(("| ", "Advice helped", "coadvise fit"))]
+    assert len(lines) == 8
+    assert set(lines) <= set(RESULTS.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,7 @@ def test_the_table_of_records_is_what_they_say(name: str) -> None:
     interval = verdict["difference"]["seeds"] or verdict["difference"]
     over = "seeds" if verdict["difference"]["seeds"] else "images"
     mean, low, high = (f"{100 * interval[key]:+.1f}" for key in ("mean", "low", "high"))
-    (line,) = [line for line in _results().splitlines() if f"](results/cifar10-500{name}/config.yaml) |" in line]
+    (line,) = [line for line in RESULTS.splitlines() if f"](../results/cifar10-500{name}/config.yaml) |" in line]
     epochs = read_config(ROOT / f"results/cifar10-500{name}/config.yaml").student.recipe.epochs
     assert line.startswith(f"| {epochs}, ")
     assert line.endswith(f"| {len(verdict['seeds'])} | {' | '.join(answers)} | {mean} ({low} to {high} over {over}) |")
@@ -137,7 +141,7 @@ def test_a_record_s_configuration_is_a_preset_that_repeats_it(run: Path) -> None
 def test_the_studies_are_what_their_files_say(study: str) -> None:
     found = json.loads((ROOT / f"results/cifar10-500-studies/{study}.json").read_text())
     for row in found["rows"]:
-        assert f"| {row['name']} | {_percent(row['figures']['top1'], 'mean')} |" in _results()
+        assert f"| {row['name']} | {_percent(row['figures']['top1'], 'mean')} |" in RESULTS
     held = {(order["higher"], order["lower"]) for order in found["orders"] if order["finding"] == "held"}
     both = "both aligned, advised"
     wanted = {
@@ -149,7 +153,7 @@ def test_the_studies_are_what_their_files_say(study: str) -> None:
             (both, "inv token aligned, advised"),
         },
     }
-    assert held == wanted[study], "the README says in words which claims held"
+    assert held == wanted[study], "the page says in words which claims held"
     assert all(order["finding"] != "not held" for order in found["orders"])
 
 
@@ -157,18 +161,18 @@ def test_the_studies_by_today_s_preset_are_what_their_files_say() -> None:
     folder = ROOT / "results/cifar10-500-studies-width-128"
     found = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("divergence", "naive", "shift")}
     for row in found["naive"]["rows"]:
-        assert f"| {row['name']} | {_percent(row['figures']['top1'], 'mean')} |" in _results()
+        assert f"| {row['name']} | {_percent(row['figures']['top1'], 'mean')} |" in RESULTS
     nats = {row["name"]: row["figures"] for row in found["divergence"]["rows"]}
     for row in found["shift"]["rows"]:
         cells = [_percent(row["figures"][column], "mean") for column in ("top1", "corruption_error")]
         distances = nats.get(row["name"].removeprefix("co-advised, "), {})
         cells += [f"{kl['mean']:.3f} ± {kl['spread']:.3f}" for kl in distances.values()] or ["", ""]
-        assert f"| {' | '.join([row['name'], *cells])} |".replace("|  |  |", "| | |") in _results()
+        assert f"| {' | '.join([row['name'], *cells])} |".replace("|  |  |", "| | |") in RESULTS
     findings = {name: [order["finding"] for order in found[name]["orders"]] for name in found}
     assert findings == {
         "divergence": ["held", "not held"],
         "naive": ["held", "within noise", "within noise", "within noise"],
         "shift": ["held", "held"],
-    }, "the README says in words which claims held"
+    }, "the page says in words which claims held"
     clean, corrupted = found["shift"]["orders"]
-    assert f"by {100 * corrupted['difference']:.1f} points ({100 * clean['difference']:.1f} on clean" in _results()
+    assert f"by {100 * corrupted['difference']:.1f} points ({100 * clean['difference']:.1f} on clean" in RESULTS

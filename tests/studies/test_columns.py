@@ -102,6 +102,17 @@ def test_how_far_a_student_is_above_its_teacher_is_told_by_image(studied: Studie
     assert all(order["over"]["images"] is not None for order in result["orders"])
 
 
+def test_what_advice_is_worth_is_over_the_same_model_alone(studied: Studied) -> None:
+    result, _ = studied.run("students")
+    found = figures(result)
+    for name, figure in found.items():
+        alone = found[f"{name.partition(',')[0]}, alone"]
+        assert figure["above_alone"]["mean"] == pytest.approx(figure["top1"]["mean"] - alone["top1"]["mean"])
+    (order,) = (order for order in result["orders"] if order["column"] == "above_alone")
+    worth = [found[order[row]]["above_alone"]["mean"] for row in ("higher", "lower")]
+    assert order["over"]["images"]["mean"] == pytest.approx(worth[0] - worth[1])
+
+
 def test_same_answers_are_agreement_s(studied: Studied) -> None:
     result, _ = studied.run("knowledge")
     names = {

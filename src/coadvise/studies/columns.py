@@ -20,7 +20,7 @@ from coadvise.networks import load_network
 from coadvise.predict import trained_parts
 from coadvise.record import last_of, read_records
 from coadvise.rescore import evaluate_run
-from coadvise.run import CONFIG, Arm, Listener
+from coadvise.run import ALONE, CONFIG, Arm, Listener
 from coadvise.speed import images_per_second
 from coadvise.verdict import ByImage
 
@@ -150,6 +150,16 @@ def _teachers_hits(row: Finished, arm: Arm) -> Value:
     return np.mean([_hits(row, part, "class") for part in parts], axis=0)
 
 
+def _above_alone(rows: Sequence[Finished], listener: Listener) -> list[dict[int, Value]]:
+    """By image and seed: a student's hits less those of the row in which the same model is trained alone."""
+    models = [read_config(row.run / CONFIG).student.model for row in rows]
+    hits = [{arm.seed: _hits(row, arm.part, row.answer).astype(float) for arm in row.arms} for row in rows]
+    alone = {model: own for model, row, own in zip(models, rows, hits, strict=True) if row.arms[0].role == ALONE}
+    return [
+        {seed: hit - alone[model][seed] for seed, hit in own.items()} for model, own in zip(models, hits, strict=True)
+    ]
+
+
 def _parameters(row: Finished, arm: Arm) -> Value:
     result = last_of(read_records(row.run), "result", arm.part)
     assert result is not None
@@ -210,6 +220,7 @@ ABOVE_TEACHER = Column(
     of_each(lambda row, arm, listener: _hits(row, arm.part, row.answer) - _teachers_hits(row, arm)),
     note="Top-1 above the teacher's: where it falls as teachers get better, students gain less than they.",
 )  # fmt: skip
+ABOVE_ALONE = Column("above_alone", "top-1 above alone", _above_alone)
 PARAMETERS = Column("parameters", "parameters, M", of_first(_parameters), 1e-6, 2, "")
 SPEED = Column(
     "images_per_second", "images/s", _images_per_second, 1, 0, "",
