@@ -325,6 +325,7 @@ def test_the_users_errors_are_one_line_each(
     refused(fit("--seeds", "0"), "at least one student is needed")
     for options in ((), ("--dry-run",)):
         refused(fit("--jobs", "0", *options), "jobs=0; at least one network must be trained")
+        refused(cli("study", "tokens", "--jobs", "0", *options), "jobs=0; at least one network must be trained")
     refused(cli("bench", "involution", "--json", nothing / "x.json"), f"'{nothing}' is no folder; make it")
     refused(fit("engine.device=cuda"), "PyTorch sees no CUDA device")
     assert not run.exists()
@@ -391,11 +392,11 @@ def test_the_module_is_the_program_and_quick_to_say_help(tmp_path: Path) -> None
     refused((done.returncode, done.stdout, done.stderr), "'nowhere' is no run directory")
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+def test_a_reader_that_goes_away_is_exit_code_1_without_a_word(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "coadvise", "presets"]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.close()
     assert process.stderr is not None
     assert process.stderr.read() == ""
-    process.wait()
+    assert process.wait() == 1

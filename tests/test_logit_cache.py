@@ -142,6 +142,9 @@ def test_a_damaged_shard_is_named_and_made_anew_once_it_is_deleted(change, fault
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
         ('{"format": 1}', "cannot be read"),
+        ('{"format": 1, "fingerprint": []}', "cannot be read"),
+        ('{"format": 1, "fingerprint": {}}', "cannot be read"),
+        ('{"format": 1, "fingerprint": {}, "shards": {"epoch-00000.safetensors": {"bytes": 1}}}', "cannot be read"),
         ('{"format": 9}', "has fo"),
     ],
 )

@@ -88,8 +88,8 @@ def fit(
     from coadvise.jobs import check_jobs
     from coadvise.record import last_of, read_records
 
+    check_jobs(jobs)
     if dry_run:
-        check_jobs(jobs)
         _foreseen(foresee_fit(data, preset, out, seed, baseline, seeds, overrides or [], cache), reuse, as_json)
         return
     terminal = Terminal(Console(stderr=as_json))
@@ -283,8 +283,10 @@ def study(
     as_json: AsJson = False,
 ) -> None:
     """Run a study: train and compare the networks of one of the paper's tables on your data."""
+    from coadvise.jobs import check_jobs
     from coadvise.study import foresee_study, run_study
 
+    check_jobs(jobs)
     changes = overrides or []
     if dry_run:
         _foreseen(foresee_study(name, data, preset, seeds, out, changes, cache), reuse, as_json)
@@ -394,6 +396,3 @@ def main() -> None:
             signal.signal(name, signal.SIG_IGN)
         print(shown(f"coadvise: {stop}; run the same command again to go on"), file=sys.stderr)
         sys.exit(RESUMABLE)
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)

@@ -265,7 +265,8 @@ class LogitCache:
         try:
             contents = json.loads(path.read_text())
             known = contents["format"] == FORMAT
-            assert not known or isinstance(contents["fingerprint"], dict)
+            if known and not (isinstance(contents["fingerprint"], dict) and _are_shards(contents["shards"])):
+                raise ValueError("it is not what describes a logit cache")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"'{path}' cannot be read: {error}; delete the folder '{self.folder}' to have it made anew"
@@ -285,6 +286,12 @@ class LogitCache:
         with (self.folder / LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _are_shards(shards: Any) -> bool:
+    return isinstance(shards, dict) and all(
+        isinstance(shard, dict) and {"bytes", "sha256"} <= shard.keys() for shard in shards.values()
+    )
 
 
 def refuse_stand_ins(batch: Batch) -> None:

@@ -24,7 +24,7 @@ from coadvise.engine import Engine, settled
 from coadvise.errors import UserError
 from coadvise.fit import default_preset, training
 from coadvise.foresight import foresee
-from coadvise.jobs import in_processes
+from coadvise.jobs import check_jobs, in_processes
 from coadvise.reuse import NO_STUDENT, by_itself, unadvising
 from coadvise.run import ADVISED, TEACHER, Arm, Listener, Silent, check_no_run, deciding_values
 from coadvise.studies import STUDIES, Row, Study
@@ -99,6 +99,7 @@ def run_study(
             otherwise as `coadvise.fit`.
         Interrupted: stopped by a signal; the same call goes on.
     """
+    check_jobs(jobs)
     listener = listener or Silent()
     study, folder, plan = _prepare(name, data, preset, seeds, out, overrides, cache)
     if Engine(next(iter(plan.tasks.values())).config.engine).processes > 1:

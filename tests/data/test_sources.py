@@ -268,6 +268,13 @@ def test_the_digits_are_laid_out_once_and_whole(tmp_path: Path, monkeypatch: pyt
     assert [entry.name for entry in (tmp_path / "coadvise").iterdir()] == [source.root.name]
 
 
+def test_digits_that_cannot_be_laid_out_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="cannot be written; set XDG_CACHE_HOME to a folder that can be"):
+        open_source("digits", 0.2, 0)
+
+
 def test_a_slower_process_takes_the_faster_one_s_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     expected = open_source("digits", 0.2, 0)

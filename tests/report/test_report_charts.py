@@ -5,7 +5,7 @@ import math
 import pytest
 
 from coadvise.report.charts import Level, Scale, Series, fit_scale, line_chart, path, step_for, thin
-from coadvise.report.markup import Markup, compact, count, duration, join, percent, points, short, tag
+from coadvise.report.markup import Markup, compact, count, join, percent, points, short, tag
 
 
 @pytest.mark.parametrize(
@@ -104,5 +104,3 @@ def test_numbers_in_words():
     assert [points(v) for v in (0.071, -0.004, 0.0001, None)] == ["+7.1", "−0.4", "±0.0", "–"]
     assert (count(50000), count(None)) == ("50,000", "–")
     assert [compact(v) for v in (1_234_000, 5400, 12, None)] == ["1.23\u00a0M", "5.4\u00a0k", "12", "–"]
-    assert [duration(v) for v in (4.21, 312.4, 3725, 59.7, None)] == [
-        "4.2\u00a0s", "5\u00a0min 12\u00a0s", "1\u00a0h 2\u00a0min", "1\u00a0min 0\u00a0s", "–"]  # fmt: skip

@@ -324,3 +324,25 @@ def test_no_old_page_is_lost_when_writing_fails(build, monkeypatch):
         write_report(run)
     assert (run / "report.html").read_bytes() == before
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_run_s_beginning_is_that_of_its_first_command(build):
+    folder = build()
+    resumed = {"kind": "run", "time": "2026-11-24T09:00:00+00:00", "device": "cpu, 2 cores"}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(resumed) + "\n")
+    text = write_report(folder).read_text()
+    assert "2026-11-23 18:00:00 UTC" in text
+    assert "2026-11-24" not in text
+
+
+def test_made_records_say_nothing_that_real_ones_do_not(build, finished):
+    def keys(folder):
+        found = {}
+        for record in read_run(folder).records:
+            found.setdefault(record["kind"], set()).update(record)
+        return found
+
+    real = keys(finished)
+    for kind, made in keys(build()).items():
+        assert made <= real[kind], kind

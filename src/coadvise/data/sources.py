@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from coadvise.cache_folder import cache_folder
 from coadvise.config import RunConfig, nearest
 from coadvise.data import draws
 from coadvise.data.images import open_image
@@ -21,6 +22,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif"
 VALIDATION_NAMES = ("val", "valid", "test")
 SPLIT_NAMES = frozenset({*VALIDATION_NAMES, "train", "training", "validation", "testing", "eval"})
 DIGITS = "digits"
+DIGITS_TO_LEARN = 30  # of each class
 
 
 @dataclass(frozen=True)
@@ -286,19 +288,28 @@ def few(names: Sequence[str], most: int = 5) -> str:
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _lay_out_digits(train_per_class: int = 30) -> Path:
-    """Writes scikit-learn's 1,797 real 8x8 handwritten digits as images: 30 a class to train on, the rest to score."""
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "coadvise" / f"digits-{train_per_class}"
+def _lay_out_digits() -> Path:
+    """Writes scikit-learn's 1,797 real 8x8 handwritten digits as images: 30 a class to train on, the rest to score.
+
+    Raises:
+        UserError: there is no folder to write them to.
+    """
+    folder = cache_folder()
+    if folder is None:
+        raise UserError(
+            "the digits are written as images once, and ~/.cache/coadvise cannot be written; set XDG_CACHE_HOME to a "
+            "folder that can be"
+        )
+    root = folder / f"digits-{DIGITS_TO_LEARN}"
     if root.is_dir():
         return root
     from sklearn.datasets import load_digits  # here: it takes a second to import, and only this source needs it
 
-    root.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".digits-", dir=root.parent))
     digits = load_digits()
     seen = [0] * 10
     for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        split = "train" if seen[label] < train_per_class else "test"
+        split = "train" if seen[label] < DIGITS_TO_LEARN else "test"
         seen[label] += 1
         folder = beside / split / str(label)
         folder.mkdir(parents=True, exist_ok=True)

@@ -68,15 +68,3 @@ def compact(value: float | None) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g}\u00a0{unit}" if abs(value) < 1000 * size else f"{value / size:.0f}\u00a0{unit}"
     return f"{value:.3g}"
-
-
-def duration(seconds: float | None) -> str:
-    """A time span in its two largest units: 3725 becomes '1 h 2 min'."""
-    if seconds is None or not math.isfinite(seconds):
-        return "–"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f}\u00a0s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}\u00a0h {minutes}\u00a0min" if hours else f"{minutes}\u00a0min {rest}\u00a0s"

@@ -79,7 +79,7 @@ def render(run: Run) -> str:
 
 def _origin(run: Run, name: str) -> Markup:
     record = run.last("run")
-    begun = str(record.get("time") or "").replace("T", " ").replace("Z", " UTC")
+    begun = run.begun.replace("T", " ").replace("+00:00", " UTC")
     facts = [fact for fact in (begun, str(record.get("device") or "")) if fact]
     return tag("p", tag("b", name), *(f" · {fact}" for fact in facts), class_="origin")
 

@@ -61,7 +61,7 @@ def again_section(run: Run) -> Markup:
     versions = mapping(record.get("versions"))
     facts = [
         ("coadvise", record.get("version")),
-        ("begun", record.get("time")),
+        ("begun", run.begun),
         ("device", record.get("device")),
         ("seeds", ", ".join(str(seed) for seed in sequence(record.get("seeds")))),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),

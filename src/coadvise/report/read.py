@@ -130,6 +130,11 @@ class Run:
         """The last record of one kind; empty where there is none."""
         return next(reversed(self.of(kind)), {})
 
+    @property
+    def begun(self) -> str:
+        """When the run was first started; empty where it has not recorded that."""
+        return str(next(iter(self.of("run")), {}).get("time") or "")
+
     @cached_property
     def results(self) -> dict[str, Record]:
         """part -> its last result."""

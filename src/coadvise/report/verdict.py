@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from coadvise.report.answers import interval, score, teacher_name, tone
 from coadvise.report.charts import Bar, Dot, Scale, axis, dot_row, fit_scale, key, track
-from coadvise.report.markup import Markup, compact, count, duration, join, percent, points, tag
+from coadvise.report.markup import Markup, compact, count, join, percent, points, tag
 from coadvise.report.read import ADVISED, ALONE, AVERAGE, Record, Run, group_of, mapping, number, sequence
 
 Span = tuple[float, float, float]  # a mean and its 95 % interval, as shares
@@ -208,7 +208,7 @@ def table(head: Sequence[str], body: Sequence[Markup]) -> Markup:
 
 
 def _parts(run: Run) -> Markup:
-    """Every trained part with what it is and what it took."""
+    """Every trained part with what it is and its scores."""
     if not run.results:
         return Markup()
     body = [
@@ -221,11 +221,10 @@ def _parts(run: Run) -> Markup:
             tag("td", percent(score(record.get("ece")))),
             tag("td", _nats(score(record.get("nll")))),
             tag("td", compact(number(record.get("parameters")))),
-            tag("td", duration(number(record.get("seconds")))),
         )
         for part, record in sorted(run.results.items(), key=lambda item: run.parts.index(item[0]))
     ]
-    head = ("part", "model", "top-1", "top-5", "calibration error", "log loss", "parameters", "trained for")
+    head = ("part", "model", "top-1", "top-5", "calibration error", "log loss", "parameters")
     note = (
         "Of the class token’s answer. Calibration error: how far confidence is from accuracy, mean over 15 bins of "
         "confidence weighted by their images. Log loss: minus the log-probability of the truth, mean in nats."
