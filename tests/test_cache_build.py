@@ -22,8 +22,8 @@ from coadvise.config import load_config
 from coadvise.data.audit import audit
 from coadvise.data.sources import open_source
 from coadvise.data.views import Views
-from coadvise.engine import RESUMABLE, Engine, Interrupted
-from coadvise.errors import UserError
+from coadvise.engine import Engine
+from coadvise.errors import Interrupted, UserError
 from coadvise.logit_cache import LogitCache, fingerprint
 from coadvise.teachers import Teacher, load_teachers
 
@@ -326,8 +326,8 @@ def test_independent_processes_share_the_work_and_one_may_be_killed(finished: Pa
     second.send_signal(signal.SIGTERM)
     first.communicate()
     err = second.communicate(timeout=300)[1]
-    assert second.returncode in (RESUMABLE, -signal.SIGTERM), err  # it may not have begun yet
-    if second.returncode == RESUMABLE:
+    assert second.returncode in (Interrupted.exit_code, -signal.SIGTERM), err  # it may not have begun yet
+    if second.returncode == Interrupted.exit_code:
         assert "epochs of logits stored; run the same command again to go on" in err
     text, err = third.communicate(timeout=300)
     assert third.returncode == 0, err

@@ -34,8 +34,8 @@ from coadvise import build_cache, fit, load
 from coadvise.config import load_config, parse_config, preset_names
 from coadvise.data.audit import audit
 from coadvise.data.sources import open_source
-from coadvise.engine import RESUMABLE, Engine, Interrupted
-from coadvise.errors import UserError
+from coadvise.engine import Engine
+from coadvise.errors import Interrupted, UserError
 from coadvise.evaluate import load_predictions, predict_logits
 from coadvise.fit import default_preset, describe, foresee_fit
 from coadvise.networks import create_network, load_network
@@ -735,7 +735,7 @@ def test_killed_or_stopped_the_same_command_completes_the_run(
     process = started(tiny_images, tiny_preset, run, len(records(run, "train")) + 3)
     process.terminate()
     out, err = process.communicate(timeout=600)
-    assert process.returncode == RESUMABLE == 75
+    assert process.returncode == Interrupted.exit_code == 75
     assert "going on from step" in out, "the lock of the killed program is free and its checkpoint is found"
     assert err.startswith("coadvise: stopped at step ")
     assert err.endswith("of teachers/conv; run the same command again to go on\n")

@@ -14,8 +14,8 @@ from tiny import Stopper, assert_same_weights, command, make_images, never, reco
 
 from coadvise import fit, jobs
 from coadvise.config import EngineConfig
-from coadvise.engine import RESUMABLE, Engine, Interrupted
-from coadvise.errors import LostProcessError, UserError
+from coadvise.engine import Engine
+from coadvise.errors import Interrupted, LostProcessError, UserError
 from coadvise.jobs import Task, in_processes
 from coadvise.run import Listener, Silent
 from coadvise.study import run_study
@@ -137,7 +137,7 @@ def test_stopped_by_a_signal_every_network_has_saved_its_step(
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=600)
-    assert process.returncode == RESUMABLE
+    assert process.returncode == Interrupted.exit_code
     assert err == "coadvise: stopped; run the same command again to go on\n"
     for part in ("teachers.conv", "teachers.inv"):
         assert list((run / "checkpoints" / part).glob("step-*")), f"{part} has saved nothing"

@@ -19,8 +19,7 @@ from torch import nn
 from coadvise import fit
 from coadvise.arm import initial_network
 from coadvise.config import TeacherConfig, load_config
-from coadvise.engine import Interrupted
-from coadvise.errors import UserError
+from coadvise.errors import Interrupted, UserError
 from coadvise.networks import Network, load_network
 from coadvise.pretrained import given_network, pretrained_classes
 from coadvise.rescore import evaluate_run

@@ -16,7 +16,7 @@ from tiny import PRESET, Stopper, command, records, write_preset
 
 from coadvise import fit
 from coadvise.checkpoint import Checkpoints
-from coadvise.engine import Interrupted
+from coadvise.errors import Interrupted
 
 TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 

@@ -16,12 +16,11 @@ import pytest
 from tiny import Stopper, command, contents, records
 
 from coadvise import fit
-from coadvise.cli import STORAGE
 from coadvise.config import EngineConfig, differences, load_config
 from coadvise.data.audit import audit
 from coadvise.data.sources import open_source
-from coadvise.engine import Engine, Interrupted
-from coadvise.errors import UserError
+from coadvise.engine import Engine
+from coadvise.errors import Interrupted, StorageError, UserError
 from coadvise.record import read_records
 from coadvise.run import CONFIG, check_folder, check_images, check_space, owned
 
@@ -224,7 +223,7 @@ def test_a_disk_that_fills_up_stops_the_run_which_goes_on_when_there_is_room(
         time.sleep(0.01)
     fill(disk)
     _, err = process.communicate(timeout=600)
-    assert process.returncode == STORAGE == 74, err
+    assert process.returncode == StorageError.exit_code == 74, err
     assert "No space left on device" in err
     assert "what was saved before is whole" in err
     assert len(err.splitlines()) == 1
@@ -249,6 +248,6 @@ def test_a_run_directory_that_vanishes_stops_the_run(tiny_images: Path, tiny_pre
         time.sleep(0.01)
     run.rename(tmp_path / "moved")
     _, err = process.communicate(timeout=600)
-    assert process.returncode == STORAGE, err
+    assert process.returncode == StorageError.exit_code, err
     assert "No such file or directory" in err.splitlines()[-1]
     assert not run.exists(), "half a run directory was made again"

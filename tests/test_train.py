@@ -21,8 +21,8 @@ from coadvise.config import AugmentConfig, EngineConfig, ModelConfig, RecipeConf
 from coadvise.data.audit import Dataset, audit
 from coadvise.data.sources import open_source
 from coadvise.data.views import Views
-from coadvise.engine import Engine, Interrupted
-from coadvise.errors import UserError
+from coadvise.engine import Engine
+from coadvise.errors import Interrupted, UserError
 from coadvise.loss import Advice, LossWeights, co_advise_loss
 from coadvise.networks import Network, build_network
 from coadvise.optim import make_optimiser
@@ -80,7 +80,7 @@ class Case:
 
     def ready_job(self, dataset: Dataset, engine: Engine) -> Training:
         job = self.job(dataset)
-        for teacher in job.teachers.by_token.values():
+        for teacher in job.teachers.by_name.values():
             engine.prepare(teacher)
         return job
 
@@ -199,7 +199,7 @@ class Poisoned(Teacher):
 
 def poisoned(dataset: Dataset, folder: Path, steps: set[int], progress: Progress, **more: Any) -> Network:
     job = Case(ALIGNED, augment=MIXED, **more).job(dataset)
-    teachers = dict(job.teachers.by_token)
+    teachers = dict(job.teachers.by_name)
     teachers["conv"] = Poisoned(steps, "conv", teachers["conv"].network, CLASSES)
     job = replace(job, teachers=Teachers(teachers))
     quiet = Recorder(folder, True, lambda text: None)
@@ -343,11 +343,11 @@ def test_accumulated_gradients_are_the_full_batch_s(
 def test_teachers_leave_as_they_came(precision: str, dataset: Dataset, tmp_path: Path) -> None:
     case = Case(recipe={"ema": 0.9}, augment=MIXED, engine={"precision": precision})
     job = case.job(dataset)
-    before = {name: snapshot(teacher.network) for name, teacher in job.teachers.by_token.items()}
+    before = {name: snapshot(teacher.network) for name, teacher in job.teachers.by_name.items()}
     engine = Engine(EngineConfig(device="cpu", precision=precision))
     quiet = Stopper(never)
     train(job, Checkpoints(tmp_path / "c"), engine, Recorder(tmp_path, True, quiet.say), quiet.progress)
-    for name, teacher in job.teachers.by_token.items():
+    for name, teacher in job.teachers.by_name.items():
         assert_same_weights(teacher.network.state_dict(), before[name])
         assert not any(module.training for module in teacher.modules())
         assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())

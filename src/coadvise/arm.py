@@ -159,9 +159,8 @@ def initial_network(
     if config.student.start is not None:
         for note in start_from(network, config.student.start, arm.seed):
             say(note)
-    if arm.role == ALONE:  # heads that nobody advises get no gradient
-        for head in network.model.advised_heads():
-            head.requires_grad_(False)
+    if arm.role == ALONE:
+        network.model.freeze_advised_heads()
     return network
 
 

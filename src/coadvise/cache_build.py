@@ -16,12 +16,13 @@ from coadvise.data.audit import Dataset, audit
 from coadvise.data.loader import epoch_batches
 from coadvise.data.sources import source_of
 from coadvise.data.views import Batch, Views
-from coadvise.engine import Engine, Interrupted, settled
-from coadvise.errors import UserError
+from coadvise.data.workers import seconds_with_workers
+from coadvise.engine import Engine, settled
+from coadvise.errors import Interrupted, UserError
 from coadvise.jobs import in_processes, of_run
 from coadvise.logit_cache import Arrays, Form, LogitCache, cache_of, fingerprint, form_of, refuse_stand_ins, seed_folder
 from coadvise.record import Recorder
-from coadvise.run import CONFIG, Listener, Run, Silent, check_no_run, with_resolved_source
+from coadvise.run import CONFIG, Listener, Run, Silent, check_no_run, check_run, with_resolved_source
 from coadvise.teachers import Teachers
 
 PART = "logit cache"
@@ -61,8 +62,7 @@ def build_cache(
     for name, value in (("seeds", seeds), ("jobs", jobs), ("epochs", 1 if epochs is None else epochs)):
         if value < 1:
             raise UserError(f"{name}={value}; at least one is needed")
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"'{folder}' is no run directory (no {CONFIG}); give the folder that 'coadvise fit' printed")
+    check_run(folder)
     kept = {} if top_k is None else {"top_k": top_k}
     values = with_resolved_source(folder, read_config(folder / CONFIG)).model_dump(mode="json")
     config = parse_config({**values, "cache": {**(values.get("cache") or {}), **kept}})
@@ -237,7 +237,7 @@ def _seconds_a_view(run: Run, seed: int) -> float:
         made = time.perf_counter()
         _packed(batch, teachers, form, run.engine)
         making, asking = made - start, time.perf_counter() - made
-    return (max(making / workers, asking) if workers else making + asking) / len(positions)
+    return seconds_with_workers(making, asking, workers, run.engine.device.type) / len(positions)
 
 
 def _epochs(epochs: int, seeds: int) -> str:

@@ -6,16 +6,16 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from coadvise.errors import LostProcessError, StorageError, UserError
+from coadvise.errors import Interrupted, LostProcessError, StorageError, UserError
 from coadvise.terminal import Terminal, shown
-
-LOST, STORAGE = 69, 74  # exit codes (EX_UNAVAILABLE, EX_IOERR)
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
@@ -92,13 +92,11 @@ def fit(
     if dry_run:
         _foreseen(foresee_fit(data, preset, out, seed, baseline, seeds, overrides or [], cache), reuse, as_json)
         return
-    terminal = Terminal(Console(stderr=as_json))
-    try:
+    with closing(Terminal(Console(stderr=as_json))) as terminal:
         folder = run_fit(
-            data, preset, out, seed, baseline, seeds, jobs, overrides or [], terminal, cache, allow_changes, reuse
-        )
-    finally:
-        terminal.close()
+            data, preset, out, seed, baseline, seeds, jobs, overrides or [],
+            listener=terminal, cache=cache, allow_changes=allow_changes, reuse=reuse,
+        )  # fmt: skip
     if as_json and os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         print(json.dumps({"run": str(folder), **(last_of(read_records(folder), "verdict") or {})}))
 
@@ -116,11 +114,8 @@ def cache(
     """Store what a run's teachers say of its students' views, so that later runs need not ask them."""
     from coadvise.cache_build import build_cache
 
-    terminal = Terminal(Console(stderr=as_json))
-    try:
+    with closing(Terminal(Console(stderr=as_json))) as terminal:
         folder = build_cache(run, out, seeds, epochs, jobs, top_k, terminal)
-    finally:
-        terminal.close()
     if as_json and os.environ.get("RANK", "0") == "0":
         print(json.dumps({"cache": str(folder)}))
 
@@ -153,11 +148,8 @@ def evaluate(
         chosen = tuple(int(word) for word in severities.split(","))
     except ValueError:
         raise UserError(f"--severities {severities} is no list of numbers; give some of them, such as 1,3,5") from None
-    terminal = Terminal(Console(stderr=True))
-    try:
+    with closing(Terminal(Console(stderr=True))) as terminal:
         scores = evaluate_run(run, data, layout, corruptions, chosen, images, terminal)
-    finally:
-        terminal.close()
     for line in [json.dumps(scores)] if as_json else score_lines(scores):
         show(line)
     if (lost := scores["unreadable"]) and not allow_unreadable:
@@ -237,15 +229,19 @@ def models(
 
     if table:
         setting = default_setting()
-        for line in document(measure(setting), setting):
+        rows = measure(setting)
+        if as_json:
+            print(json.dumps([asdict(row) for row in rows]))
+            return
+        for line in document(rows, setting):
             print(line)
         return
-    rows = describe_models()
+    described = describe_models()
     if as_json:
-        print(json.dumps(rows))
+        print(json.dumps(described))
         return
     print(f"{'model':32} {'role':8} {'parameters':>11}  image size")
-    for row in rows:
+    for row in described:
         print(f"{row['model']:32} {row['role']:8} {row['parameters'] / 1e6:9.2f} M  {row['image_size']}")
     print("Any model of timm can be a teacher as well: teachers.NAME.model=resnet18")
 
@@ -291,11 +287,11 @@ def study(
     if dry_run:
         _foreseen(foresee_study(name, data, preset, seeds, out, changes, cache), reuse, as_json)
         return
-    terminal = Terminal(Console(stderr=as_json))
-    try:
-        result = run_study(name, data, preset, seeds, out, jobs, changes, terminal, cache, shift or [], reuse)
-    finally:
-        terminal.close()
+    with closing(Terminal(Console(stderr=as_json))) as terminal:
+        result = run_study(
+            name, data, preset, seeds, out, jobs, changes,
+            listener=terminal, cache=cache, shifts=shift or [], reuse=reuse,
+        )  # fmt: skip
     if as_json:
         print(json.dumps(result))
 
@@ -375,24 +371,16 @@ def main() -> None:
 
     75: stopped by a signal; 74: the run directory can no longer be written; 69: another process died or hangs.
     """
-    from coadvise.engine import RESUMABLE, Interrupted
-
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks is shown escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         app(standalone_mode=True)
-    except UserError as error:
+    except (UserError, StorageError, LostProcessError) as error:
         print(shown(f"coadvise: {error}"), file=sys.stderr)
-        sys.exit(2)
-    except StorageError as error:
-        print(shown(f"coadvise: {error}"), file=sys.stderr)
-        sys.exit(STORAGE)
-    except LostProcessError as error:
-        print(shown(f"coadvise: {error}"), file=sys.stderr)
-        sys.exit(LOST)
+        sys.exit(error.exit_code)
     except Interrupted as stop:
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # all is saved; leave with the code that says so
             signal.signal(name, signal.SIG_IGN)
         print(shown(f"coadvise: {stop}; run the same command again to go on"), file=sys.stderr)
-        sys.exit(RESUMABLE)
+        sys.exit(stop.exit_code)

@@ -441,9 +441,9 @@ def _faults(error: ValidationError) -> Iterator[str]:
             yield f"'{name}' is {_short(fault['input'])}: {fault['msg'].removeprefix('Value error, ')}"
 
 
-def _short(value: Any, most: int = 200) -> str:
+def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= most else text[:most] + "..."
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def _keys_at(path: Sequence[str]) -> list[str]:

@@ -25,12 +25,7 @@ from coadvise.data.views import Batch
 from coadvise.errors import LostProcessError, UserError
 from coadvise.memory import keep_freed_memory
 
-RESUMABLE = 75  # exit code of a run that was stopped and goes on with the same command (EX_TEMPFAIL)
 ANSWER_SECONDS = 3.0  # for a process to say that it, too, waits for others
-
-
-class Interrupted(Exception):  # noqa: N818  (not an error: the run is whole and goes on later)
-    """The run was asked to stop, and has saved."""
 
 
 class Engine:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from coadvise.checkpoint import DamagedError, fsync, storing
+from coadvise.checkpoint import DamagedError, storing, write_weights
 from coadvise.data.audit import AuditedSplit
 from coadvise.data.loader import still_batches
 from coadvise.engine import Engine
@@ -134,14 +133,10 @@ def predictions_path(run: Path, part: str) -> Path:
 def save_predictions(run: Path, part: str, logits: Mapping[str, Tensor], labels: Tensor) -> None:
     """Keeps what verdict and report are computed from."""
     path = predictions_path(run, part)
-    beside = path.with_suffix(".part")
     tensors = {"labels": labels, **{f"logits.{name}": values.contiguous() for name, values in logits.items()}}
-    with storing(path, beside):
-        path.parent.mkdir(exist_ok=True)
-        save_file(tensors, beside, {"sha256": _digest(tensors)})
-        beside.chmod(0o644)
-        fsync(beside)
-        beside.rename(path)
+    with storing(path):
+        path.parent.mkdir(exist_ok=True)  # not its parents: a run directory that is gone stays gone
+    write_weights(path, tensors, {"sha256": _digest(tensors)})
 
 
 def load_predictions(run: Path, part: str) -> tuple[dict[str, Tensor], Tensor]:

@@ -13,7 +13,7 @@ from coadvise.config import RunConfig
 from coadvise.data.audit import Dataset
 from coadvise.data.loader import whole_batch
 from coadvise.data.views import Views
-from coadvise.data.workers import useful_workers
+from coadvise.data.workers import seconds_with_workers
 from coadvise.engine import Engine
 from coadvise.networks import Network
 from coadvise.optim import average_of, make_optimiser
@@ -90,9 +90,6 @@ def _training_seconds(arm: Arm, config: RunConfig, dataset: Dataset) -> float:
         seeing.append(seen - began)
         stepping.append(time.perf_counter() - seen)
     view, step = median(seeing[1:]), median(stepping[1:])  # the first builds and allocates
-    workers = useful_workers(config.data.workers) if views.device.type == "cpu" else 0
-    if workers and engine.device.type != "cpu":  # views are made meanwhile
-        seconds = max(view / workers, step)
-    else:
-        seconds = view / max(1, workers) + step
+    workers = config.data.workers if views.device.type == "cpu" else 0
+    seconds = seconds_with_workers(view, step, workers, engine.device.type)
     return seconds * images / timed * recipe.accumulate * recipe.epochs * (len(views) // whole)

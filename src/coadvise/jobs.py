@@ -23,8 +23,8 @@ import torch
 from coadvise.config import RunConfig
 from coadvise.data.audit import audit
 from coadvise.data.sources import source_of
-from coadvise.engine import Engine, Interrupted
-from coadvise.errors import LostProcessError, StorageError, UserError
+from coadvise.engine import Engine
+from coadvise.errors import Interrupted, LostProcessError, StorageError, UserError
 from coadvise.record import Recorder
 from coadvise.run import Listener, Run, check_images, open_record
 

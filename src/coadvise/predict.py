@@ -17,6 +17,7 @@ from coadvise.data.images import UnreadableImageError, read_image, square, to_ar
 from coadvise.errors import UserError
 from coadvise.loss import CLASS, average_probabilities
 from coadvise.networks import Network, load_network
+from coadvise.run import check_run
 
 T = TypeVar("T")
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
@@ -125,8 +126,7 @@ def load(run: str | Path, part: str | None = None) -> TrainedStudent:
         UserError: no such run, or it has not got that far.
     """
     run, part = Path(run), part and part.rstrip("/")
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"'{run}' is no run directory (no config.yaml); give the folder that 'coadvise fit' printed")
+    check_run(run)
     if part is not None and part not in (parts := trained_parts(run)):
         raise UserError(f"'{run}' has no finished network '{part}'; it has {', '.join(parts) or 'none yet'}")
     part = part or _first_student(run)

@@ -22,7 +22,7 @@ from coadvise.evaluate import in_order, predict_each, scores
 from coadvise.networks import load_network
 from coadvise.predict import trained_parts, trained_tokens
 from coadvise.robustness import corruption_scores, count_cases, file_cases, made_cases, relative_to_alexnet
-from coadvise.run import Listener, Silent, with_resolved_source
+from coadvise.run import CONFIG, Listener, Silent, check_run, with_resolved_source
 
 
 class Networks:
@@ -33,15 +33,12 @@ class Networks:
     """
 
     def __init__(self, run: Path) -> None:
-        if not (run / "config.yaml").is_file():
-            raise UserError(
-                f"'{run}' is no run directory (no config.yaml); give the folder that 'coadvise fit' printed"
-            )
+        check_run(run)
         parts = trained_parts(run)
         if not parts:
             raise UserError(f"'{run}' has no finished network yet; run the same 'coadvise fit' again to go on")
         self.run = run
-        self.config: RunConfig = read_config(run / "config.yaml")
+        self.config: RunConfig = read_config(run / CONFIG)
         self.engine = Engine(self.config.engine)
         self.networks = {part: load_network(run / part) for part in parts}
         for network in self.networks.values():
@@ -122,7 +119,8 @@ def _image_set(ready: Networks, data: str | None, layout: str, listener: Listene
         split = evaluation_split(data, ready.classes, ready.config.data.classes)
         for line in passed_over([scored_folder(Path(data))], ready.classes) if data != DIGITS else ():
             listener.say(line)
-        if missing := [name for label, name in enumerate(ready.classes) if label not in set(split.labels)]:
+        there = set(split.labels)
+        if missing := [name for label, name in enumerate(ready.classes) if label not in there]:
             listener.say(f"no images of {few(missing)}; answers are among all {len(ready.classes)} classes")
         return split, ready.classes
     known = set(ready.classes).intersection(*(network.classes for network in ready.networks.values()))

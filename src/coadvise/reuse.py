@@ -12,7 +12,19 @@ from coadvise.logit_cache import teacher_fingerprint
 from coadvise.loss import CLASS
 from coadvise.networks import build_network, load_network
 from coadvise.record import read_records
-from coadvise.run import ADVISED, ALONE, CONFIG, FREE, TEACHER, Arm, Run, data_record, deciding_values, written_data
+from coadvise.run import (
+    ADVISED,
+    ALONE,
+    CONFIG,
+    FREE,
+    TEACHER,
+    Arm,
+    Run,
+    check_run,
+    data_record,
+    deciding_values,
+    written_data,
+)  # fmt: skip
 
 # In the run of a teacher by itself, and in that of a student alone, the other networks are never made.
 NO_STUDENT, _NO_TEACHER = StudentConfig(model="cit_micro_patch4_32"), TeacherConfig(model="resnet_small")
@@ -59,8 +71,7 @@ def _token(name: str, tokens: tuple[str, ...]) -> str | tuple[str, ...] | None:
 
 def check_reuse(other: Path, dataset: Dataset, image_size: int) -> None:
     """Raises UserError for what is no run, a run on other images than these, or one that was changed on its way."""
-    if not (other / CONFIG).is_file():
-        raise UserError(f"'{other}' is no run directory (no {CONFIG}); give --reuse one that 'coadvise fit' made")
+    check_run(other, "give --reuse one that 'coadvise fit' made")
     here, there = data_record(dataset, image_size), written_data(other)
     if here["folder"] in (there.get("folder"), str(Path(str(there.get("root"))).resolve())):
         there |= {"root": here["root"], "folder": here["folder"]}  # however each was told of it, and from where

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from coadvise.checkpoint import KEEP, Checkpoints, DamagedError, read_manifest, write_text
+from coadvise.checkpoint import KEEP, Checkpoints, contents, write_text
 from coadvise.config import RunConfig, differences, read_config
 from coadvise.data.audit import Dataset
 from coadvise.data.quarantine import Quarantine
@@ -100,7 +100,7 @@ class Run:
         teachers = load_teachers(
             {name: self.teacher_folder(name) for name in self.config.teachers}, self.dataset.classes
         )
-        for teacher in teachers.by_token.values():
+        for teacher in teachers.by_name.values():
             self.engine.prepare(teacher)
         return teachers
 
@@ -173,6 +173,12 @@ def check_folder(folder: Path, config: RunConfig, allow_changes: bool) -> list[s
     return []
 
 
+def check_run(folder: Path, instead: str = "give the folder that 'coadvise fit' printed") -> None:
+    """Raises UserError for what is no run directory, and says what to give instead."""
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"'{folder}' is no run directory (no {CONFIG}); {instead}")
+
+
 def check_no_run(folder: Path, instead: str) -> None:
     """Raises UserError for a run directory, which is no place for other things, and says what to give instead."""
     if (folder / CONFIG).is_file():
@@ -190,18 +196,9 @@ def _respelled(folder: Path, old: RunConfig, new: RunConfig) -> RunConfig:
         data = data.model_copy(update={"source": new.data.source})
     for name in teachers.keys() & new.teachers.keys():
         before, now = teachers[name].checkpoint, new.teachers[name].checkpoint
-        if before and now and before != now and _weights(folder / "teachers" / name) == _weights(Path(now)) != {}:
+        if before and now and before != now and contents(folder / "teachers" / name) == contents(Path(now)):
             teachers[name] = teachers[name].model_copy(update={"checkpoint": now})
     return old.model_copy(update={"data": data, "teachers": teachers})
-
-
-def _weights(network: Path) -> dict[str, Any]:
-    """Sizes and checksums of a trained network's files; nothing where there is none."""
-    try:
-        files: dict[str, Any] = read_manifest(network)["files"]
-    except (DamagedError, UserError):
-        return {}
-    return files
 
 
 def deciding_values(config: RunConfig) -> dict[str, Any]:

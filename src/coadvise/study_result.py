@@ -11,7 +11,7 @@ from coadvise.report.scatter import Point, scatter
 from coadvise.run import Listener
 from coadvise.studies import Order, Study
 from coadvise.studies.columns import Column, Finished, Value
-from coadvise.verdict import Interval, paired_interval, seed_interval, spread
+from coadvise.verdict import Interval, direction, paired_interval, seed_interval, spread
 
 HELD, NOT_HELD, NOISE = "held", "not held", "within noise"
 
@@ -68,15 +68,10 @@ def _compared(order: Order, values: Mapping[str, Mapping[int, Value]]) -> dict[s
         "images": paired_interval(*by_image) if all(by_image) else None,
         "seeds": seed_interval(differences),
     }
-    intervals = [interval for interval in over.values() if interval]
-    finding = NOISE
-    if intervals and all(i.low > 0 for i in intervals):
-        finding = HELD
-    elif intervals and all(i.high < 0 for i in intervals):
-        finding = NOT_HELD
+    found = direction([interval for interval in over.values() if interval])
     return {
         **asdict(order),
-        "finding": finding,
+        "finding": {1: HELD, -1: NOT_HELD, 0: NOISE}[found],
         "difference": sum(differences) / len(differences),
         "over": {name: asdict(interval) if interval else None for name, interval in over.items()},
     }

@@ -54,10 +54,10 @@ class Teachers:
     """Answers for a batch by all teachers, keyed by name. No teachers answer with an empty dict."""
 
     def __init__(self, teachers: Mapping[str, Teacher]) -> None:
-        self.by_token = dict(teachers)
+        self.by_name = dict(teachers)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        return {token: teacher(batch.images) for token, teacher in self.by_token.items()}
+        return {name: teacher(batch.images) for name, teacher in self.by_name.items()}
 
 
 def check_classes(name: str, network: Network, classes: tuple[str, ...]) -> list[int]:

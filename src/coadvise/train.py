@@ -16,8 +16,8 @@ from coadvise.data.audit import AuditedSplit
 from coadvise.data.loader import TrainingLoader
 from coadvise.data.quarantine import Quarantine
 from coadvise.data.views import Batch, Views
-from coadvise.engine import Engine, Interrupted
-from coadvise.errors import UserError
+from coadvise.engine import Engine
+from coadvise.errors import Interrupted, UserError
 from coadvise.evaluate import predict_logits, top1
 from coadvise.loss import CLASS, LossWeights, co_advise_loss
 from coadvise.networks import Network

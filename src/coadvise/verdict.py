@@ -1,7 +1,7 @@
 """The verdict: did advice help, by how much, and how sure can one be."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,15 +52,18 @@ def seed_interval(differences: Sequence[float]) -> Interval | None:
     return Interval(mean, mean - half, mean + half)
 
 
+def direction(intervals: Collection[Interval]) -> int:
+    """1 or -1 where every interval there is lies above, or below, zero; else 0."""
+    if intervals and all(interval.low > 0 for interval in intervals):
+        return 1
+    return -1 if intervals and all(interval.high < 0 for interval in intervals) else 0
+
+
 def sentence(over_images: Interval, over_seeds: Interval | None, images: int) -> str:
     """The verdict in words. Advice helped, or hurt, only if every interval there is lies clear of zero."""
     intervals = [interval for interval in (over_images, over_seeds) if interval is not None]
-    if all(i.low > 0 for i in intervals):
-        finding = "Advice helped"
-    elif all(i.high < 0 for i in intervals):
-        finding = "Advice hurt"
-    else:
-        finding = "No difference that stands clear of chance"
+    words = {1: "Advice helped", -1: "Advice hurt", 0: "No difference that stands clear of chance"}
+    finding = words[direction(intervals)]
     text = f"{finding}: {over_images} over {images} test images"
     return text + (f", {over_seeds} over seeds" if over_seeds else "") + "."
 

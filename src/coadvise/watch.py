@@ -43,8 +43,8 @@ class Watch:
 
     def see(self, advice: Mapping[str, Tensor], losses: Mapping[str, Tensor], micro_batches: int) -> None:
         """Takes the teachers' logits and the losses of one of the step's micro-batches."""
-        for token, logits in advice.items():
-            self._note(f"{token} teacher's logits", logits)
+        for teacher, logits in advice.items():
+            self._note(f"{teacher} teacher's logits", logits)
         for name, value in losses.items():
             self._note(f"{name} loss", value)
             self._losses[name] = self._losses.get(name, torch.zeros_like(value)) + value.detach() / micro_batches

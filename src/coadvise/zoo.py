@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from coadvise.bench.table import Setting, interleaved, machine
+from coadvise.bench.table import Setting, machine
+from coadvise.speed import interleaved
 
 SIZE = 224  # pixels
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from coadvise.bench import NAMES, run_benchmark
-from coadvise.bench.table import Row, Setting, Table, in_turns, interleaved
+from coadvise.bench.table import Row, Setting, Table, in_turns
 from coadvise.errors import UserError
+from coadvise.speed import interleaved
 
 
 def test_a_ratio_above_one_is_better_than_the_peer_in_either_direction():

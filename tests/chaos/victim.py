@@ -19,8 +19,7 @@ import torch
 from tiny import PRESET, Stopper, contents, make_images, never, records, write_preset
 
 from coadvise import checkpoint, fit, record
-from coadvise.engine import Interrupted
-from coadvise.errors import UserError
+from coadvise.errors import Interrupted, UserError
 
 SAVING = {checkpoint.__file__, record.__file__}
 FINISHED, STOPPED, REFUSED, FAULT = 0, 10, 11, 12

@@ -15,8 +15,7 @@ from tiny import CLASSES, Stopper, make_images, never, write_preset
 
 from coadvise.arm import initial_network
 from coadvise.config import TeacherConfig, load_config
-from coadvise.engine import Interrupted
-from coadvise.errors import UserError
+from coadvise.errors import Interrupted, UserError
 from coadvise.jobs import Task, in_processes
 from coadvise.rescore import evaluate_run
 from coadvise.run import TEACHER
@@ -133,7 +132,7 @@ def test_students_of_the_same_views_share_one_pass_of_the_teachers(
     asked = []
     forward = Teachers.__call__
     monkeypatch.setattr(
-        Teachers, "__call__", lambda self, batch: asked.append(len(self.by_token)) or forward(self, batch)
+        Teachers, "__call__", lambda self, batch: asked.append(len(self.by_name)) or forward(self, batch)
     )
     run_study("injection", images, write_preset(tmp_path), 1, tmp_path / "out", cache=True)
     caches = [path.parent for path in (tmp_path / "out" / "logits").rglob("cache.json")]

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from coadvise.bench.table import Row, Setting, Table, interleaved, machine
+from coadvise.bench.table import Row, Setting, Table, machine
 from coadvise.checkpoint import KEEP, Checkpoints
 from coadvise.config import load_config
 from coadvise.networks import build_network
 from coadvise.optim import make_optimiser
+from coadvise.speed import interleaved
 from coadvise.train import seconds_between
 
 CLASSES = [str(number) for number in range(10)]

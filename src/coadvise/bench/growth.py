@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from coadvise.bench.step import BATCH_SIZE, random_split, training
-from coadvise.bench.table import Row, Setting, Table, interleaved, machine
+from coadvise.bench.table import Row, Setting, Table, machine
 from coadvise.config import EngineConfig, ModelConfig, RecipeConfig, load_config
 from coadvise.data.views import Views
 from coadvise.engine import Engine
 from coadvise.loss import Advice, LossWeights
 from coadvise.models import TokenModel
 from coadvise.networks import build_network
+from coadvise.speed import interleaved
 from coadvise.teachers import Teacher, Teachers
 
 
@@ -84,8 +85,8 @@ def _training(case: _Case, batch_size: int, engine: Engine) -> Callable[[], obje
     def call() -> object:
         network = build_network(student, names, case.resolution, seed=0, tokens=tokens)
         assert isinstance(network.model, TokenModel)
-        for head in network.model.advised_heads() if not teachers else ():
-            head.requires_grad_(False)
+        if not teachers:
+            network.model.freeze_advised_heads()
         return training(network, recipe, views, Teachers(teachers), weights, engine)(lambda *progress: None)
 
     return call

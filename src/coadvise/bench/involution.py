@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import coadvise.models  # noqa: F401  (registers RedNet-26)
-from coadvise.bench.table import Row, Setting, Table, interleaved, machine
+from coadvise.bench.table import Row, Setting, Table, machine
 from coadvise.ops import involution2d
+from coadvise.speed import interleaved
 
 FORWARD, BOTH = "forward", "forward + backward"
 BATCH_SIZE = {"cpu": 8, "cuda": 64}

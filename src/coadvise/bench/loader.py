@@ -27,13 +27,14 @@ from PIL import Image
 from timm.data import ImageDataset, create_loader
 from torchvision.transforms import ColorJitter, Compose, RandomCrop, RandomHorizontalFlip
 
-from coadvise.bench.table import Row, Setting, Table, interleaved, machine
+from coadvise.bench.table import Row, Setting, Table, machine
 from coadvise.config import AugmentConfig, load_config
 from coadvise.data.audit import AuditedSplit, audit_split, presized_split
 from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, take_no_bits
 from coadvise.data.sources import Source, Split
 from coadvise.data.views import Views
 from coadvise.memory import keep_freed_memory
+from coadvise.speed import interleaved
 
 BATCH_SIZE, BATCHES, SMALL_BATCHES = 64, 3, 30
 CLASSES = 4

@@ -56,8 +56,7 @@ def student(name: str, advised: bool) -> Network:
     network = build_network(ModelConfig(model=name), CLASSES, SIZE, seed=0, tokens=TOKENS)
     if not advised:
         assert isinstance(network.model, TokenModel)
-        for head in network.model.advised_heads():
-            head.requires_grad_(False)
+        network.model.freeze_advised_heads()
     return network
 
 
@@ -125,7 +124,7 @@ def compare(
     count, batch_size = (SKIP + setting.repeats + 1) * turn, setting.batch_size or BATCH_SIZE
     recipe = RecipeConfig(epochs=1, batch_size=batch_size, warmup_epochs=0, clip=1.0, evaluations=1)
     views = Views(random_split(count * batch_size), config.augment, len(CLASSES), SIZE, seed=0)
-    weights = config.loss_weights if teachers.by_token else LossWeights()
+    weights = config.loss_weights if teachers.by_name else LossWeights()
     bare_step = bare_loop(bare, batch_size, setting, layout, engine)
 
     def bare_run(progress: Progress) -> None:

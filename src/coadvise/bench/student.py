@@ -17,8 +17,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from coadvise.bench.table import Row, Setting, Table, interleaved, machine
+from coadvise.bench.table import Row, Setting, Table, machine
 from coadvise.models import Student
+from coadvise.speed import interleaved
 
 SIZE = 224
 BATCH_SIZE = 64

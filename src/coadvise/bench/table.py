@@ -107,25 +107,6 @@ class Table:
         path.write_text(json.dumps({**record, "notes": list(self.notes)}, indent=1) + "\n")
 
 
-def interleaved(
-    calls: Mapping[str, Callable[[], object]], repeats: int, synchronise: Callable[[], None]
-) -> dict[str, float]:
-    """Median seconds of each call. The calls take turns, so that a slow moment of the machine falls on all of them.
-
-    One round more than `repeats` is run; the first warms up.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(repeats + 1):
-        for name, call in calls.items():
-            synchronise()
-            start = time.perf_counter()
-            call()
-            synchronise()
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
 def in_turns(
     runs: Mapping[str, Callable[[Progress], object]], turn: int, skip: int, synchronise: Callable[[], None]
 ) -> dict[str, float]:

@@ -282,10 +282,10 @@ def _at_least_two(folder: Path, classes: Sequence[str]) -> None:
     )
 
 
-def few(names: Sequence[str], most: int = 5) -> str:
-    """Names for a message, so many of them."""
-    shown = ", ".join(f"'{name}'" for name in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+def few(names: Sequence[str]) -> str:
+    """The first five names for a message, and how many more there are."""
+    shown = ", ".join(f"'{name}'" for name in names[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _lay_out_digits() -> Path:

@@ -45,6 +45,20 @@ def useful_workers(asked: int) -> int:
     return min(asked, cores)
 
 
+def seconds_with_workers(making: float, using: float, asked: int, device: str) -> float:
+    """Seconds a batch takes whose views are made by loader processes.
+
+    Args:
+        making, using: seconds that one process takes to make its views, and the networks to answer for them.
+        asked: loader processes, before `useful_workers`; 0 makes views in this process.
+        device: where the networks are; loader processes share a CPU with them, and work beside any other.
+    """
+    workers = useful_workers(asked)
+    if workers and device != "cpu":
+        return max(making / workers, using)
+    return making / max(1, workers) + using
+
+
 def worker_batches(dataset: Dataset[Any], workers: int, paths: Sequence[Path], **options: Any) -> Iterator[Any]:
     """What a `DataLoader` of whole batches yields, with `workers` processes that are watched, or in this one.
 

@@ -1,4 +1,4 @@
-"""What makes a model a student: one answer for the label and one a teacher, by name."""
+"""What makes a model a student: one answer for the label and one from each named token, for teachers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TokenModel(ABC):
     """A classifier with named tokens, which teachers can advise; called, it gives the class token's answer alone.
 
     Attributes:
-        token_names: One name a teacher, in order, without the class token.
+        token_names: Of the tokens beside the class token, in order.
     """
 
     token_names: tuple[str, ...]
@@ -38,9 +38,10 @@ class TokenModel(ABC):
     def for_inference(self) -> nn.Module:
         """Return a frozen copy that maps images to the class token's logits alone, equal to float error."""
 
-    def advised_heads(self) -> list[nn.Module]:
-        """Return the heads that only a teacher's advice gives a gradient to."""
-        return [head for name, head in self.heads().items() if name != CLASS_TOKEN]
+    def freeze_advised_heads(self) -> None:
+        """Freeze the heads that only a teacher's advice gives a gradient to, for a student that has no teachers."""
+        for name, head in self.heads().items():
+            head.requires_grad_(name == CLASS_TOKEN)
 
 
 def check_token_names(token_names: Sequence[str]) -> tuple[str, ...]:
@@ -57,5 +58,5 @@ def check_token_names(token_names: Sequence[str]) -> tuple[str, ...]:
             f"{CLASS_TOKEN!r} or 'type'"
         )
     if len(set(names)) < len(names):
-        raise UserError(f"token names {names} name one token twice: every teacher needs a token of its own")
+        raise UserError(f"token names {names} name one token twice; name each once")
     return names

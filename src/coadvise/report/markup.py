@@ -20,9 +20,9 @@ def escape(text: str) -> Markup:
     return text if isinstance(text, Markup) else Markup(html.escape(text, quote=True))
 
 
-def join(parts: Iterable[str], between: str = "") -> Markup:
+def join(parts: Iterable[str]) -> Markup:
     """Several pieces, each escaped unless it is markup."""
-    return Markup(escape(between).join(escape(part) for part in parts))
+    return Markup("".join(escape(part) for part in parts))
 
 
 def short(value: float) -> str:

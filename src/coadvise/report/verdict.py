@@ -137,7 +137,7 @@ def comparison(run: Run) -> Markup:
     if not rows:
         return tag("p", "No accuracy has been measured yet.", class_="missing")
     images = number(run.last("verdict").get("images"))
-    return join([_dots(run, rows, images), _table(run, rows), _parts(run)])
+    return join([_dots(run, rows, images), _table(rows), _parts(run)])
 
 
 def _dots(run: Run, rows: Sequence[Row], images: float | None) -> Markup:
@@ -174,7 +174,7 @@ def _whole(value: float) -> str:
     return f"{100 * value:.3g}\u00a0%"
 
 
-def _table(run: Run, rows: Sequence[Row]) -> Markup:
+def _table(rows: Sequence[Row]) -> Markup:
     compared = any(row.difference for row in rows)
     several = any(row.over_seeds for row in rows)
     gains = [*["to alone"] * compared, *["over seeds"] * several]

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from coadvise.config import RunConfig, TeacherConfig
+from coadvise.config import RunConfig
 from coadvise.errors import UserError
 from coadvise.models.small import REDNET_SMALL
 from coadvise.studies.columns import ABOVE_TEACHER, TEACHER_TOP1, TOP1
-from coadvise.studies.naive import RANDOM
-from coadvise.studies.question import Figure, Order, Row, Study
+from coadvise.studies.question import RANDOM, Figure, Order, Row, Study, must_train
 
 FAMILIES = (
     ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
@@ -30,7 +29,7 @@ def epochs(kind: str, share: float) -> Callable[[RunConfig], Mapping[str, Any]]:
     """The configuration with a share of the teacher's epochs, warm-up among them."""
 
     def changes(config: RunConfig) -> Mapping[str, Any]:
-        recipe, where = trained_here(kind, config, AGAIN).recipe, f"teachers.{kind}.recipe"
+        recipe, where = must_train(kind, config, AGAIN).recipe, f"teachers.{kind}.recipe"
         return {
             **RANDOM,
             f"{where}.epochs": max(1, round(share * recipe.epochs)),
@@ -44,7 +43,7 @@ def larger(kind: str) -> Callable[[RunConfig], Mapping[str, Any]]:
     """The configuration with the next larger teacher."""
 
     def changes(config: RunConfig) -> Mapping[str, Any]:
-        teacher, where = trained_here(kind, config, AGAIN), f"teachers.{kind}"
+        teacher, where = must_train(kind, config, AGAIN), f"teachers.{kind}"
         if teacher.model in DEPTHS:
             depths: Any = teacher.model_kwargs.get("depths", DEPTHS[teacher.model])
             return {**RANDOM, f"{where}.model_kwargs.depths": [2 * blocks for blocks in depths]}
@@ -56,17 +55,6 @@ def larger(kind: str) -> Callable[[RunConfig], Mapping[str, Any]]:
         return {**RANDOM, f"{where}.model": LARGER[teacher.model]}
 
     return changes
-
-
-def trained_here(kind: str, config: RunConfig, how: str) -> TeacherConfig:
-    """Raises UserError where a teacher is given that the study has to train, in this manner."""
-    teacher = config.teachers[kind]
-    if not teacher.trained_here:
-        raise UserError(
-            f"teacher '{kind}' is a given one, and this study trains it {how}; leave out "
-            f"teachers.{kind}.checkpoint and .pretrained"
-        )
-    return teacher
 
 
 STUDY = Study(

@@ -1,9 +1,7 @@
 """Table 5: how far each of the student's answers is from each teacher."""
 
 from coadvise.studies.columns import kl_to
-from coadvise.studies.injection import BOTH
-from coadvise.studies.naive import RANDOM
-from coadvise.studies.question import Order, Row, Study
+from coadvise.studies.question import BOTH, RANDOM, Order, Row, Study
 
 STUDY = Study(
     "Table 5: KL divergence of each token from each teacher (tokens not aligned)",

@@ -10,16 +10,15 @@ from typing import Any
 
 from coadvise.config import RunConfig
 from coadvise.run import TEACHER
-from coadvise.studies.capacity import trained_here
 from coadvise.studies.columns import TOP1, same_answer
-from coadvise.studies.question import Order, Row, Study
+from coadvise.studies.question import Order, Row, Study, must_train
 
 
 def unchanged(kind: str) -> Callable[[RunConfig], Mapping[str, Any]]:
     """The configuration as it is, if another such teacher can be trained."""
 
     def changes(config: RunConfig) -> Mapping[str, Any]:
-        trained_here(kind, config, "twice, from two seeds")
+        must_train(kind, config, "twice, from two seeds")
         return {}
 
     return changes

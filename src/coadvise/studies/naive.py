@@ -1,20 +1,20 @@
-"""Table 6: teachers of different inductive bias against as many of the same, and against one token for both."""
+"""Table 6: teachers of different inductive bias against as many of the same, and against one token for both.
 
-from typing import Any
+Tokens are random: two teachers of one kind would have one kind of stem.
+"""
 
-from coadvise.studies.question import Order, Row, Study
+from coadvise.studies.question import BOTH, ON_CLASS_TOKEN, RANDOM, Order, Row, Study
 
-RANDOM: dict[str, Any] = {"student.model_kwargs.aligned": {}}  # two teachers of one kind would have one kind of stem
-CLASS = {**RANDOM, "teachers.conv.token": "class", "teachers.inv.token": "class"}
+NAIVE = {**RANDOM, **ON_CLASS_TOKEN}
 
 STUDY = Study(
     "Table 6: naive multi-teacher distillation against cross inductive bias",
     [
         Row("conv + conv, a token each", ("conv", "conv2"), RANDOM),
         Row("inv + inv, a token each", ("inv", "inv2"), RANDOM),
-        Row("conv + inv, both on the class token, summed", ("conv", "inv"), CLASS),
-        Row("conv + inv, both on the class token, their mean", ("conv", "inv"), {**CLASS, "student.combine": "mean"}),
-        Row("conv + inv, a token each", ("conv", "inv"), RANDOM),
+        Row("conv + inv, both on the class token, summed", BOTH, NAIVE),
+        Row("conv + inv, both on the class token, their mean", BOTH, {**NAIVE, "student.combine": "mean"}),
+        Row("conv + inv, a token each", BOTH, RANDOM),
     ],
     [
         Order("conv + inv, a token each", "conv + conv, a token each"),

@@ -4,11 +4,35 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from coadvise.config import RunConfig
+from coadvise.config import RunConfig, TeacherConfig
+from coadvise.errors import UserError
 from coadvise.run import ADVISED
 from coadvise.studies.columns import TOP1, Column
 
 Changes = Mapping[str, Any]  # to a configuration, by dotted key
+
+# What the rows of several tables have in common.
+BOTH = ("conv", "inv")
+
+
+def aligned(*tokens: str) -> Changes:
+    """The configuration in which these tokens, and no others, come from stems of their own kind."""
+    return {"student.model_kwargs.aligned": {token: token for token in tokens}}
+
+
+RANDOM = aligned()
+ON_CLASS_TOKEN = {"teachers.conv.token": "class", "teachers.inv.token": "class"}
+
+
+def must_train(kind: str, config: RunConfig, how: str) -> TeacherConfig:
+    """A teacher that a study trains, in this manner. Raises UserError where it is a given one."""
+    teacher = config.teachers[kind]
+    if not teacher.trained_here:
+        raise UserError(
+            f"teacher '{kind}' is a given one, and this study trains it {how}; leave out "
+            f"teachers.{kind}.checkpoint and .pretrained"
+        )
+    return teacher
 
 
 @dataclass(frozen=True)

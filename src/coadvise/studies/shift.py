@@ -2,9 +2,7 @@
 
 from coadvise.run import ALONE
 from coadvise.studies.columns import CORRUPTION_ERROR, TOP1
-from coadvise.studies.injection import BOTH
-from coadvise.studies.naive import RANDOM
-from coadvise.studies.question import Order, Row, Study
+from coadvise.studies.question import BOTH, RANDOM, Order, Row, Study
 
 STUDY = Study(
     "Table 9: the tokens under distribution shift (tokens not aligned)",

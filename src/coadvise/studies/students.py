@@ -11,11 +11,8 @@ from typing import Any
 from coadvise.config import RunConfig
 from coadvise.run import ALONE
 from coadvise.studies.columns import ABOVE_ALONE, TOP1
-from coadvise.studies.injection import BOTH
-from coadvise.studies.naive import RANDOM
-from coadvise.studies.question import Order, Row, Study
+from coadvise.studies.question import BOTH, ON_CLASS_TOKEN, RANDOM, Order, Row, Study
 
-ONE_OUTPUT = {"teachers.conv.token": "class", "teachers.inv.token": "class"}
 SMALL_IMAGES = 96  # pixels; up to there networks of about the micro student's size, which keep the full resolution
 SMALL_RESNET10 = {"widths": [24, 48, 96, 192], "stem_kernel": 3, "stem_stride": 1, "stem_pool": False}
 SMALL_MIXER = {"patch_size": 4, "num_blocks": 6, "embed_dim": 96}
@@ -44,9 +41,9 @@ def rows(name: str, one_output: Any, separate_heads: Any) -> list[Row]:
 STUDY = Study(
     "Table 4: students of other inductive bias (tokens not aligned)",
     [
-        *rows("transformer", {**RANDOM, **ONE_OUTPUT}, RANDOM),
-        *rows("ResNet-10", *(student("resnet10_coadvised", SMALL_RESNET10, advice) for advice in (ONE_OUTPUT, {}))),
-        *rows("Mixer-Ti", *(student("mixer_tiny_coadvised", SMALL_MIXER, advice) for advice in (ONE_OUTPUT, {}))),
+        *rows("transformer", {**RANDOM, **ON_CLASS_TOKEN}, RANDOM),
+        *rows("ResNet-10", *(student("resnet10_coadvised", SMALL_RESNET10, advice) for advice in (ON_CLASS_TOKEN, {}))),
+        *rows("Mixer-Ti", *(student("mixer_tiny_coadvised", SMALL_MIXER, advice) for advice in (ON_CLASS_TOKEN, {}))),
     ],
     [
         Order("transformer, both through separate heads", "transformer, alone"),

@@ -1,11 +1,7 @@
 """Table 7: which tokens, each advised by its teacher, make the student better."""
 
-from typing import Any
-
 from coadvise.run import ALONE
-from coadvise.studies.question import Order, Row, Study
-
-RANDOM: dict[str, Any] = {"student.model_kwargs.aligned": {}}
+from coadvise.studies.question import BOTH, RANDOM, Order, Row, Study
 
 STUDY = Study(
     "Table 7: what each token adds (tokens not aligned)",
@@ -13,7 +9,7 @@ STUDY = Study(
         Row("class token alone", changes=RANDOM, role=ALONE),
         Row("class + conv token", ("conv",), RANDOM),
         Row("class + inv token", ("inv",), RANDOM),
-        Row("class + conv + inv token", ("conv", "inv"), RANDOM),
+        Row("class + conv + inv token", BOTH, RANDOM),
     ],
     [
         Order("class + conv token", "class token alone"),
