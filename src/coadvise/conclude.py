@@ -9,8 +9,8 @@ from torch import Tensor
 
 from coadvise.agreement import divergences
 from coadvise.checkpoint import storing
-from coadvise.evaluate import AVERAGE, correct, load_predictions
-from coadvise.loss import CLASS
+from coadvise.evaluate import correct, load_predictions
+from coadvise.loss import AVERAGE, CLASS
 from coadvise.networks import load_network
 from coadvise.record import last_of, read_records
 from coadvise.report import write_report

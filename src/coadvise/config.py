@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from coadvise.errors import UserError
-from coadvise.loss import CLASS, Advice, LossWeights
+from coadvise.loss import AVERAGE, CLASS, Advice, LossWeights
 from coadvise.models.tokens import check_token_names
 
 MOST_YAML = 2**17  # bytes of a configuration, and things in it once YAML's aliases are written out
@@ -133,7 +133,7 @@ class ModelConfig(_Part):
 
 
 def _token_name(name: str) -> str:
-    if name == "average":
+    if name == AVERAGE:
         raise ValueError("a teacher's name is its token's, and 'average' is the answer of all tokens together")
     try:
         return check_token_names([name])[0]

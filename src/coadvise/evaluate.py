@@ -14,10 +14,9 @@ from coadvise.checkpoint import DamagedError, storing, write_weights
 from coadvise.data.audit import AuditedSplit
 from coadvise.data.loader import still_batches
 from coadvise.engine import Engine
-from coadvise.loss import average_probabilities
+from coadvise.loss import AVERAGE, average_probabilities
 from coadvise.networks import class_map
 
-AVERAGE = "average"
 BINS = 15  # of confidence, equally wide, for the calibration error
 
 

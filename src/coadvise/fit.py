@@ -107,7 +107,8 @@ def foresee_fit(
 ) -> Iterator[tuple[str, float]]:
     """What `fit` would train: (the network in words, the seconds it will take here); 0 where it is done.
 
-    Nothing is written. Evaluation, compiling and filling a cache are not counted.
+    Nothing is written. Evaluation, compiling and filling a cache are not counted. Views are timed as made from
+    files, also where a run keeps presized images.
     """
     config, folder, arms = _planned(data, preset, out, seed, baseline, seeds, overrides, cache)
     dataset = audit(source_of(config), config.data.image_size, config.in_memory)

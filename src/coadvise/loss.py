@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CLASS = "class"  # the name of the class token's answer in every dict of logits
+AVERAGE = "average"  # that of all tokens' together, `average_probabilities`
 
 
 @dataclass(frozen=True)

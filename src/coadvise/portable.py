@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from coadvise.checkpoint import write_bytes
 from coadvise.errors import UserError
-from coadvise.evaluate import AVERAGE
-from coadvise.loss import CLASS, average_probabilities
+from coadvise.loss import AVERAGE, CLASS, average_probabilities
 from coadvise.networks import Network
 from coadvise.predict import load, trained_tokens
 

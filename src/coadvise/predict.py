@@ -15,7 +15,7 @@ from torch import Tensor
 from coadvise.checkpoint import MANIFEST
 from coadvise.data.images import UnreadableImageError, read_image, square, to_array
 from coadvise.errors import UserError
-from coadvise.loss import CLASS, average_probabilities
+from coadvise.loss import AVERAGE, CLASS, average_probabilities
 from coadvise.networks import Network, load_network
 from coadvise.run import check_run
 
@@ -70,9 +70,9 @@ class TrainedStudent:
         for start in range(0, len(given), batch_size):
             pixels = np.stack([self._pixels(image) for image in given[start : start + batch_size]])
             tokens = trained_tokens(self.part, network(torch.from_numpy(pixels).float().div_(255)))
-            if answer != "average" and answer not in tokens:
-                raise UserError(f"no answer '{answer}'; this network has {', '.join(tokens)} and average")
-            rows = average_probabilities(tokens) if answer == "average" else tokens[answer].float().softmax(-1)
+            if answer != AVERAGE and answer not in tokens:
+                raise UserError(f"no answer '{answer}'; this network has {', '.join(tokens)} and {AVERAGE}")
+            rows = average_probabilities(tokens) if answer == AVERAGE else tokens[answer].float().softmax(-1)
             for row in rows.tolist():
                 best = int(np.argmax(row))
                 found.append(Prediction(self.classes[best], row[best], dict(zip(self.classes, row, strict=True))))

@@ -194,7 +194,8 @@ def foresee_study(
 ) -> Iterator[tuple[str, float]]:
     """What `run_study` would train: (the network in words, the seconds it will take here); 0 where it is done.
 
-    Evaluation, compiling and filling a cache are not counted.
+    Evaluation, compiling and filling a cache are not counted. Views are timed as made from
+    files, also where a run keeps presized images.
     """
     _, _, plan = _prepare(name, data, preset, seeds, out, overrides, cache)
     dataset: Dataset | None = None

@@ -215,7 +215,7 @@ class StagedNet(nn.Module):
             intermediates_only: Leave out the final features.
 
         Raises:
-            ValueError: Another ``output_fmt``.
+            UserError: Another ``output_fmt``.
         """
         if output_fmt != "NCHW":
             raise UserError(f"output_fmt {output_fmt!r} is not supported, use 'NCHW'")

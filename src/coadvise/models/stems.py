@@ -156,7 +156,7 @@ class AlignedPatchEmbed(nn.Module):
         """Set the image size; the weights do not depend on it.
 
         Raises:
-            ValueError: Another patch size, or an image that is not a whole number of patches.
+            UserError: Another patch size, or an image that is not a whole number of patches.
         """
         if patch_size is not None and _pair(patch_size) != self.patch_size:
             raise UserError(
@@ -186,7 +186,7 @@ class AlignedPatchEmbed(nn.Module):
         """Return images as the stems take them, padded to whole patches where the model was built so.
 
         Raises:
-            ValueError: An image of another size than the model's, or not a whole number of patches.
+            UserError: An image of another size than the model's, or not a whole number of patches.
         """
         height, width = x.shape[-2:]
         if self.strict_img_size and (height, width) != self.img_size:
@@ -203,7 +203,7 @@ class AlignedPatchEmbed(nn.Module):
         """Embed images [B, C, H, W] as patches [B, N, D] (or [B, H', W', D]) and a token [B, 1, D] a stem.
 
         Raises:
-            ValueError: An image of another size than the model's, or not a whole number of patches.
+            UserError: An image of another size than the model's, or not a whole number of patches.
         """
         x = self.checked(x)
         maps = {name: stem(x) for name, stem in self.stems.items()}  # each [B, D, H', W']

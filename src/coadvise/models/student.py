@@ -150,7 +150,7 @@ class Student(TokenModel, VisionTransformer):
         """Replace all heads by fresh ones; 0 classes leave them out.
 
         Raises:
-            ValueError: A pooling that a student does not have.
+            UserError: A pooling that a student does not have.
         """
         _check_pool(self.global_pool if global_pool is None else global_pool, num_classes)
         super().reset_classifier(num_classes, global_pool)
