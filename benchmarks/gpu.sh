@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every benchmark on a CUDA device, in at most ten minutes, and leaves a JSON file of each in a folder:
 #
-#     benchmarks/gpu.sh FOLDER
+#     . .venv/bin/activate && benchmarks/gpu.sh FOLDER
 #
 # The files are NAME-PRECISION[-compile].json. A benchmark that fails or runs out of time leaves none; the others still
 # run, and the script ends with status 1. What matters most comes first.
@@ -28,14 +28,14 @@ for precision in bfloat16 float32; do
     bench step "$precision"
     bench cache "$precision"
 done
-for name in student step; do
+bench loader float32 # its views are float32 whatever the precision
+bench growth bfloat16
+bench checkpoint float32
+for name in student step; do # compiling takes longest
     for precision in bfloat16 float32; do
         bench "$name" "$precision" --compile
     done
 done
-bench loader float32 # its views are float32 whatever the precision
-bench growth bfloat16
-bench checkpoint float32
 
 if ((${#failed[@]})); then
     echo "not done: ${failed[*]}" >&2

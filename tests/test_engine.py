@@ -8,7 +8,7 @@ from torch import Tensor
 
 from coadvise.config import EngineConfig, ModelConfig, RecipeConfig
 from coadvise.data.views import Batch
-from coadvise.engine import Engine, settled
+from coadvise.engine import Engine, here, settled
 from coadvise.errors import UserError
 from coadvise.networks import Network, build_network
 from coadvise.optim import make_optimiser
@@ -111,8 +111,20 @@ def test_processes_find_out_whether_they_have_the_same(other: str, monkeypatch: 
     engine = Engine(EngineConfig(device="cpu"))
     assert engine.alike("the same")
     seen: list[Tensor] = []
-    monkeypatch.setattr(Engine, "mean", lambda self, value: seen.append(value) or value)
+    monkeypatch.setattr(Engine, "_highest", lambda self, values: seen.append(values) or values)
     assert engine.alike(other)
     theirs = seen[0]
-    monkeypatch.setattr(Engine, "mean", lambda self, value: (value + theirs) / 2)
+    monkeypatch.setattr(Engine, "_highest", lambda self, values: torch.maximum(values, theirs))
     assert engine.alike("the same") == (other == "the same")
+
+
+def test_networks_trained_on_a_device_that_is_not_there_answer_on_one_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = EngineConfig(device="cuda", precision="bfloat16")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("coadvise.engine._cpu_has_bfloat16", lambda: False)
+    assert Engine(here(trained)).device.type == "cpu"
+    assert settled(here(trained)).precision == "float32"
+    own = EngineConfig(device="cpu", precision="bfloat16")
+    assert here(own) == own
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert here(trained) == trained

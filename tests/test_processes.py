@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,3 +169,18 @@ def test_a_rank_that_comes_late_does_what_the_other_one_does(tiny_images: Path, 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert [r["part"] for r in records(tmp_path / "run", "result")] == [r["part"] for r in records(first, "result")]
+
+
+def test_ranks_that_read_other_images_are_told_so(tiny_images: Path, preset: str, tmp_path: Path) -> None:
+    for rank in ("0", "1"):
+        shutil.copytree(tiny_images, tmp_path / rank / "images")
+    next((tmp_path / "1" / "images" / "train").rglob("*.png")).unlink()
+    script = tmp_path / "elsewhere.py"
+    script.write_text("import os; os.chdir(os.environ['RANK']); from coadvise.cli import main; main()")
+    arguments = ["fit", "images", "--preset", preset, "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, *TWO_PROCESSES, str(script), *arguments], cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "the processes do not read the same images in 'images'" in done.stderr
+    assert not (tmp_path / "run" / "config.yaml").exists()

@@ -207,7 +207,7 @@ def answers(
 ) -> Arrays:
     """What is stored of an epoch, its rows in the images' order; `tick` gets each batch's number before it is asked."""
     arrays: Arrays = {}
-    for number, batch in enumerate(epoch_batches(views, epoch, BATCH, workers)):
+    for number, batch in enumerate(epoch_batches(views, epoch, BATCH, workers, engine.pins)):
         tick(number)
         refuse_stand_ins(batch)
         for name, rows in _packed(batch, teachers, form, engine).items():

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -17,7 +18,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from timm.layers import Attention
 from torch import Tensor, nn
-from torch.distributed import DistError
+from torch.distributed import DistError, ProcessGroup
 from torch.distributed.distributed_c10d import _get_default_store
 
 from coadvise.config import EngineConfig
@@ -56,6 +57,7 @@ class Engine:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         self.fabric.launch()
+        self._hosts = _hosts(config.timeout_seconds) if world > 1 else None
         self.compile = config.compile
         self.half_precision = config.precision == "bfloat16"
         # Convolutions and involutions are faster channels-last in bfloat16 and on GPUs; plain ViTs do not mind.
@@ -66,6 +68,11 @@ class Engine:
     @property
     def device(self) -> torch.device:
         return self.fabric.device
+
+    @property
+    def pins(self) -> bool:
+        """Whether batches are to be pinned on their way to the device."""
+        return self.device.type == "cuda"
 
     @property
     def rank(self) -> int:
@@ -127,8 +134,12 @@ class Engine:
         return self.fabric.autocast()
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over processes."""
-        return self.fabric.all_reduce(values, reduce_op="mean") if self.processes > 1 else values
+        """The mean over processes; the device is not waited for."""
+        if self.processes == 1:
+            return values
+        total = values.clone()
+        torch.distributed.all_reduce(total)  # Fabric's waits at a barrier first, which on CUDA waits for the device
+        return total / self.processes
 
     def anywhere(self, flags: Tensor) -> Tensor:
         """What is true on any process; the same answer on all, and the device is not waited for."""
@@ -136,13 +147,19 @@ class Engine:
 
     def agreed(self, answer: bool) -> bool:
         """Whether any process says yes; the same answer on all."""
-        return answer if self.processes == 1 else bool(self.anywhere(torch.tensor(answer, device=self.device)))
+        return answer if self.processes == 1 else bool(self._highest(torch.tensor(int(answer))))
 
     def alike(self, text: str) -> bool:
         """Whether all processes have the same text; the same answer on all."""
-        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")  # float64 holds the sum of many
-        value = torch.tensor(number, dtype=torch.float64, device=self.device)
-        return not self.agreed(bool(self.mean(value) != value))
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        highest, minus_lowest = self._highest(torch.tensor([number, -number])).tolist()
+        return bool(highest == -minus_lowest)
+
+    def _highest(self, values: Tensor) -> Tensor:
+        """The highest of each over processes, which meet on their hosts and leave the device alone."""
+        if self.processes > 1:
+            torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=self._hosts)
+        return values
 
     @property
     def stop_requested(self) -> bool:
@@ -201,6 +218,20 @@ class Engine:
         finally:
             for name, handler in before.items():
                 signal.signal(name, handler)
+
+
+@cache
+def _hosts(timeout_seconds: float) -> ProcessGroup:
+    """The processes once more, to meet on their hosts wherever they compute. All of them make it at the same time."""
+    group: ProcessGroup = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+    return group
+
+
+def here(config: EngineConfig) -> EngineConfig:
+    """How a run's networks answer on this machine: as they were trained; without such a device, as it can."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        return config.model_copy(update={"device": "auto", "precision": "auto"})
+    return config
 
 
 def settled(config: EngineConfig) -> EngineConfig:

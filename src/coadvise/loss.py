@@ -159,13 +159,13 @@ def _advice(student: Tensor, name: str, teacher: Tensor, advice: Advice) -> Tens
 
 def _mean_advice(student: Tensor, teachers: Sequence[Tensor], advice: Sequence[Advice]) -> Tensor:
     """mean(λ) · τ² · KL(Σ λ_k softmax(teacher_k/τ) / Σ λ_k ‖ softmax(student/τ))."""
-    weights, temperature = [a.weight for a in advice], advice[0].temperature
-    if not any(weights):
+    total, temperature = sum(a.weight for a in advice), advice[0].temperature
+    if not total:
         return torch.zeros_like(student[0, 0])
-    probabilities = torch.stack([(_wide(t).detach() / temperature).softmax(-1) for t in teachers])
-    shares = probabilities.new_tensor(weights)[:, None, None] / sum(weights)
-    mean = (shares * probabilities).sum(0).clamp_min(torch.finfo(probabilities.dtype).tiny)
-    return sum(weights) / len(weights) * advice_divergence(student, mean.log() * temperature, temperature)
+    probabilities = [(_wide(logits).detach() / temperature).softmax(-1) for logits in teachers]
+    mean = torch.stack([a.weight / total * p for a, p in zip(advice, probabilities, strict=True)]).sum(0)
+    mean = mean.clamp_min(torch.finfo(mean.dtype).tiny)
+    return total / len(advice) * advice_divergence(student, mean.log() * temperature, temperature)
 
 
 def average_probabilities(tokens: Mapping[str, Tensor]) -> Tensor:

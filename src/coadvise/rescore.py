@@ -16,7 +16,7 @@ from coadvise.data.audit import audit_split
 from coadvise.data.loader import still_batches
 from coadvise.data.shifts import FOLDER, IMAGENET_C, LAYOUTS, corrupted_splits, layout_of, subset, subset_split
 from coadvise.data.sources import DIGITS, Split, evaluation_split, few, passed_over, scored_folder, source_of
-from coadvise.engine import Engine
+from coadvise.engine import Engine, here
 from coadvise.errors import UserError
 from coadvise.evaluate import in_order, predict_each, scores
 from coadvise.networks import load_network
@@ -39,7 +39,7 @@ class Networks:
             raise UserError(f"'{run}' has no finished network yet; run the same 'coadvise fit' again to go on")
         self.run = run
         self.config: RunConfig = read_config(run / CONFIG)
-        self.engine = Engine(self.config.engine)
+        self.engine = Engine(here(self.config.engine))
         self.networks = {part: load_network(run / part) for part in parts}
         for network in self.networks.values():
             self.engine.prepare(network)

@@ -70,7 +70,9 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
     """
     recipe, network = job.recipe, job.network
     engine.prepare(network)  # first: optimiser and average follow the weights
-    loader = TrainingLoader(job.views, recipe.batch_size, recipe.accumulate, job.workers, engine.rank, engine.processes)
+    loader = TrainingLoader(
+        job.views, recipe.batch_size, recipe.accumulate, job.workers, engine.rank, engine.processes, pin=engine.pins
+    )
     per_epoch, last_step = loader.steps_per_epoch, recipe.epochs * loader.steps_per_epoch
     optimiser = make_optimiser(network.model, recipe)
     averaged = average_of(network, recipe)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,13 +142,27 @@ def test_compiles_for_a_gpu_to_tensor_core_instructions(tmp_path: Path) -> None:
     assert min(counts.values()) > 0
 
 
+def no_compiler() -> None:
+    raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (None, r"Install triton\.$"),
+        (
+            SimpleNamespace(check_driver=no_compiler),
+            r"Failed to find C compiler.*Triton needs a C compiler and Python's",
+        ),
+    ],
+)
 def test_without_triton_plain_torch_runs_and_says_so_once(
-    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+    module: SimpleNamespace | None, says: str, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     involution._triton.cache_clear()
-    monkeypatch.setitem(sys.modules, "coadvise.ops.triton", None)
+    monkeypatch.setitem(sys.modules, "coadvise.ops.triton", module)
     x, weight = torch.randn(1, 4, 3, 3), torch.randn(1, 2, 3, 3, 3, 3)
-    with pytest.warns(RuntimeWarning, match="plain torch on CUDA"):
+    with pytest.warns(RuntimeWarning, match=f"plain torch on CUDA.*{says}"):
         out = involution._forward_cuda(x, weight, 1)
     involution._backward_cuda(out, x, weight, 1)
     involution._triton.cache_clear()

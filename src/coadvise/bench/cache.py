@@ -53,7 +53,9 @@ def run(setting: Setting) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         cache = LogitCache(Path(folder, "few"), {"made for": "timing"})
         began = time.perf_counter()
-        few = _megabytes(cache, answers(views, 0, teachers, form, engine, 0, lambda batch: None), images)
+        few = _megabytes(
+            cache, answers(views.on(engine.device), 0, teachers, form, engine, 0, lambda batch: None), images
+        )
         building = (time.perf_counter() - began) / images
         began = time.perf_counter()
         cache.read(0)

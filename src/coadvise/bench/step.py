@@ -90,7 +90,7 @@ def training(
 ) -> Callable[[Progress], Network]:  # fmt: skip
     """`coadvise.train.train` of a network, for `in_turns`."""
     scored = random_split(8, views.image_size, views.classes)
-    job = Training("students/timed", 0, network, recipe, views, scored, teachers, weights, 0, 1e9)
+    job = Training("students/timed", 0, network, recipe, views.on(engine.device), scored, teachers, weights, 0, 1e9)
 
     def run(progress: Progress) -> Network:
         with tempfile.TemporaryDirectory() as folder:

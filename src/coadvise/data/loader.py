@@ -25,26 +25,27 @@ class TrainingLoader:
     Args:
         batch_size: images an optimiser step, over all processes and micro-batches.
         rank, processes: which share of each step this process gets.
+        pin: whether batches made on the CPU are put where a CUDA device copies them from without being waited for.
 
     Raises:
         UserError: a batch cannot be cut evenly.
     """
 
     def __init__(
-        self, views: Views, batch_size: int, accumulate: int = 1, workers: int = 0, rank: int = 0, processes: int = 1
-    ) -> None:
+        self, views: Views, batch_size: int, accumulate: int = 1, workers: int = 0, rank: int = 0, processes: int = 1,
+        pin: bool = False,
+    ) -> None:  # fmt: skip
         self.batch_size = whole_batch(batch_size, len(views), accumulate, processes)
-        self.views, self.accumulate, self.workers = views, accumulate, workers
+        self.views, self.accumulate, self.workers, self.pin = views, accumulate, workers, pin
         self.rank, self.processes = rank, processes
         self.steps_per_epoch = len(views) // self.batch_size
 
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
         """The micro-batches of steps first..last-1, `accumulate` a step, whatever ran before."""
-        on_cpu = self.views.device.type == "cpu"  # what is made on a device needs neither workers nor a copy
-        workers = self.workers if on_cpu else 0
+        workers, pin = _help(self.views, self.workers, self.pin)
         batches = worker_batches(
             self.views, workers, self.views.split.paths, sampler=_Requests(self, first, last),
-            pin_memory=on_cpu and torch.cuda.is_available(), prefetch_factor=4 if workers else None,
+            pin_memory=pin, prefetch_factor=4 if workers else None,
         )  # fmt: skip
         for _ in range(first, last):
             yield [next(batches) for _ in range(self.accumulate)]
@@ -84,13 +85,17 @@ class _Requests:
             yield from ((epoch, chunk) for chunk in chunks[own.rank :: own.processes])
 
 
-def epoch_batches(views: Views, epoch: int, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+def epoch_batches(views: Views, epoch: int, batch_size: int, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
     """The views of an epoch, every one of them once, in the epoch's order."""
     positions = np.arange(len(views))
     requests = [(epoch, positions[start : start + batch_size]) for start in range(0, len(views), batch_size)]
-    on_cpu = views.device.type == "cpu"  # what is made on a device needs neither workers nor a copy
-    pin = on_cpu and torch.cuda.is_available()
-    return worker_batches(views, workers if on_cpu else 0, views.split.paths, sampler=requests, pin_memory=pin)
+    workers, pin = _help(views, workers, pin)
+    return worker_batches(views, workers, views.split.paths, sampler=requests, pin_memory=pin)
+
+
+def _help(views: Views, workers: int, pin: bool) -> tuple[int, bool]:
+    """Workers and pinning for these views: what is made on a device needs neither of them."""
+    return (workers, pin) if views.device.type == "cpu" else (0, False)
 
 
 class _StillImages(Dataset[Tensor]):

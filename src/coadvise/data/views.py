@@ -10,6 +10,7 @@ itself if all images are in memory and fit: the same views, up to the device's r
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -119,7 +120,7 @@ class Views(TorchDataset[Batch]):
             partners[partners >= len(order)] = len(order) - 1  # the last of an odd number is mixed with itself
             every, where = np.unique(np.concatenate([positions, partners]), return_inverse=True)
             views, shown = self._single_views(epoch, order[every], unreadable)
-            own, other = torch.from_numpy(where).to(views.device).chunk(2)
+            own, other = _sent(where, views.device).chunk(2)
             index, partner = np.split(shown[where], 2)
             images, share = self._mix(epoch, positions, views[own], views[other])
         labels = self._labels(index)
@@ -147,7 +148,7 @@ class Views(TorchDataset[Batch]):
         return images, index
 
     def _labels(self, index: Indices) -> Tensor:
-        return torch.from_numpy(self.split.labels[index]).to(self.device)
+        return _sent(self.split.labels[index], self.device)
 
     def _pipeline_seeds(self, epoch: int, index: Indices) -> list[int]:
         return (draws.seeds(self.seed, draws.PIPELINE, epoch, index) >> np.uint64(1)).tolist()
@@ -181,7 +182,7 @@ class Views(TorchDataset[Batch]):
     def _pixels(self, index: Indices, unreadable: dict[int, str]) -> Tensor:
         """Images [B, 3, S, S] uint8; `index` is changed in place as by `_files`."""
         if self._resident is not None:
-            return self._resident[torch.from_numpy(index).to(self.device)]
+            return self._resident[_sent(index, self.device)]
         if self.split.pixels is not None:
             return torch.from_numpy(self.split.pixels[index])
         arrays = []
@@ -204,10 +205,16 @@ class Views(TorchDataset[Batch]):
         high = np.clip(np.rint(centre + half[:, None]), 0, size)
         share = np.where(cut, 1 - np.prod(high - low, axis=1) / size**2, share)
         blend = np.where(cut, 1.0, share)
-        corners = torch.from_numpy(np.stack([low, high], 1)).to(own.device)
-        shares, blends, cuts = (torch.from_numpy(x).float().to(own.device)[:, None] for x in (share, blend, cut))
+        corners = _sent(np.stack([low, high], 1), own.device)
+        shares, blends, cuts = _sent(np.stack([share, blend, cut]), own.device).float()[:, :, None]
         box = _boxes(corners, size) & (cuts[:, :, None, None] > 0)
         return torch.where(box, other, other.lerp(own, blends[:, :, None, None])), shares
+
+
+def _sent(values: npt.NDArray[Any] | Tensor, device: torch.device) -> Tensor:
+    """Values from the host where views are made; a CUDA device is not waited for, which pinned memory allows."""
+    tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def light_views(images: Tensor, augment: AugmentConfig, u: draws.Array) -> Tensor:
@@ -228,11 +235,11 @@ def light_views(images: Tensor, augment: AugmentConfig, u: draws.Array) -> Tenso
         shift = (shift * size / 2).round() * 2 / size
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     theta = torch.stack([cos * mirror, -sin, shift[:, 0], sin * mirror, cos, shift[:, 1]], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    grid = F.affine_grid(_sent(theta, images.device), list(images.shape), align_corners=False)
     mode = "bilinear" if turned else "nearest"
     images = F.grid_sample(images, grid, mode=mode, padding_mode="reflection", align_corners=False)
     if augment.colour > 0:
-        factors = (1 + augment.colour * draw[:, 5:8]).to(images.device)
+        factors = _sent(1 + augment.colour * draw[:, 5:8], images.device)
         brightness, contrast, saturation = factors.T[:, :, None, None, None]
         images = images * brightness
         images = images.mean((1, 2, 3), keepdim=True).lerp(images, contrast)

@@ -9,6 +9,7 @@ export gets plain torch throughout, so that its readers need nothing of ours.
 """
 
 import math
+import subprocess
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -209,13 +210,19 @@ def _backward_flops(grad: torch.Size, x: torch.Size, weight: torch.Size, stride:
 
 @cache
 def _triton() -> Any:
-    """The module of CUDA kernels; None, after one warning, where Triton is missing."""
+    """The module of CUDA kernels; None, after one warning, where Triton is missing or lacks what it is to work with."""
     try:
-        return import_module("coadvise.ops.triton")
+        kernels = import_module("coadvise.ops.triton")
+        kernels.check_driver()
     except ImportError as error:
-        message = f"involution runs in plain torch on CUDA, many times slower: {error}. Install triton."
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-        return None
+        remedy, fault = "Install triton", str(error)
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        remedy, fault = "Triton needs a C compiler and Python's headers", str(error).partition("\n")[0]
+    else:
+        return kernels
+    message = f"involution runs in plain torch on CUDA, many times slower: {fault}. {remedy}."
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return None
 
 
 def _forward_anywhere(x: Tensor, weight: Tensor, stride: int) -> Tensor:

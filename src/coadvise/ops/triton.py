@@ -33,6 +33,15 @@ COLUMNS = 16  # at most this many of them side by side: a wider band has more ze
 WARPS = 4
 
 
+def check_driver() -> None:
+    """Have Triton build what it speaks to the device by, before there is a kernel to launch.
+
+    Raises:
+        RuntimeError, OSError, CalledProcessError: It has no C compiler, or no headers of Python.
+    """
+    triton.runtime.driver.active.get_current_target()
+
+
 def involution2d_triton(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Involution on CUDA tensors: [B, C, H, W] and [B, G, K, K, h, w] to [B, C, h, w] in the memory order of ``x``."""
     if x.dtype not in DTYPES:

@@ -14,7 +14,7 @@ from coadvise.checkpoint import MANIFEST, WEIGHTS, write_text
 from coadvise.config import read_config
 from coadvise.data.shifts import FOLDER, IMAGENET_C, corrupted_splits, layout_of, subset_split
 from coadvise.data.sources import evaluation_split
-from coadvise.engine import Engine
+from coadvise.engine import Engine, here
 from coadvise.evaluate import correct, load_predictions, log_probabilities
 from coadvise.networks import load_network
 from coadvise.predict import trained_parts
@@ -169,7 +169,7 @@ def _parameters(row: Finished, arm: Arm) -> Value:
 def _images_per_second(rows: Sequence[Finished], listener: Listener) -> list[dict[int, Value]]:
     """All rows in turn, at the same time and place, so nothing of it is kept."""
     config = read_config(rows[0].run / CONFIG)
-    engine = Engine(config.engine)
+    engine = Engine(here(config.engine))
     networks = {}
     for number, row in enumerate(rows):
         networks[str(number)] = load_network(row.run / row.arms[0].part).for_inference()
