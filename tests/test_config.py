@@ -325,3 +325,14 @@ def test_who_is_trained_here() -> None:
 def test_nearest_says_nothing_of_what_is_far() -> None:
     assert nearest("epoch", ["epochs", "seed"]) == ", did you mean 'epochs'?"
     assert nearest("zzz", ["epochs", "seed"]) == ""
+
+
+def test_a_class_token_that_nothing_trains_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"^student.weight=0 takes the labels from the class token.*no teacher advises it"
+    ):
+        load_config("digits", ["student.weight=0"])
+    advised = load_config("digits", ["student.weight=0", "teachers.conv.token=[conv, class]"])
+    assert advised.loss_weights.trained_tokens == ("class", "conv", "inv")
+    with pytest.raises(UserError, match="no teacher advises it"):
+        load_config("digits", ["student.weight=0", "teachers.conv.token=class", "teachers.conv.weight=0"])

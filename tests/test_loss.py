@@ -135,6 +135,14 @@ def test_tokens_are_named_once_each_in_the_teachers_order():
     assert weights.by_token["two"] == ["b", "c"]
 
 
+def test_what_only_teachers_of_no_weight_advise_is_not_trained():
+    weights = LossWeights(0.0, {"a": Advice(0.0), "b": Advice(1.0, token=("b", "class")), "c": Advice(0.0, token="b")})
+    assert weights.trained_tokens == ("class", "b")
+    assert weights.trains_class
+    assert not LossWeights(0.0, {"a": Advice(), "b": Advice(0.0, token="class")}).trains_class
+    assert LossWeights(0.1).trains_class
+
+
 def test_a_teacher_of_several_tokens_advises_each():
     tokens, teachers = ({name: torch.randn(4, 5) for name in names} for names in (("class", "a", "b"), ("a", "b")))
     labels = torch.tensor([0, 1, 2, 3])

@@ -96,7 +96,11 @@ def test_what_cannot_be_exported_is_refused(finished: Path, tmp_path: Path) -> N
     for out, about, said in (
         (tmp_path / "student.tflite", {}, r"must end in \.onnx or \.pt2"),
         (tmp_path / "none" / "student.onnx", {}, "is no folder"),
-        (tmp_path / "student.pt2", {"answer": "conf"}, "no answer 'conf'; this network has class, conv, inv, average"),
+        (
+            tmp_path / "student.pt2",
+            {"answer": "conf"},
+            "no answer 'conf'; this network has class, conv, inv and average",
+        ),
         (
             tmp_path / "student.pt2",
             {"part": "students/advised-7"},
@@ -142,7 +146,7 @@ def test_a_full_disk_leaves_nothing(finished: Path, small_disk, tmp_path: Path) 
 
 
 def test_a_student_alone_is_exported_by_what_was_trained(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no answer 'inv'; this network has class, average"):
+    with pytest.raises(UserError, match="no answer 'inv'; this network has class and average"):
         export(finished, tmp_path / "alone.pt2", "students/alone-0", "inv")
     about = export(finished, tmp_path / "alone.pt2", "students/alone-0", "average")
     assert about["answer"] == "class"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import assert_same_weights
+from tiny import assert_same_weights, records
 
 import coadvise
 from coadvise.errors import UserError
@@ -169,3 +169,20 @@ def test_a_student_alone_answers_by_what_was_trained(finished: Path, paths: list
 def test_what_is_no_image_is_said(student: TrainedStudent, given: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         student.predict(given)
+
+
+def test_a_token_whose_teacher_has_no_weight_has_no_answer(
+    tiny_images: Path, tiny_preset: str, paths: list[Path], tmp_path: Path
+) -> None:
+    run = coadvise.fit(tiny_images, tiny_preset, tmp_path / "run", overrides=["teachers.conv.weight=0"])
+    student = load(run)
+    assert student.model.token_names == ("conv", "inv")
+    with pytest.raises(UserError, match="no answer 'conv'; this network has class, inv and average"):
+        student.predict(paths, "conv")
+    (result,) = [record for record in records(run, "result") if record["role"] == "advised"]
+    assert list(result["top1"]) == ["class", "inv", "average"]
+    with torch.inference_mode():
+        logits = student.network(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+        images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        wanted = (logits["class"].softmax(-1) + logits["inv"].softmax(-1)) / 2
+        torch.testing.assert_close(student.answering("average")(images), wanted)

@@ -179,7 +179,8 @@ def test_ranks_that_read_other_images_are_told_so(tiny_images: Path, preset: str
     script.write_text("import os; os.chdir(os.environ['RANK']); from coadvise.cli import main; main()")
     arguments = ["fit", "images", "--preset", preset, "--out", str(tmp_path / "run")]
     done = subprocess.run(
-        [sys.executable, *TWO_PROCESSES, str(script), *arguments], cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=180,
+        [sys.executable, *TWO_PROCESSES, str(script), *arguments], cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     assert done.returncode != 0
     assert "the processes do not read the same images in 'images'" in done.stderr

@@ -76,7 +76,7 @@ def train_arm(run: Run, arm: Arm) -> None:
     run.engine.prepare(network)
     logits = predict_logits(network, run.dataset.val, config.data.image_size, run.engine, config.data.workers)
     logits = in_order(logits, network.classes, run.dataset.classes)
-    trained = (CLASS, *config.tokens) if arm.role == ADVISED else (CLASS,)
+    trained = config.loss_weights.trained_tokens if arm.role == ADVISED else (CLASS,)
     labels = torch.from_numpy(run.dataset.val.labels)
     kept = {name: logits[name] for name in trained}
     found = {name: asdict(score) for name, score in scores(kept, labels).items()}

@@ -246,7 +246,11 @@ class RunConfig(_Part):
 
     @model_validator(mode="after")
     def _advice_fits_together(self) -> Self:
-        self.loss_weights  # noqa: B018  (raises where teachers of one token cannot be combined)
+        if not self.loss_weights.trains_class:
+            raise ValueError(
+                "student.weight=0 takes the labels from the class token, which answers, and no teacher advises it; "
+                "give student.weight a value above 0, or let a teacher advise it: teachers.NAME.token=[NAME, class]"
+            )
         return self
 
     @property
@@ -267,7 +271,7 @@ class RunConfig(_Part):
     @property
     def tokens(self) -> tuple[str, ...]:
         """The student's tokens beside the class token: those that teachers advise, each once, in their order."""
-        return self.loss_weights.trained_tokens[1:]
+        return tuple(token for token in self.loss_weights.by_token if token != CLASS)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -438,7 +442,8 @@ def _faults(error: ValidationError) -> Iterator[str]:
         elif fault["type"] == "missing":
             yield f"'{name}' is missing"
         else:
-            yield f"'{name}' is {_short(fault['input'])}: {fault['msg'].removeprefix('Value error, ')}"
+            said = fault["msg"].removeprefix("Value error, ")
+            yield f"'{name}' is {_short(fault['input'])}: {said}" if where else said
 
 
 def _short(value: Any) -> str:

@@ -71,8 +71,16 @@ class LossWeights:
 
     @property
     def trained_tokens(self) -> tuple[str, ...]:
-        """The tokens whose answers training shapes: "class", and each that a teacher advises."""
-        return (CLASS, *(token for token in self.by_token if token != CLASS))
+        """The tokens whose answers training shapes: "class", and each that a teacher advises with a λ above 0."""
+        return (CLASS, *(token for token in self.by_token if token != CLASS and self._advised(token)))
+
+    def _advised(self, token: str) -> bool:
+        return any(self.advice[name].weight > 0 for name in self.by_token.get(token, ()))
+
+    @property
+    def trains_class(self) -> bool:
+        """Whether anything shapes the class token's answer: labels or a teacher."""
+        return self.label > 0 or self._advised(CLASS)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

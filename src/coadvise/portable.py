@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from coadvise.checkpoint import write_bytes
 from coadvise.errors import UserError
-from coadvise.loss import AVERAGE, CLASS, average_probabilities
-from coadvise.networks import Network
-from coadvise.predict import load, trained_tokens
+from coadvise.loss import AVERAGE, CLASS
+from coadvise.predict import load
 
 ONNX, EXPORTED = ".onnx", ".pt2"
 IMAGES, PROBABILITIES = "images", "probabilities"  # the names of what goes in and comes out
@@ -53,19 +52,15 @@ def export(run: str | Path, out: str | Path, part: str | None = None, answer: st
             f"writing ONNX needs 'pip install {' '.join(missing)}'; a file ending in {EXPORTED} needs nothing more"
         )
     student = load(run, part)
-    network = student.class_network if answer == CLASS else student.network
-    size = student.image_size
+    answering, size = student.answering(answer), student.image_size
+    if answer == AVERAGE and len(student.tokens) == 1:
+        (answer,) = student.tokens
     images = torch.rand(SAMPLES, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        if answer not in (names := [*trained_tokens(student.part, network(images[:1])), AVERAGE]):
-            raise UserError(f"no answer '{answer}'; this network has {', '.join(names)}")
-        if answer == AVERAGE and len(names) == 2:  # of one answer
-            answer = names[0]
-        answering = _Answer(network, answer).eval()
         wanted = answering(images)
     about: dict[str, Any] = {
         "part": student.part,
-        "model": network.about["model"],
+        "model": student.network.about["model"],
         "answer": answer,
         "classes": list(student.classes),
         "image_size": size,
@@ -80,18 +75,6 @@ def export(run: str | Path, out: str | Path, part: str | None = None, answer: st
         raise RuntimeError(f"the exported network answers otherwise, by {off:.2g} of a probability; nothing is written")
     write_bytes(out, content)
     return {**about, "bytes": len(content), "difference": off}
-
-
-class _Answer(nn.Module):
-    """Images in 0..1 to probabilities."""
-
-    def __init__(self, network: Network, answer: str) -> None:
-        super().__init__()
-        self.network, self.answer = network, answer
-
-    def forward(self, images: Tensor) -> Tensor:
-        tokens: dict[str, Tensor] = self.network(images)
-        return average_probabilities(tokens) if self.answer == AVERAGE else tokens[self.answer].softmax(-1)
 
 
 def _exported(network: nn.Module, images: Tensor, about: dict[str, Any]) -> bytes:

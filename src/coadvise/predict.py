@@ -1,6 +1,6 @@
 """A trained student answers for images."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from coadvise.checkpoint import MANIFEST
+from coadvise.config import RunConfig, read_config
 from coadvise.data.images import UnreadableImageError, read_image, square, to_array
 from coadvise.errors import UserError
 from coadvise.loss import AVERAGE, CLASS, average_probabilities
 from coadvise.networks import Network, load_network
-from coadvise.run import check_run
+from coadvise.run import CONFIG, check_run
 
 T = TypeVar("T")
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
@@ -33,10 +34,13 @@ class Prediction:
 
 
 class TrainedStudent:
-    """A student with its classes, image size and normalisation; what `coadvise.load(run)` returns."""
+    """A student with its classes, image size and normalisation; what `coadvise.load(run)` returns.
 
-    def __init__(self, network: Network, part: str = "") -> None:
-        self.network, self.part = network.eval(), part
+    `tokens` are those whose answers somebody trained.
+    """
+
+    def __init__(self, network: Network, part: str, tokens: tuple[str, ...]) -> None:
+        self.network, self.part, self.tokens = network.eval(), part, tokens
         self.classes = network.classes
         self.image_size: int = network.about["image_size"]
 
@@ -49,6 +53,17 @@ class TrainedStudent:
     def class_network(self) -> Network:
         """The network made for answering by its class token alone."""
         return self.network.for_inference()
+
+    def answering(self, answer: str = CLASS) -> torch.nn.Module:
+        """What maps images [B, 3, S, S] in 0..1 to the probabilities [B, K] of one answer.
+
+        Raises:
+            UserError: an answer the student does not have.
+        """
+        if answer not in (*self.tokens, AVERAGE):
+            raise UserError(f"no answer '{answer}'; this network has {', '.join(self.tokens)} and {AVERAGE}")
+        tokens = self.tokens if answer == AVERAGE else (answer,)
+        return _Answering(self.class_network if tokens == (CLASS,) else self.network, tokens).eval()
 
     @torch.inference_mode()
     def predict(
@@ -65,15 +80,11 @@ class TrainedStudent:
         """
         several = isinstance(images, Iterable) and not isinstance(images, (str, Image.Image, np.ndarray, Tensor))
         given: list[ImageLike] = list(images) if several else [images]  # type: ignore[arg-type, list-item]
-        network = self.class_network if answer == CLASS else self.network
+        answering = self.answering(answer)
         found: list[Prediction] = []
         for start in range(0, len(given), batch_size):
             pixels = np.stack([self._pixels(image) for image in given[start : start + batch_size]])
-            tokens = trained_tokens(self.part, network(torch.from_numpy(pixels).float().div_(255)))
-            if answer != AVERAGE and answer not in tokens:
-                raise UserError(f"no answer '{answer}'; this network has {', '.join(tokens)} and {AVERAGE}")
-            rows = average_probabilities(tokens) if answer == AVERAGE else tokens[answer].float().softmax(-1)
-            for row in rows.tolist():
+            for row in answering(torch.from_numpy(pixels).float().div_(255)).tolist():
                 best = int(np.argmax(row))
                 found.append(Prediction(self.classes[best], row[best], dict(zip(self.classes, row, strict=True))))
         return found
@@ -99,6 +110,20 @@ class TrainedStudent:
         return to_array(square(image.convert("RGB"), self.image_size))
 
 
+class _Answering(torch.nn.Module):
+    """Images in 0..1 to the mean of tokens' probabilities."""
+
+    def __init__(self, network: Network, tokens: tuple[str, ...]) -> None:
+        super().__init__()
+        self.network, self.tokens = network, tokens
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: dict[str, Tensor] = self.network(images)
+        if len(self.tokens) == 1:
+            return logits[self.tokens[0]].float().softmax(-1)
+        return average_probabilities({name: logits[name] for name in self.tokens})
+
+
 def _from_tensor(image: Tensor) -> Image.Image:
     if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
         raise UserError(f"a tensor of shape {list(image.shape)} is no image; give [3, H, W], or a list of such")
@@ -114,9 +139,9 @@ def _from_tensor(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
 
 
-def trained_tokens(part: str, tokens: Mapping[str, T]) -> dict[str, T]:
+def trained_tokens(config: RunConfig, part: str) -> tuple[str, ...]:
     """The answers of a run's network that somebody trained: a student alone has heads that nobody advised."""
-    return {name: value for name, value in tokens.items() if name == CLASS or not part.startswith("students/alone")}
+    return config.loss_weights.trained_tokens if part.startswith("students/advised") else (CLASS,)
 
 
 def load(run: str | Path, part: str | None = None) -> TrainedStudent:
@@ -130,7 +155,7 @@ def load(run: str | Path, part: str | None = None) -> TrainedStudent:
     if part is not None and part not in (parts := trained_parts(run)):
         raise UserError(f"'{run}' has no finished network '{part}'; it has {', '.join(parts) or 'none yet'}")
     part = part or _first_student(run)
-    return TrainedStudent(load_network(run / part), part)
+    return TrainedStudent(load_network(run / part), part, trained_tokens(read_config(run / CONFIG), part))
 
 
 def trained_parts(run: Path) -> list[str]:

@@ -49,7 +49,8 @@ class Networks:
         """Logits [N, len(classes)] by part and token, of the tokens that somebody trained; other classes left out."""
         found = predict_each(self.networks, batches, self.engine)
         for part, tokens in found.items():
-            found[part] = in_order(trained_tokens(part, tokens), self.networks[part].classes, classes)
+            trained = {name: tokens[name] for name in trained_tokens(self.config, part)}
+            found[part] = in_order(trained, self.networks[part].classes, classes)
         return found
 
 

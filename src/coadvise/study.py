@@ -25,6 +25,7 @@ from coadvise.errors import UserError
 from coadvise.fit import default_preset, training
 from coadvise.foresight import foresee
 from coadvise.jobs import check_jobs, in_processes
+from coadvise.loss import AVERAGE
 from coadvise.reuse import NO_STUDENT, by_itself, unadvising
 from coadvise.run import ADVISED, TEACHER, Arm, Listener, Silent, check_no_run, deciding_values
 from coadvise.studies import STUDIES, Row, Study
@@ -271,7 +272,14 @@ def _configuration(row: Row, base: RunConfig) -> RunConfig:
             )
         teachers[name] = base.teachers[origin].model_copy(update={"token": None})
     config = base.model_copy(update={"teachers": teachers})
-    return with_changes(config, row.changes_of(config))
+    config = with_changes(config, row.changes_of(config))
+    trained = config.loss_weights.trained_tokens
+    if row.answer not in (*trained, AVERAGE):
+        raise UserError(
+            f"row '{row.name}' is what token '{row.answer}' answers, and no teacher with a weight advises it; give "
+            f"teachers.{row.answer}.weight a value above 0"
+        )
+    return config
 
 
 def _teacher_task(name: str, config: RunConfig, folder: Path) -> _Task:

@@ -56,7 +56,16 @@ def test_layouts_are_recognised_and_no_other_folder_is(two_hundred: Path, corrup
     for name in subset(IMAGENET_A):
         (tmp_path / "a" / name).mkdir(parents=True)
     assert layout_of(tmp_path / "a") == "imagenet-a"
+    (tmp_path / "a" / "__MACOSX").mkdir()
+    assert layout_of(tmp_path / "a") == "imagenet-a"
+    (tmp_path / "a" / "n00000001").mkdir()  # another class of ImageNet's
+    assert layout_of(tmp_path / "a") == "folder"
+    (tmp_path / "a" / "n00000001").rmdir()
     (tmp_path / "a" / subset(IMAGENET_A)[0]).rmdir()
+    with pytest.raises(UserError, match=f"lacks 1 of the 200 classes of imagenet-a: {subset(IMAGENET_A)[0]}; unpack"):
+        layout_of(tmp_path / "a")
+    for name in subset(IMAGENET_A)[1:100]:
+        (tmp_path / "a" / name).rmdir()
     assert layout_of(tmp_path / "a") == "folder"
     for name in ("snow", "frost", "fog"):  # classes of weather are no corruptions
         picture(tmp_path / "weather" / name / "0.jpg")
@@ -68,6 +77,9 @@ def test_labels_are_places_in_the_subset(two_hundred: Path) -> None:
     split = subset_split(two_hundred, IMAGENET_R, IMAGENET)
     assert split.labels == tuple(range(200))
     assert [path.parent.name for path in split.paths] == list(subset(IMAGENET_R))
+    picture(two_hundred / "thumbnails" / "0.jpg")
+    assert subset_split(two_hundred, IMAGENET_R, IMAGENET) == split
+    shutil.rmtree(two_hundred / "thumbnails")
 
 
 def test_an_incomplete_subset_and_networks_that_do_not_know_it_are_named(two_hundred: Path, tmp_path: Path) -> None:

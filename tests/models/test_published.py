@@ -360,6 +360,18 @@ def test_every_key_without_a_place_is_named_as_in_the_file(tmp_path: Path) -> No
         (lambda w: w.update({"layer1.1.conv1.weight": torch.zeros(1)}), r"\(2, 2, 4, 1\) blocks a stage"),
         (lambda w: w.update({"classifier.bias": w["fc.bias"]}), r"twice, as fc\.bias and classifier\.bias"),
         (lambda w: w.update({"fc.weight": torch.zeros(5, 7)}), r"fc\.weight \[5, 7\] instead of \[5, 192\]"),
+        (
+            lambda w: w.update({"layer1.0.conv1.weight": torch.zeros(0, 1)}),
+            r"layer1\.0\.conv1\.weight is missing or has",
+        ),
+        (
+            lambda w: w.update({"layer3.7.norm.weight": torch.zeros(1)}),
+            r"layer3\.7\.norm\.weight, and none of number 4;",
+        ),
+        (lambda w: w.update({"fc.bias": torch.zeros(5, dtype=torch.int64)}), r"fc\.bias is int64; weights are dense"),
+        (lambda w: w.update({"fc.bias": torch.zeros(5, dtype=torch.complex64)}), r"fc\.bias is complex64; weights"),
+        (lambda w: w.update({"fc.weight": w["fc.weight"].to_sparse()}), r"fc\.weight is sparse_coo; weights are dense"),
+        (lambda w: w.update({1: torch.zeros(1)}), "neither a dict of tensors by name nor"),
     ],
 )
 def test_a_spoilt_rednet(spoil: Any, match: str, tmp_path: Path) -> None:
@@ -379,6 +391,7 @@ def test_a_spoilt_rednet(spoil: Any, match: str, tmp_path: Path) -> None:
         ({"num_head": 3}, "num_head"),
         ({"embed_dim": 128}, "does not fit cit_tiny_patch16_224 with"),
         ({"depth": 3}, r"missing: blocks\.2\."),
+        ({"num_heads": 0}, "cannot be made a cit_tiny_patch16_224"),
         ({"distillation_token": "conv", "token_names": ()}, "not 'conv'"),
     ],
 )
@@ -386,6 +399,24 @@ def test_arguments_that_do_not_fit(arguments: dict[str, Any], match: str, tmp_pa
     torch.save(deit(distilled=True).state_dict(), tmp_path / "deit.pth")
     with pytest.raises(UserError, match=match):
         load_published(tmp_path / "deit.pth", **arguments)
+
+
+@pytest.mark.parametrize("of", ["student", "deit", "ours"])
+def test_a_key_that_numbers_a_hundred_million_blocks_makes_none(of: str, tmp_path: Path) -> None:
+    weights = deit(distilled=False).state_dict() if of == "deit" else student_names(student().state_dict())
+    path, far = tmp_path / "far.safetensors", {"blocks.99999999.mlp.fc1.weight": torch.zeros(2, 2)}
+    about = {"model": "cit_tiny_patch16_224", "arguments": '{"depth": 100000000}'} if of == "ours" else None
+    save_file({**weights, **(far if of != "ours" else {})}, path, about)
+    with pytest.raises(
+        UserError, match=r"blocks\.99999999\.mlp.*none of number 2|has 100000000 blocks, in \d+ tensors"
+    ):
+        load_published(path)
+
+
+def test_a_rednet_is_no_student(tmp_path: Path) -> None:
+    torch.save(rednet().state_dict(), tmp_path / "rednet.pth")
+    with pytest.raises(UserError, match=r"rednet\.pth' is a RedNet, which has no tokens; a student starts from a DeiT"):
+        load_published(tmp_path / "rednet.pth", token_names=["conv"])
 
 
 def test_a_distillation_token_of_nothing(tmp_path: Path) -> None:

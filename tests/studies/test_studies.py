@@ -262,6 +262,8 @@ def test_what_cannot_be_studied_is_said(images: Path, tmp_path: Path) -> None:
         run_study("capacity", images, preset, 1, tmp_path / "out", 1, ["teachers.conv.model=resnet10t"])
     with pytest.raises(UserError, match=r"leave out teachers.inv.checkpoint and .pretrained"):
         run_study("capacity", images, preset, 1, tmp_path / "out", 1, ["teachers.inv.checkpoint=elsewhere"])
+    with pytest.raises(UserError, match=r"row 'conv token' is what token 'conv' answers, and no teacher with a weight"):
+        run_study("divergence", images, preset, 1, tmp_path / "out", 1, ["teachers.conv.weight=0"])
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pkgutil
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -11,15 +12,25 @@ from coadvise.data.sources import Split, evaluation_split
 from coadvise.errors import UserError
 
 FOLDER, IMAGENET_A, IMAGENET_R, IMAGENET_C = "folder", "imagenet-a", "imagenet-r", "imagenet-c"
+NEARLY_ALL = 180  # of 200 classes
 LAYOUTS = (FOLDER, IMAGENET_A, IMAGENET_R, IMAGENET_C)
 
 
 def layout_of(root: str | Path) -> str:
-    """Recognises a folder: by names alone, and by all 200 of ImageNet-A's or -R's, so that no other folder is meant."""
+    """Recognises a folder: by names alone, and by all 200 of ImageNet-A's or -R's, so that no other folder is meant.
+
+    Raises:
+        UserError: nearly all of these 200 and no others of ImageNet, which is a damaged one.
+    """
     names = set(_folders(Path(root)))
     if any((Path(root) / name / str(severity)).is_dir() for name in names & {*CORRUPTIONS} for severity in SEVERITIES):
         return IMAGENET_C
-    return next((layout for layout in (IMAGENET_A, IMAGENET_R) if names == {*subset(layout)}), FOLDER)
+    synsets = {name for name in names if re.fullmatch(r"n\d{8}", name)}
+    for layout in (IMAGENET_A, IMAGENET_R):
+        if len(synsets) >= NEARLY_ALL and synsets <= {*subset(layout)}:
+            _check_complete(Path(root), layout)
+            return layout
+    return FOLDER
 
 
 @cache
@@ -46,14 +57,20 @@ def subset_split(root: str | Path, layout: str, known: Sequence[str]) -> Split:
             f"the run's networks do not know {len(unknown)} of the 200 classes of {layout} ('{unknown[0]}' first); "
             "they must be trained on ImageNet-1k, its classes named by WordNet ids"
         )
-    missing = sorted({*classes} - {*_folders(Path(root))})
-    if missing and Path(root).is_dir():
+    if Path(root).is_dir():
+        _check_complete(Path(root), layout)
+    return evaluation_split(root, classes, classes)
+
+
+def _check_complete(root: Path, layout: str) -> None:
+    """Raises UserError that names the classes of ImageNet-A or -R which are not there."""
+    missing = sorted({*subset(layout)} - {*_folders(root)})
+    if missing:
         raise UserError(
             f"'{root}' lacks {len(missing)} of the 200 classes of {layout}: {', '.join(missing[:5])}"
             + (" and others" if len(missing) > 5 else "")
             + f"; unpack it again, or give --layout {FOLDER} to score on the classes that are there, among all classes"
         )
-    return evaluation_split(root, classes)
 
 
 def corrupted_splits(

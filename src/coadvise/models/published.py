@@ -77,11 +77,17 @@ def read_published(path: str | Path, distillation_token: str | None = None, **ar
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
+    for key, value in tensors.items():
+        if value.layout != torch.strided or not (value.is_floating_point() or key.endswith("num_batches_tracked")):
+            kind = str(value.dtype if value.layout == torch.strided else value.layout).removeprefix("torch.")
+            raise UserError(f"'{path}': {key} is {kind}; weights are dense tensors of floating-point numbers")
     if distillation_token is not None and "dist_token" not in tensors:
         raise UserError(f"'{path}' has no distillation token to become '{distillation_token}'; leave that out")
     names = {key: key for key in tensors}  # the name here -> the file's
     if "model" in metadata and "arguments" in metadata:
         known = json.loads(metadata["arguments"])
+        if known.get("depth", 0) > len(tensors):  # whoever wrote that
+            raise UserError(f"'{path}' says that it has {known['depth']} blocks, in {len(tensors)} tensors")
         weights = _in_order(tensors, known, arguments)
         found = Published("coadvise convert", metadata["model"], {**known, **arguments}, weights)
     elif "reg_token" not in tensors and {"cls_token", "patch_embed.proj.weight"} <= tensors.keys():
@@ -176,9 +182,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name in _CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    ):
         raise UserError(
-            f"'{path}' holds no weights: neither a dict of tensors nor one under {' or '.join(_CONTAINERS)}"
+            f"'{path}' holds no weights: neither a dict of tensors by name nor one under {' or '.join(_CONTAINERS)}"
         )
     return dict(content), {}
 
@@ -211,20 +221,27 @@ class _Shapes:
         self.path, self.tensors = path, tensors
 
     def size(self, key: str, dimension: int) -> int:
-        if key not in self.tensors or self.tensors[key].ndim <= dimension:
+        if key not in self.tensors or self.tensors[key].ndim <= dimension or not self.tensors[key].numel():
             raise UserError(f"'{self.path}': the key {key} is missing or has no such size; give a whole checkpoint")
         return self.tensors[key].shape[dimension]
 
     def count(self, pattern: str) -> int:
-        """How many there are, counted from 0, of what the pattern's group numbers."""
-        numbers = [int(match[1]) for key in self.tensors if (match := re.match(pattern, key))]
-        return max(numbers, default=-1) + 1
+        """How many there are, numbered from 0 without a gap, of what the pattern's group numbers."""
+        named = {int(match[1]): key for key in self.tensors if (match := re.match(pattern, key))}
+        for number, (given, key) in enumerate(sorted(named.items())):
+            if given != number:
+                raise UserError(
+                    f"'{self.path}' has the key {key}, and none of number {number}; give a whole checkpoint"
+                )
+        return len(named)
 
     def classes(self, head: str) -> int:
         return self.size(f"{head}.weight", 0) if f"{head}.weight" in self.tensors else 0
 
 
 def _rednet(path: Path, tensors: Tensors, given: Mapping[str, Any]) -> Published:
+    if "token_names" in given:
+        raise UserError(f"'{path}' is a RedNet, which has no tokens; a student starts from a DeiT or a student")
     shapes = _Shapes(path, tensors)
     depths = tuple(shapes.count(rf"layer{stage}\.(\d+)\.") for stage in range(1, 5))
     name = next((f"rednet{depth}" for depth, blocks in BLOCKS.items() if blocks == depths), None)
@@ -345,7 +362,7 @@ def _graft(tensors: Tensors, fresh: Tensors, names: Sequence[str], token: str | 
 def _create(path: str | Path, model: str, arguments: Mapping[str, Any]) -> nn.Module:
     try:
         return timm.create_model(model, **arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"'{path}' cannot be made a {model} with {dict(arguments)}: {error}") from None
 
 
