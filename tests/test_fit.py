@@ -238,10 +238,12 @@ def test_a_baseline_and_seeds_are_added_to_a_finished_run(tiny_images: Path, tin
     fit(tiny_images, tiny_preset, run, baseline=True, listener=second)
     assert trained(second) == ["students/alone-0"]
     assert records(run, "verdict")[-1]["difference"]["seeds"] is None
+    assert records(run, "verdict")[-1]["remark"].startswith("That is one student of each kind; ")
     third = Stopper(never)
     fit(tiny_images, tiny_preset, run, baseline=True, seeds=2, listener=third)
     assert trained(third) == ["students/advised-1", "students/alone-1"]
     verdict = records(run, "verdict")[-1]
+    assert "one student of each kind" not in (verdict["remark"] or "")
     assert verdict["seeds"] == [0, 1]
     assert verdict["difference"]["seeds"]["n"] == 2
     tops = {record["part"]: record["top1"] for record in records(run, "result")}

@@ -16,7 +16,7 @@ from coadvise.record import last_of, read_records
 from coadvise.report import write_report
 from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Run
 from coadvise.speed import images_per_second
-from coadvise.verdict import Hits, Interval, comparison, sentence, spread, teacher_remark
+from coadvise.verdict import ONE_SEED, Hits, Interval, comparison, sentence, spread, teacher_remark
 
 
 def conclude(run: Run, arms: Sequence[Arm]) -> None:
@@ -39,11 +39,12 @@ def conclude(run: Run, arms: Sequence[Arm]) -> None:
         text = sentence(*compared[CLASS], len(run.dataset.val))
     teachers = [arm for arm in arms if arm.role == TEACHER]
     right = {(arm.name, arm.part): correct(*predictions[arm.part])[CLASS].numpy() for arm in teachers}
-    remark = teacher_remark(right, advised[CLASS])
+    said = (ONE_SEED if len(seeds) == 1 and alone else None, teacher_remark(right, advised[CLASS]))
+    remarks = [remark for remark in said if remark]
     logits = {part: tokens for part, (tokens, _) in predictions.items()}
     run.record.add(
         "verdict", images=len(run.dataset.val), seeds=seeds, rows=rows,
-        difference=differences.get(CLASS), sentence=text, remark=remark,
+        difference=differences.get(CLASS), sentence=text, remark=" ".join(remarks) or None,
         divergences=[asdict(divergence) for divergence in divergences(logits)],
     )  # fmt: skip
     with storing(run.folder):
@@ -51,7 +52,7 @@ def conclude(run: Run, arms: Sequence[Arm]) -> None:
     for line in verdict_table(rows):
         run.listener.say(line)
     run.listener.say(text)
-    if remark:
+    for remark in remarks:
         run.listener.say(remark)
     run.listener.say(f"report: {report}")
 

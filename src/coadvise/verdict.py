@@ -68,6 +68,11 @@ def sentence(over_images: Interval, over_seeds: Interval | None, images: int) ->
     return text + (f", {over_seeds} over seeds" if over_seeds else "") + "."
 
 
+ONE_SEED = (
+    "That is one student of each kind; other initial weights and views may say otherwise, which --seeds 3 finds out."
+)
+
+
 def teacher_remark(teachers: Mapping[tuple[str, str], Hits], advised: Mapping[int, Hits]) -> str | None:
     """Says of the most accurate teacher, by (name, part), that it is better than the students that it advised.
 
