@@ -124,6 +124,8 @@ def test_networks_trained_on_a_device_that_is_not_there_answer_on_one_that_is(mo
     monkeypatch.setattr("coadvise.engine._cpu_has_bfloat16", lambda: False)
     assert Engine(here(trained)).device.type == "cpu"
     assert settled(here(trained)).precision == "float32"
+    exact = EngineConfig(device="cuda", precision="float32")
+    assert here(exact) == EngineConfig(device="auto", precision="float32")
     own = EngineConfig(device="cpu", precision="bfloat16")
     assert here(own) == own
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

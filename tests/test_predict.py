@@ -14,6 +14,7 @@ import coadvise
 from coadvise.errors import UserError
 from coadvise.evaluate import load_predictions
 from coadvise.predict import TrainedStudent, load, trained_parts
+from coadvise.rescore import evaluate_run
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +187,30 @@ def test_a_token_whose_teacher_has_no_weight_has_no_answer(
         images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         wanted = (logits["class"].softmax(-1) + logits["inv"].softmax(-1)) / 2
         torch.testing.assert_close(student.answering("average")(images), wanted)
+
+
+def test_a_finished_network_keeps_its_answers_whatever_its_run_is_changed_to(
+    tiny_images: Path, tiny_preset: str, paths: list[Path], tmp_path: Path
+) -> None:
+    run, alone = tmp_path / "run", ["teachers.conv.weight=0"]
+    coadvise.fit(tiny_images, tiny_preset, run)
+    before = load(run).predict(paths, "average")
+    coadvise.fit(tiny_images, tiny_preset, run, seeds=2, overrides=alone, allow_changes=True)
+    assert load(run).tokens == ("class", "conv", "inv")
+    assert load(run, "students/advised-1").tokens == ("class", "inv")
+    assert load(run).predict(paths, "average") == before
+    verdict = records(run, "verdict")[-1]
+    assert [row["answer"] for row in verdict["rows"]] == ["class", "class", "class", "inv", "average"]
+    scores = evaluate_run(run)["parts"]
+    assert [list(scores[f"students/advised-{seed}"]) for seed in (0, 1)] == [
+        ["class", "conv", "inv", "average"], ["class", "inv", "average"],
+    ]  # fmt: skip
+
+
+def test_a_network_whose_run_s_records_are_gone_answers_by_all_its_tokens(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    (run / "config.yaml").write_text("of: another version\n")
+    assert load(run).tokens == ("class", "conv", "inv")
+    assert load(run, "students/alone-0").tokens == ("class",)
+    assert load(run, "teachers/inv").tokens == ("class",)

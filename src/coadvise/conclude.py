@@ -94,6 +94,8 @@ def _rows(
         rows.append(row("student alone", alone, CLASS))
     advised = [arm for arm in arms if arm.role == ADVISED]
     for answer in results[advised[0].part]["top1"]:
+        if any(answer not in results[arm.part]["top1"] for arm in advised):
+            continue
         what = answer if answer == AVERAGE else f"{answer} token"
         rows.append(row(f"student co-advised ({what})", advised, answer, differences.get(answer)))
     return rows
@@ -108,10 +110,11 @@ def _difference(over_images: Interval, over_seeds: Interval | None, seeds: int) 
 def _hits(
     arms: Sequence[Arm], role: str, predictions: Mapping[str, tuple[Mapping[str, Tensor], Tensor]]
 ) -> dict[str, dict[int, Hits]]:
-    """Which validation images each answer gets right, by seed."""
+    """Which validation images each answer gets right, by seed; of the answers that all seeds have."""
     hits: dict[str, dict[int, Hits]] = {}
     for arm in arms:
         if arm.role == role:
             for answer, right in correct(*predictions[arm.part]).items():
                 hits.setdefault(answer, {})[arm.seed] = right.numpy()
-    return hits
+    seeds = max(map(len, hits.values()), default=0)  # of a run that was changed on its way some may lack an answer
+    return {answer: by_seed for answer, by_seed in hits.items() if len(by_seed) == seeds}

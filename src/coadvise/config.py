@@ -246,11 +246,7 @@ class RunConfig(_Part):
 
     @model_validator(mode="after")
     def _advice_fits_together(self) -> Self:
-        if not self.loss_weights.trains_class:
-            raise ValueError(
-                "student.weight=0 takes the labels from the class token, which answers, and no teacher advises it; "
-                "give student.weight a value above 0, or let a teacher advise it: teachers.NAME.token=[NAME, class]"
-            )
+        self.loss_weights  # noqa: B018  (raises where teachers of one token cannot be combined)
         return self
 
     @property
@@ -315,7 +311,13 @@ def load_config(
         values["seed"] = seed
     if source is not None:
         _set(values, "data.source", source)
-    return parse_config(values)
+    config = parse_config(values)
+    if not config.loss_weights.trains_class:  # said of what is to be trained; a run that did so stays readable
+        raise UserError(
+            "student.weight=0 takes the labels from the class token, which answers, and no teacher advises it; give "
+            "student.weight a value above 0, or let a teacher advise it: teachers.NAME.token=[NAME, class]"
+        )
+    return config
 
 
 def parse_arguments(overrides: Sequence[str]) -> dict[str, Any]:

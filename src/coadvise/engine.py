@@ -57,7 +57,7 @@ class Engine:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         self.fabric.launch()
-        self._hosts = _hosts(config.timeout_seconds) if world > 1 else None
+        self._hosts = _hosts(torch.distributed.group.WORLD, config.timeout_seconds) if world > 1 else None
         self.compile = config.compile
         self.half_precision = config.precision == "bfloat16"
         # Convolutions and involutions are faster channels-last in bfloat16 and on GPUs; plain ViTs do not mind.
@@ -221,8 +221,8 @@ class Engine:
 
 
 @cache
-def _hosts(timeout_seconds: float) -> ProcessGroup:
-    """The processes once more, to meet on their hosts wherever they compute. All of them make it at the same time."""
+def _hosts(processes: ProcessGroup, timeout_seconds: float) -> ProcessGroup:
+    """The same processes, to meet on their hosts wherever they compute. All of them make it at the same time."""
     group: ProcessGroup = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
     return group
 
@@ -230,7 +230,8 @@ def _hosts(timeout_seconds: float) -> ProcessGroup:
 def here(config: EngineConfig) -> EngineConfig:
     """How a run's networks answer on this machine: as they were trained; without such a device, as it can."""
     if config.device == "cuda" and not torch.cuda.is_available():
-        return config.model_copy(update={"device": "auto", "precision": "auto"})
+        precision = "auto" if config.precision == "bfloat16" else config.precision
+        return config.model_copy(update={"device": "auto", "precision": precision})
     return config
 
 

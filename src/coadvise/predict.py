@@ -13,12 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from coadvise.checkpoint import MANIFEST
-from coadvise.config import RunConfig, read_config
 from coadvise.data.images import UnreadableImageError, read_image, square, to_array
 from coadvise.errors import UserError
 from coadvise.loss import AVERAGE, CLASS, average_probabilities
+from coadvise.models.tokens import TokenModel
 from coadvise.networks import Network, load_network
-from coadvise.run import CONFIG, check_run
+from coadvise.record import last_of, read_records
+from coadvise.run import check_run
 
 T = TypeVar("T")
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
@@ -139,9 +140,19 @@ def _from_tensor(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
 
 
-def trained_tokens(config: RunConfig, part: str) -> tuple[str, ...]:
-    """The answers of a run's network that somebody trained: a student alone has heads that nobody advised."""
-    return config.loss_weights.trained_tokens if part.startswith("students/advised") else (CLASS,)
+def trained_tokens(run: Path, part: str, network: Network) -> tuple[str, ...]:
+    """The answers of a run's network that somebody trained there, which its result has.
+
+    A student alone has heads that nobody advised, and so has one whose teachers have no weight.
+    """
+    if result := last_of(read_records(run), "result", part):
+        return tuple(name for name in result["top1"] if name != AVERAGE)
+    model = network.model
+    return (
+        (CLASS, *model.token_names)
+        if part.startswith("students/advised") and isinstance(model, TokenModel)
+        else (CLASS,)
+    )
 
 
 def load(run: str | Path, part: str | None = None) -> TrainedStudent:
@@ -155,7 +166,8 @@ def load(run: str | Path, part: str | None = None) -> TrainedStudent:
     if part is not None and part not in (parts := trained_parts(run)):
         raise UserError(f"'{run}' has no finished network '{part}'; it has {', '.join(parts) or 'none yet'}")
     part = part or _first_student(run)
-    return TrainedStudent(load_network(run / part), part, trained_tokens(read_config(run / CONFIG), part))
+    network = load_network(run / part)
+    return TrainedStudent(network, part, trained_tokens(run, part, network))
 
 
 def trained_parts(run: Path) -> list[str]:

@@ -41,6 +41,7 @@ class Networks:
         self.config: RunConfig = read_config(run / CONFIG)
         self.engine = Engine(here(self.config.engine))
         self.networks = {part: load_network(run / part) for part in parts}
+        self.tokens = {part: trained_tokens(run, part, network) for part, network in self.networks.items()}
         for network in self.networks.values():
             self.engine.prepare(network)
         self.classes = self.networks[parts[-1]].classes
@@ -49,7 +50,7 @@ class Networks:
         """Logits [N, len(classes)] by part and token, of the tokens that somebody trained; other classes left out."""
         found = predict_each(self.networks, batches, self.engine)
         for part, tokens in found.items():
-            trained = {name: tokens[name] for name in trained_tokens(self.config, part)}
+            trained = {name: tokens[name] for name in self.tokens[part]}
             found[part] = in_order(trained, self.networks[part].classes, classes)
         return found
 

@@ -273,6 +273,11 @@ def _configuration(row: Row, base: RunConfig) -> RunConfig:
         teachers[name] = base.teachers[origin].model_copy(update={"token": None})
     config = base.model_copy(update={"teachers": teachers})
     config = with_changes(config, row.changes_of(config))
+    if row.role == ADVISED and not config.loss_weights.trains_class:
+        raise UserError(
+            f"student.weight=0: the rows of a study say which tokens are advised, and in row '{row.name}' nothing would"
+            " train the class token; give student.weight a value above 0"
+        )
     trained = config.loss_weights.trained_tokens
     if row.answer not in (*trained, AVERAGE):
         raise UserError(

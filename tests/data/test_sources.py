@@ -271,8 +271,12 @@ def test_the_digits_are_laid_out_once_and_whole(tmp_path: Path, monkeypatch: pyt
 def test_digits_that_cannot_be_laid_out_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="cannot be written; set XDG_CACHE_HOME to a folder that can be"):
+    with pytest.raises(UserError, match="file/coadvise' cannot be written; set XDG_CACHE_HOME to a folder that can be"):
         open_source("digits", 0.2, 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "made"))
+    source = open_source("digits", 0.2, 0)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # read-only from now on
+    assert open_source("digits", 0.2, 0) == source
 
 
 def test_a_slower_process_takes_the_faster_one_s_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -408,8 +408,24 @@ def test_a_key_that_numbers_a_hundred_million_blocks_makes_none(of: str, tmp_pat
     about = {"model": "cit_tiny_patch16_224", "arguments": '{"depth": 100000000}'} if of == "ours" else None
     save_file({**weights, **(far if of != "ours" else {})}, path, about)
     with pytest.raises(
-        UserError, match=r"blocks\.99999999\.mlp.*none of number 2|has 100000000 blocks, in \d+ tensors"
+        UserError, match=r"blocks\.99999999\.mlp.*none of number 2|depth=100000000, and has \d+ tensors"
     ):
+        load_published(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ("{", "its arguments are no JSON object"),
+        ("null", "its arguments are no JSON object"),
+        ('{"depth": "12"}', "says depth='12', and has 1 tensors"),
+        ('{"depths": [3000, 1]}', r"says depths=\[3000, 1\], and has 1 tensors"),
+    ],
+)
+def test_what_a_strangers_file_says_of_itself_is_checked(arguments: str, match: str, tmp_path: Path) -> None:
+    path = tmp_path / "strange.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {"model": "rednet26", "arguments": arguments})
+    with pytest.raises(UserError, match=match):
         load_published(path)
 
 

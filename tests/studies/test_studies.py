@@ -264,6 +264,11 @@ def test_what_cannot_be_studied_is_said(images: Path, tmp_path: Path) -> None:
         run_study("capacity", images, preset, 1, tmp_path / "out", 1, ["teachers.inv.checkpoint=elsewhere"])
     with pytest.raises(UserError, match=r"row 'conv token' is what token 'conv' answers, and no teacher with a weight"):
         run_study("divergence", images, preset, 1, tmp_path / "out", 1, ["teachers.conv.weight=0"])
+    on_class = ["student.weight=0", "teachers.conv.token=[conv, class]"]
+    with pytest.raises(
+        UserError, match=r"in row 'class token' nothing would train the class token; give student.weight"
+    ):
+        run_study("divergence", images, preset, 1, tmp_path / "out", 1, on_class)
     assert not (tmp_path / "out").exists()
 
 

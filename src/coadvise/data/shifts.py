@@ -69,7 +69,7 @@ def _check_complete(root: Path, layout: str) -> None:
         raise UserError(
             f"'{root}' lacks {len(missing)} of the 200 classes of {layout}: {', '.join(missing[:5])}"
             + (" and others" if len(missing) > 5 else "")
-            + f"; unpack it again, or give --layout {FOLDER} to score on the classes that are there, among all classes"
+            + f"; unpack it again. 'coadvise evaluate --layout {FOLDER}' scores on what is there, among all classes"
         )
 
 

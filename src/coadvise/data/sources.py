@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from coadvise.cache_folder import cache_folder
+from coadvise.cache_folder import cache_folder, cache_path
 from coadvise.config import RunConfig, nearest
 from coadvise.data import draws
 from coadvise.data.images import open_image
@@ -294,15 +294,16 @@ def _lay_out_digits() -> Path:
     Raises:
         UserError: there is no folder to write them to.
     """
+    path, name = cache_path(), f"digits-{DIGITS_TO_LEARN}"
+    if path is not None and (path / name).is_dir():
+        return path / name
     folder = cache_folder()
     if folder is None:
         raise UserError(
-            "the digits are written as images once, and ~/.cache/coadvise cannot be written; set XDG_CACHE_HOME to a "
-            "folder that can be"
+            f"the digits are written as images once, and '{path or '~/.cache/coadvise'}' cannot be written; set "
+            "XDG_CACHE_HOME to a folder that can be"
         )
-    root = folder / f"digits-{DIGITS_TO_LEARN}"
-    if root.is_dir():
-        return root
+    root = folder / name
     from sklearn.datasets import load_digits  # here: it takes a second to import, and only this source needs it
 
     beside = Path(tempfile.mkdtemp(prefix=".digits-", dir=root.parent))

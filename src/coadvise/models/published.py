@@ -85,9 +85,7 @@ def read_published(path: str | Path, distillation_token: str | None = None, **ar
         raise UserError(f"'{path}' has no distillation token to become '{distillation_token}'; leave that out")
     names = {key: key for key in tensors}  # the name here -> the file's
     if "model" in metadata and "arguments" in metadata:
-        known = json.loads(metadata["arguments"])
-        if known.get("depth", 0) > len(tensors):  # whoever wrote that
-            raise UserError(f"'{path}' says that it has {known['depth']} blocks, in {len(tensors)} tensors")
+        known = _stated_arguments(path, metadata["arguments"], len(tensors))
         weights = _in_order(tensors, known, arguments)
         found = Published("coadvise convert", metadata["model"], {**known, **arguments}, weights)
     elif "reg_token" not in tensors and {"cls_token", "patch_embed.proj.weight"} <= tensors.keys():
@@ -102,6 +100,24 @@ def read_published(path: str | Path, distillation_token: str | None = None, **ar
         raise _unknown(path, tensors)
     _check_whole(path, found, names)
     return found
+
+
+def _stated_arguments(path: Path, text: str, tensors: int) -> dict[str, Any]:
+    """What a file says of itself, which may be a stranger's; no network is begun that has more blocks than tensors."""
+    try:
+        known = json.loads(text)
+    except ValueError:
+        known = None
+    if not isinstance(known, dict):
+        raise UserError(f"'{path}' is damaged: its arguments are no JSON object; convert the checkpoint again")
+    for name in ("depth", "depths", "num_blocks"):
+        counts = known.get(name, 0)
+        counts = counts if isinstance(counts, list) else [counts]
+        if not all(isinstance(count, int) for count in counts) or sum(counts) > tensors:
+            raise UserError(
+                f"'{path}' says {name}={known[name]!r}, and has {tensors} tensors; convert the checkpoint again"
+            )
+    return known
 
 
 def convert(path: str | Path, out: str | Path, distillation_token: str | None = None, **arguments: Any) -> Published:
