@@ -111,7 +111,7 @@ def fingerprint(config: RunConfig, dataset: Dataset, teachers: Mapping[str, Path
     """
     train = dataset.train
     views = config.augment.model_dump(mode="json", exclude={"smoothing", "recycle"})
-    libraries = ("pillow", "timm", "torch", "torchvision") if config.augment.kind == "deit" else ("pillow",)
+    libraries = ("pillow", "timm", "torch", "torchvision")  # of views, and of what teachers make of them
     return {
         "data": {
             "images": len(train),

@@ -4,6 +4,7 @@ A compiled library is cached in ``$XDG_CACHE_HOME/coadvise`` (``~/.cache/coadvis
 shaped it. Without a C compiler, or with ``COADVISE_NATIVE=0``, there is none, and plain torch runs in its place.
 """
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from coadvise.cache_folder import cache_folder
+from coadvise.cache_folder import cache_folder, cache_path
 
 PREFIX = "kernel-"  # of a library's name
 # No -ffast-math: NaN and infinity must reach the result. -O2 compiles faster, but involution's backward pass is then
@@ -36,7 +37,12 @@ def load(source: Path, without: str, *defines: str, parts: tuple[tuple[str, ...]
     if os.environ.get("COADVISE_NATIVE", "1") == "0":
         return None
     try:
-        return ctypes.CDLL(str(build(source, *defines, parts=parts)))
+        library = build(source, *defines, parts=parts)
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError:  # a damaged file, perhaps
+            library.unlink()
+            return ctypes.CDLL(str(build(source, *defines, parts=parts)))
     except (OSError, subprocess.SubprocessError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).splitlines()
         reason = next((line for line in lines if "error" in line), lines[0] if lines else type(error).__name__)
@@ -83,8 +89,11 @@ def build(source: Path, *defines: str, parts: tuple[tuple[str, ...], ...] = ((),
         libraries = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", f"-Wl,-rpath,{TORCH / 'lib'}"]
     made_of = (source.read_text(), version, _processor(), str(runtime), torch.__version__, *flags, repr(parts))
     key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:24]
-    folder = cache_folder() or Path(tempfile.mkdtemp(prefix="coadvise-"))  # private, since what lies in it gets loaded
-    library = folder / f"{PREFIX}{key}.so"
+    name, there = f"{PREFIX}{key}.so", cache_path()
+    if there is not None and (there / name).exists():  # also where the folder can only be read
+        return there / name
+    folder = cache_folder() or _private_folder()
+    library = folder / name
     if not library.exists():
         with tempfile.TemporaryDirectory(
             dir=folder
@@ -105,8 +114,24 @@ def build(source: Path, *defines: str, parts: tuple[tuple[str, ...], ...] = ((),
             shared = runtime is not None and "clang" not in version
             openmp = [str(runtime), f"-Wl,-rpath,{runtime.parent}"] if shared and runtime else ["-fopenmp"]
             run("-shared", *map(str, made), *libraries, *openmp, "-o", str(linked))
+            with linked.open("rb") as file:
+                os.fsync(file.fileno())
             linked.replace(library)
     return library
+
+
+@cache
+def _private_folder() -> Path:
+    """For this process alone, since what lies in it gets loaded; gone when it ends."""
+    warnings.warn(
+        f"'{cache_path() or '~/.cache/coadvise'}' cannot be written, so native kernels are built anew in every process,"
+        " seconds each. Set XDG_CACHE_HOME to a folder that can be, or COADVISE_NATIVE=0 for plain torch.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    folder = Path(tempfile.mkdtemp(prefix="coadvise-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _openmp_runtime() -> Path | None:

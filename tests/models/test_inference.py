@@ -216,6 +216,36 @@ def test_weights_changed_between_two_calls_are_rounded_anew() -> None:
         torch.testing.assert_close(third, copy.deepcopy(made)(images()))
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_weights_loaded_between_two_calls_answer_under_autocast(inference: bool) -> None:
+    with torch.inference_mode(inference):
+        made = student(aligned=BOTH).for_inference()
+    another = student(aligned=BOTH)
+    with torch.no_grad():
+        for weight in another.parameters():
+            weight.mul_(1.5)
+    other = another.for_inference()
+    with torch.no_grad(), torch.inference_mode(inference), torch.autocast("cpu", torch.bfloat16):
+        first = made(images())
+        assert not torch.equal(first, other(images()))
+        made.load_state_dict(other.state_dict())
+        torch.testing.assert_close(made(images()), other(images()))
+        norms = {name: 2 * value for name, value in made.state_dict().items() if name.startswith("norm.")}
+        assert norms
+        made.load_state_dict(norms, strict=False)
+        torch.testing.assert_close(made(images()), copy.deepcopy(made)(images()))
+        if not inference:
+            made.prefix.mul_(2)
+            torch.testing.assert_close(made(images()), copy.deepcopy(made)(images()))
+
+
+def test_under_autocast_too_a_gradient_is_that_of_its_weights() -> None:
+    made = student(aligned=BOTH).for_inference().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        made(images()).float().sum().backward()
+    assert all(weight.grad is not None for weight in made.parameters())
+
+
 @pytest.mark.parametrize("aligned", [None, BOTH])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_it_compiles_as_one_graph_and_exports(aligned: dict[str, str] | None, layout: torch.memory_format) -> None:

@@ -1,5 +1,6 @@
 """The native kernel against the reference in float64, and its absence."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -234,3 +235,31 @@ def test_the_library_is_built_once_and_then_found(monkeypatch: pytest.MonkeyPatc
     assert first.stat().st_mtime_ns == made
     assert native.build(source, "-DLANES=8") != first
     assert len(list(tmp_path.glob("coadvise/*"))) == 2
+
+
+@needs_native
+def test_a_library_is_found_where_the_folder_can_only_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "source.c"
+    source.write_text("int lanes(void) { return LANES; }\n")
+    first = native.build(source, "-DLANES=16")
+    monkeypatch.setattr(native, "cache_folder", lambda: None)
+    native._private_folder.cache_clear()
+    assert native.build(source, "-DLANES=16") == first
+    with pytest.warns(RuntimeWarning, match="cannot be written, so native kernels are built anew in every process"):
+        private = native.build(source, "-DLANES=8").parent
+    assert private != first.parent
+    assert native.build(source, "-DLANES=4").parent == private  # one folder, and one warning
+    native._private_folder.cache_clear()
+    shutil.rmtree(private)
+
+
+@needs_native
+def test_a_damaged_library_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "source.c"
+    source.write_text("int lanes(void) { return LANES; }\n")
+    native.build(source, "-DLANES=16").write_bytes(b"garbage")
+    library = native.load(source, "slow", "-DLANES=16")
+    assert library is not None
+    assert library.lanes() == 16

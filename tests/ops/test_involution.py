@@ -145,6 +145,13 @@ def test_shapes_without_storage_on_the_meta_device() -> None:
         (torch.zeros(8, 5, 6), torch.zeros(2, 2, 3, 3, 5, 6), 1, "must be \\[B, C, H, W\\]"),
         (torch.zeros(2, 8, 5, 6), torch.zeros(2, 18, 5, 6), 1, "unflatten"),
         (torch.zeros(2, 8, 5, 6), torch.zeros(2, 2, 3, 3, 5, 6), 0, "stride is 0"),
+        (torch.zeros(2, 8, 5, 6), torch.zeros(2, 2, 3, 3, 5, 6), 1.0, "stride is 1.0; it must be a whole number"),
+        (
+            torch.zeros(2, 8, 5, 6).to(torch.float8_e5m2),
+            torch.zeros(2, 2, 3, 3, 5, 6).to(torch.float8_e5m2),
+            1,
+            "of 16 to 64 bits",
+        ),
         (torch.zeros(2, 8, 5, 6), torch.zeros(2, 2, 4, 4, 5, 6), 1, "4 wide; it must be odd"),
         (torch.zeros(2, 8, 5, 6), torch.zeros(2, 3, 3, 3, 5, 6), 1, "3 groups for 8 channels"),
         (torch.zeros(2, 8, 5, 6), torch.zeros(2, 2, 3, 3, 2, 3), 2, "must be \\[2, 2, 3, 3, 3, 3\\]"),

@@ -86,7 +86,8 @@ def run(setting: Setting) -> Table:
         f"making views and storing two teachers' answers: {1e3 * building:.3g} ms an image, once",
         f"reading and checking a shard: {1e6 * reading:.3g} µs an image, once an epoch",
     ]
-    about = {**machine(setting), "batch": batch_size, "pixels": SIZE, "mode": "training", "student": STUDENT}
+    about = {**machine(setting), "batch": batch_size, "pixels": SIZE, "layout": "channels-last", "mode": "training"}
+    about["student"] = STUDENT
     return Table("training step advised from a logit cache", "no teachers", rows, about, notes)
 
 

@@ -63,7 +63,13 @@ def run(setting: Setting) -> Table:
         else:
             power, _ = np.polyfit(np.log(sizes), np.log(times), 1)
             notes.append(f"{what}: time grows with the power {power:.2f} of them")
-    about = {**machine(setting), "batch": batch_size, "mode": "training", "student": "cit_micro_patch4_32"}
+    about = {
+        **machine(setting),
+        "batch": batch_size,
+        "layout": "channels-last",
+        "mode": "training",
+        "student": "cit_micro_patch4_32",
+    }
     return Table("how the time of a training grows", "peer", rows, about, notes)
 
 

@@ -184,5 +184,5 @@ def run(setting: Setting) -> Table:
     with tempfile.TemporaryDirectory() as folder, one_thread():
         rows, note = large(Path(folder), batch_size, setting.repeats)
         rows.append(small(setting, batch_size))
-        about = {**machine(setting), "batch": batch_size, "workers": 0}
+        about = {**machine(setting), "batch": batch_size, "workers": 0, "layout": "contiguous"}
     return Table("training views of one process and thread against timm's loader", "timm", rows, about, [note])

@@ -155,4 +155,5 @@ def run(setting: Setting) -> Table:
         compare("with two teachers", advised, timm_transformer(), usual, teachers, config, setting, engine),
     ]
     about = {**machine(setting), "batch": setting.batch_size or BATCH_SIZE, "pixels": SIZE, "mode": "training"}
+    about["layout"] = "channels-last; the bare transformer's as it is"
     return Table("training step against a bare PyTorch loop", "bare loop", rows, about)

@@ -84,7 +84,7 @@ def fingerprint(paths: Sequence[Path], kind: str) -> str:
     for path in paths:
         try:
             about = path.stat()
-            line = f"{about.st_size} {about.st_mtime_ns} {about.st_mode}"
+            line = f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} {about.st_ino} {about.st_mode}"
         except OSError as error:
             line = f"errno {error.errno}"
         whole.update(os.fsencode(path.absolute()) + b"\0" + line.encode() + b"\0")

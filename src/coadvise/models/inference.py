@@ -79,7 +79,7 @@ class ClassAnswer(nn.Module):
         self.register_buffer("positions", plain.pos_embed[:, count:].clone())
         self._compile: Callable[..., Any] | None = None  # what `compile` asked for
         self._compiled: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
-        self._rounded: tuple[tuple[Any, ...], list[nn.Parameter], ClassAnswer] | None = None  # of which, and the copy
+        self._rounded: tuple[tuple[Any, ...], list[Tensor], ClassAnswer] | None = None  # of which, and the copy
         self.eval()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -98,6 +98,10 @@ class ClassAnswer(nn.Module):
         """Without what was made of it, as other modules are copied and pickled."""
         return {**super().__getstate__(), "_compile": None, "_compiled": None, "_rounded": None}
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._rounded = None  # of weights made in inference mode nothing else shows that they have changed
+        super()._load_from_state_dict(*args, **kwargs)
+
     def forward(self, x: Tensor) -> Tensor:
         answer, behind = self._compiled or (self._answer, self._behind)
         if x.device.type != "cpu" or torch.compiler.is_compiling():
@@ -111,8 +115,10 @@ class ClassAnswer(nn.Module):
     def _rounded_copy(self) -> ClassAnswer:
         """This module with its layers in autocast's dtype, made anew when a weight has changed; itself if it is so."""
         dtype = torch.get_autocast_dtype("cpu")
-        weights = [weight for _, _, weight in _rounded_weights(self)]
-        if all(weight.dtype in (dtype, torch.float64) for weight in weights):  # autocast leaves float64 alone
+        if all(weight.dtype in (dtype, torch.float64) for _, _, weight in _rounded_weights(self)):
+            return self  # autocast leaves float64 alone
+        weights = [*self.parameters(), *self.buffers()]
+        if any(weight.requires_grad for weight in weights):  # a copy's would get the gradient
             return self
         of = (dtype, *((id(w), w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights))
         if self._rounded is None or self._rounded[0] != of:

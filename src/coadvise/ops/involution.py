@@ -30,11 +30,14 @@ from coadvise.ops.reference import (
     memory_format,
 )
 
+DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
 
 def involution2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """Filters each position of ``x`` with that position's own kernel: Eq. (4) of the paper, zero padding (K - 1) / 2.
 
-    Differentiable any number of times. Under autocast it runs in the autocast dtype, as a convolution does.
+    Differentiable any number of times, in reverse mode; `torch.func.jvp` sees a constant, as in any operator that
+    `torch.library` registers. Under autocast it runs in the autocast dtype, as a convolution does.
 
     Args:
         x: [B, C, H, W], floating point. Channels-last memory is the fast one.
@@ -75,8 +78,8 @@ def _check(x: Tensor, weight: Tensor, stride: int) -> None:
             f"x has {x.ndim} dimensions and weight {weight.ndim}; they must be [B, C, H, W] and [B, G, K, K, h, w]; "
             f"a generator's [B, G*K*K, h, w] becomes that by weight.unflatten(1, (G, K, K))"
         )
-    if stride < 1:
-        raise UserError(f"stride is {stride}; it must be at least 1")
+    if not isinstance(stride, (int, torch.SymInt)) or stride < 1:
+        raise UserError(f"stride is {stride!r}; it must be a whole number, at least 1")
     batch, channels, height, width = x.shape
     _, groups, kernel, _, _, _ = weight.shape
     if kernel % 2 == 0:
@@ -91,8 +94,11 @@ def _check(x: Tensor, weight: Tensor, stride: int) -> None:
         )
     if x.device != weight.device:
         raise UserError(f"x is on {x.device} and weight on {weight.device}; move one to the other's device")
-    if not x.dtype.is_floating_point or not weight.dtype.is_floating_point:
-        raise UserError(f"x is {x.dtype} and weight {weight.dtype}; both must be floating point; convert with .float()")
+    if not {x.dtype, weight.dtype} <= DTYPES:
+        raise UserError(
+            f"x is {x.dtype} and weight {weight.dtype}; both must be floating point, of 16 to 64 bits; convert with "
+            ".float()"
+        )
     if x.dtype != weight.dtype and _autocast_dtype(x, weight) is None:
         raise UserError(f"x is {x.dtype} and weight {weight.dtype}; convert one to the other's dtype, or use autocast")
 
