@@ -16,6 +16,7 @@ import coadvise
 from coadvise.config import load_config, read_config
 from coadvise.data.sources import open_source
 from coadvise.record import last_of, read_records
+from coadvise.study_result import _shown
 from coadvise.verdict import seed_interval
 
 FEW_STEPS = [
@@ -176,3 +177,25 @@ def test_the_studies_by_today_s_preset_are_what_their_files_say() -> None:
     }, "the page says in words which claims held"
     clean, corrupted = found["shift"]["orders"]
     assert f"by {100 * corrupted['difference']:.1f} points ({100 * clean['difference']:.1f} on clean" in RESULTS
+
+
+@pytest.mark.parametrize(
+    ("study", "columns", "findings"),
+    [
+        ("teachers", ["parameters", "top1", "corruption_error"], []),
+        ("architectures", ["parameters", "images_per_second", "top1"], ["held", "within noise", "held"]),
+        ("students", ["top1", "above_alone"], ["held", "within noise", "held"]),
+    ],
+)
+def test_the_studies_with_one_seed_are_what_their_files_say(
+    study: str, columns: list[str], findings: list[str]
+) -> None:
+    found = json.loads((ROOT / f"results/cifar10-500-studies-width-128/{study}.json").read_text())
+    shown = {column["name"]: column for column in found["columns"]}
+    for row in found["rows"]:
+        cells = [_shown(row["figures"][name], shown[name]) for name in columns]
+        assert f"| {' | '.join([row['name'], *cells])} |" in RESULTS
+    assert [order["finding"] for order in found["orders"]] == findings, "the page says in words which claims held"
+    for order in found["orders"]:
+        low, high = (100 * order["over"]["images"][key] for key in ("low", "high"))
+        assert f"({low:+.1f} to {high:+.1f})" in RESULTS or order["lower"] == "transformer, alone"
