@@ -198,4 +198,4 @@ def test_the_studies_with_one_seed_are_what_their_files_say(
     assert [order["finding"] for order in found["orders"]] == findings, "the page says in words which claims held"
     for order in found["orders"]:
         low, high = (100 * order["over"]["images"][key] for key in ("low", "high"))
-        assert f"({low:+.1f} to {high:+.1f})" in RESULTS or order["lower"] == "transformer, alone"
+        assert f"({low:+.1f} to {high:+.1f})" in RESULTS

@@ -88,8 +88,8 @@ def fit(
     from coadvise.jobs import check_jobs
     from coadvise.record import last_of, read_records
 
-    check_jobs(jobs)
     if dry_run:
+        check_jobs(jobs)
         _foreseen(foresee_fit(data, preset, out, seed, baseline, seeds, overrides or [], cache), reuse, as_json)
         return
     with closing(Terminal(Console(stderr=as_json))) as terminal:
@@ -282,9 +282,9 @@ def study(
     from coadvise.jobs import check_jobs
     from coadvise.study import foresee_study, run_study
 
-    check_jobs(jobs)
     changes = overrides or []
     if dry_run:
+        check_jobs(jobs)
         _foreseen(foresee_study(name, data, preset, seeds, out, changes, cache), reuse, as_json)
         return
     with closing(Terminal(Console(stderr=as_json))) as terminal:

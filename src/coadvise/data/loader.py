@@ -42,7 +42,7 @@ class TrainingLoader:
 
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
         """The micro-batches of steps first..last-1, `accumulate` a step, whatever ran before."""
-        workers, pin = _help(self.views, self.workers, self.pin)
+        workers, pin = _workers_and_pin(self.views, self.workers, self.pin)
         batches = worker_batches(
             self.views, workers, self.views.split.paths, sampler=_Requests(self, first, last),
             pin_memory=pin, prefetch_factor=4 if workers else None,
@@ -89,11 +89,11 @@ def epoch_batches(views: Views, epoch: int, batch_size: int, workers: int = 0, p
     """The views of an epoch, every one of them once, in the epoch's order."""
     positions = np.arange(len(views))
     requests = [(epoch, positions[start : start + batch_size]) for start in range(0, len(views), batch_size)]
-    workers, pin = _help(views, workers, pin)
+    workers, pin = _workers_and_pin(views, workers, pin)
     return worker_batches(views, workers, views.split.paths, sampler=requests, pin_memory=pin)
 
 
-def _help(views: Views, workers: int, pin: bool) -> tuple[int, bool]:
+def _workers_and_pin(views: Views, workers: int, pin: bool) -> tuple[int, bool]:
     """Workers and pinning for these views: what is made on a device needs neither of them."""
     return (workers, pin) if views.device.type == "cpu" else (0, False)
 

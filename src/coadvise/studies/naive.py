@@ -3,9 +3,7 @@
 Tokens are random: two teachers of one kind would have one kind of stem.
 """
 
-from coadvise.studies.question import BOTH, ON_CLASS_TOKEN, RANDOM, Order, Row, Study
-
-NAIVE = {**RANDOM, **ON_CLASS_TOKEN}
+from coadvise.studies.question import BOTH, NAIVE, RANDOM, Order, Row, Study
 
 STUDY = Study(
     "Table 6: naive multi-teacher distillation against cross inductive bias",

@@ -22,6 +22,7 @@ def aligned(*tokens: str) -> Changes:
 
 RANDOM = aligned()
 ON_CLASS_TOKEN = {"teachers.conv.token": "class", "teachers.inv.token": "class"}
+NAIVE = {**RANDOM, **ON_CLASS_TOKEN}
 
 
 def must_train(kind: str, config: RunConfig, how: str) -> TeacherConfig:
