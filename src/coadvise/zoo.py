@@ -11,8 +11,8 @@ from typing import Any
 import timm
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from coadvise.bench.floor import operations
 from coadvise.bench.table import Setting, machine
 from coadvise.speed import interleaved
 
@@ -113,14 +113,9 @@ class Row:
 
 
 def count(entry: Entry) -> tuple[int, int]:
-    """Count the parameters, and the multiply-accumulates (products of matrices, convolutions, involutions) of an image.
-
-    Nothing is computed or stored: the network is on PyTorch's meta device, where attention is two matrix products.
-    """
-    model, image = entry.create_on_meta(), torch.empty(1, 3, SIZE, SIZE, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
+    """Count the parameters, and the multiply-accumulates of an image."""
+    model = entry.create_on_meta()
+    return sum(p.numel() for p in model.parameters()), operations(model, SIZE) // 2
 
 
 @torch.inference_mode()

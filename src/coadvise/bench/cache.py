@@ -3,10 +3,10 @@
 All are `coadvise.train.train` with the preset small-images: cit_micro_aligned_patch4_32 without teachers, advised by
 what its two teachers said, read from a cache that is made here, and advised by the teachers themselves. They take turns
 within one process, a step (on CUDA 20 steps) each; figures are medians. A cache is read a shard an epoch; what that
-takes is not in a step, but in the notes.
+takes is not in a step, but in the notes. The floor is a step's arithmetic, as in `bench step`.
 
 The last rows are bytes in the file for two teachers and 1,000 views. Their floor is what logits alone take: 2 bytes
-each where all are kept, 4 bytes each (and 4 for the rest) where 32 of 1,000 are.
+each where all are kept, 4 bytes each (and 2 for what the others share) where 32 of 1,000 are.
 """
 
 import tempfile
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from coadvise.bench.floor import peak_operations, product_note
 from coadvise.bench.step import (
     BATCH_SIZE,
     CLASSES,
@@ -23,6 +24,7 @@ from coadvise.bench.step import (
     TOKENS,
     preset_teachers,
     random_split,
+    step_operations,
     student,
     training,
 )
@@ -44,6 +46,7 @@ def run(setting: Setting) -> Table:
     config = load_config("small-images")
     device = "cuda" if setting.device.type == "cuda" else "cpu"
     engine = Engine(EngineConfig(device=device, precision=setting.precision, compile=setting.compile))
+    peak = peak_operations(setting)
     turn = 20 if engine.device.type == "cuda" else 1
     batch_size = setting.batch_size or BATCH_SIZE
     images = (SKIP + setting.repeats + 1) * turn * batch_size
@@ -76,13 +79,18 @@ def run(setting: Setting) -> Table:
         speeds = {
             name: batch_size / seconds for name, seconds in in_turns(runs, turn, SKIP, engine.synchronise).items()
         }
+    floor = {
+        name: peak / step_operations(student(STUDENT, advised=True), asked)
+        for name, asked in (("cached", Teachers({})), ("asked", teachers))
+    }
     rows = [
-        Row("advised from a cache", "images/s", speeds["cached"], speeds["none"], goal=GOAL),
-        Row("advised by two teachers", "images/s", speeds["asked"], speeds["none"]),
+        Row("advised from a cache", "images/s", speeds["cached"], speeds["none"], floor["cached"], GOAL),
+        Row("advised by two teachers", "images/s", speeds["asked"], speeds["none"], floor["asked"]),
         Row("1,000 views, 10 classes", "MB", few, floor=2 * 1000 * 2 * 10 / 1e6),
-        Row("1,000 views, 1000 classes", "MB", many, floor=2 * 1000 * (4 + 4 * TOP_K) / 1e6),
+        Row("1,000 views, 1000 classes", "MB", many, floor=2 * 1000 * (2 + 4 * TOP_K) / 1e6),
     ]
     notes = [
+        product_note(peak),
         f"making views and storing two teachers' answers: {1e3 * building:.3g} ms an image, once",
         f"reading and checking a shard: {1e6 * reading:.3g} µs an image, once an epoch",
     ]

@@ -2,11 +2,14 @@
 
 Ours writes weights, AdamW's state and averaged weights, makes a sha256 of each file, waits until all is on the disk and
 removes the oldest. The peer writes the same tensors into one file: no checksum, no waiting for the disk, no second copy
-while it writes. They take turns; figures are medians, on the disk of the temporary folder (TMPDIR). The share is of
-a run that saves as often as it may; since a run saves at the ends of epochs, it will be less.
+while it writes. They take turns; figures are medians, on the disk of the temporary folder (TMPDIR). The floor is as
+many bytes, written into one file and waited for. The share is of a run that saves as often as it may; since a run saves
+at the ends of epochs, it will be less.
 """
 
+import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +43,36 @@ def compare(preset: str, setting: Setting) -> tuple[Row, str]:
     """One preset's student: its row, and the share in a sentence."""
     weights, state = training_state(preset)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints, plain = Checkpoints(Path(folder, "checkpoints")), Path(folder, "plain.pt")
+        checkpoints, plain, raw = (
+            Checkpoints(Path(folder, "checkpoints")),
+            Path(folder, "plain.pt"),
+            Path(folder, "raw"),
+        )
         steps = iter(range(1, 1_000_000))
-        calls = {
+
+        def write_bytes() -> None:
+            with raw.open("wb") as file:
+                file.write(content)
+                os.fsync(file.fileno())
+
+        calls: dict[str, Callable[[], object]] = {
             "ours": lambda: checkpoints.save(next(steps), weights, state),
             "peer": lambda: torch.save({"model": weights, **state}, plain),
             "check": checkpoints.latest,
+            "floor": write_bytes,
         }
         for _ in range(KEEP):
             calls["ours"]()
+        content = bytes(sum(path.stat().st_size for path in checkpoints.folder.glob("*-*/*")) // KEEP)
         seconds = interleaved(calls, setting.repeats, setting.synchronise)
-        size = sum(path.stat().st_size for path in checkpoints.folder.glob("*-*/*")) / KEEP / 1e6
     interval = seconds_between(load_config(preset).engine.checkpoint_seconds, seconds["ours"])
     share = seconds["ours"] / (interval + seconds["ours"])
     note = (
-        f"{preset}: {size:.3g} MB; {share:.2%} of training time with one every {interval:.3g} s (goal: under 2 %); "
+        f"{preset}: {len(content) / 1e6:.3g} MB; "
+        f"{share:.2%} of training time with one every {interval:.3g} s (goal: under 2 %); "
         f"{1000 * seconds['check']:.3g} ms to check it when a run is taken up"
     )
-    return Row(preset, "ms", 1000 * seconds["ours"], 1000 * seconds["peer"]), note
+    return Row(preset, "ms", 1000 * seconds["ours"], 1000 * seconds["peer"], 1000 * seconds["floor"]), note
 
 
 def run(setting: Setting) -> Table:

@@ -7,10 +7,10 @@ autocast for the networks, all of which are channels-last.
 
 The floor of an operator is the longer of two times: the bytes that it must move (each input read once, each output
 written once, forward and backward apart) at the bandwidth of a large copy, and its arithmetic at the speed of a large
-matrix product, both measured in the same run. The goal on CUDA is a share of the copy's bandwidth.
+matrix product, both measured in the same run; that of RedNet-26 is its arithmetic. The goal on CUDA is a share of the
+copy's bandwidth.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import coadvise.models  # noqa: F401  (registers RedNet-26)
+from coadvise.bench.floor import copy_bandwidth, operations, peak_operations
 from coadvise.bench.table import Row, Setting, Table, machine
 from coadvise.ops import involution2d
 from coadvise.speed import interleaved
@@ -70,38 +71,6 @@ def unfold_involution(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     windows = F.unfold(x, kernel, padding=(kernel - 1) // 2, stride=stride)
     windows = windows.view(batch, groups, -1, kernel * kernel, height, width)
     return (windows * weight.flatten(2, 3).unsqueeze(2)).sum(3).flatten(1, 2)
-
-
-# ---- what the machine can do ----
-
-
-def best_seconds(call: Callable[[], object], setting: Setting) -> float:
-    times = []
-    for _ in range(7):
-        setting.synchronise()
-        start = time.perf_counter()
-        call()
-        setting.synchronise()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def copy_bandwidth(setting: Setting) -> float:
-    """Bytes a second that a large copy reads and writes, best of a few."""
-    source = torch.ones((1 << 30) if setting.device.type == "cuda" else (64 << 20), dtype=torch.uint8)
-    source = source.to(setting.device)
-    target = torch.empty_like(source)
-    return 2 * source.numel() / best_seconds(lambda: target.copy_(source), setting)
-
-
-def peak_operations(setting: Setting) -> float:
-    """Multiplications and additions a second of a large matrix product, in the faster of float32 and the precision."""
-    side = 8192 if setting.device.type == "cuda" else 1024
-    rates = []
-    for dtype in {torch.float32, setting.dtype}:
-        matrix = torch.ones(side, side, dtype=dtype, device=setting.device)
-        rates.append(2 * side**3 / best_seconds(lambda m=matrix: m @ m, setting))  # type: ignore[misc]
-    return max(rates)
 
 
 # ---- the operator ----
@@ -163,9 +132,9 @@ def measure(shape: Shape, batch: int, setting: Setting) -> dict[str, tuple[float
     }
 
 
-def operator_rows(batch: int, setting: Setting) -> tuple[list[Row], list[str]]:
+def operator_rows(batch: int, setting: Setting, bandwidth: float, peak: float) -> tuple[list[Row], list[str]]:
     """A row a shape and pass, the sums over the network, and what they are of the floor and of the bandwidth."""
-    bandwidth, peak, where = copy_bandwidth(setting), peak_operations(setting), setting.device.type
+    where = setting.device.type
     rows, totals, moved = [], {FORWARD: [0.0] * 3, BOTH: [0.0] * 3}, {FORWARD: 0, BOTH: 0}
     for shape in REDNET26:
         for direction, (unfold, ours, work) in measure(shape, batch, setting).items():
@@ -219,16 +188,17 @@ def network_step(name: str, training: bool, images: Tensor, setting: Setting) ->
     return turn
 
 
-def network_rows(batch: int, setting: Setting) -> list[Row]:
+def network_rows(batch: int, setting: Setting, peak: float) -> list[Row]:
     images = torch.randn(batch, 3, SIZE, SIZE, device=setting.device).contiguous(memory_format=torch.channels_last)
     done = batch * (STEPS if setting.device.type == "cuda" else 1)
-    rows = []
+    rows, ours = [], timm.create_model("rednet26", num_classes=CLASSES)
     for training in (False, True):
+        floor = peak / operations(ours, SIZE, backward=training)
         calls = {name: network_step(name, training, images, setting) for name in ("rednet26", *PEERS)}
         seconds = interleaved(calls, setting.repeats, setting.synchronise)
         for peer in PEERS:
             name = f"RedNet-26 against timm's {peer}, {'training' if training else 'inference'}"
-            rows.append(Row(name, "images/s", done / seconds["rednet26"], done / seconds[peer]))
+            rows.append(Row(name, "images/s", done / seconds["rednet26"], done / seconds[peer], floor))
     return rows
 
 
@@ -236,7 +206,8 @@ def run(setting: Setting) -> Table:
     """Times the operator at every shape, then the networks."""
     torch.manual_seed(0)
     batch = setting.batch_size or BATCH_SIZE[setting.device.type]
-    rows, notes = operator_rows(batch, setting)
-    rows += network_rows(batch, setting)
+    bandwidth, peak = copy_bandwidth(setting), peak_operations(setting)
+    rows, notes = operator_rows(batch, setting, bandwidth, peak)
+    rows += network_rows(batch, setting, peak)
     about = {**machine(setting), "batch": batch, "pixels": SIZE, "layout": "channels-last"}
     return Table("involution against F.unfold, RedNet-26 against ResNets", "peer", rows, about, notes)

@@ -11,7 +11,9 @@ fixed batch in memory: no data, no augmentation, no mixed labels, no clipping. T
     with two teachers   the first, advised by the preset's two teachers, against the first's bare loop
 
 The two loops take turns within one process, a step (on CUDA 20 steps) each, and every figure is a median, so that a
-slow moment of the machine falls on both.
+slow moment of the machine falls on both. The floor is the arithmetic of the student's forward and backward pass, and
+of its teachers' answers, at the speed of a large matrix product of the same run, in the faster of float32 and the
+precision.
 """
 
 import tempfile
@@ -25,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from coadvise.bench.floor import operations, peak_operations, product_note
 from coadvise.bench.table import Row, Setting, Table, in_turns, machine
 from coadvise.checkpoint import Checkpoints
 from coadvise.config import EngineConfig, ModelConfig, RecipeConfig, RunConfig, load_config
@@ -116,15 +119,22 @@ def preset_teachers(config: RunConfig, engine: Engine) -> Teachers:
     return Teachers(teachers)
 
 
+def step_operations(network: Network, teachers: Teachers) -> int:
+    """Multiplications and additions of a training step, an image."""
+    answers = sum(operations(teacher, SIZE) for teacher in teachers.by_name.values())
+    return operations(network.model, SIZE, backward=True) + answers
+
+
 def compare(
     name: str, network: Network, bare: nn.Module, layout: torch.memory_format, teachers: Teachers, config: RunConfig,
-    setting: Setting, engine: Engine, goal: float = 0.0,
+    setting: Setting, engine: Engine, peak: float, goal: float = 0.0,
 ) -> Row:  # fmt: skip
     turn = 20 if engine.device.type == "cuda" else 1
     count, batch_size = (SKIP + setting.repeats + 1) * turn, setting.batch_size or BATCH_SIZE
     recipe = RecipeConfig(epochs=1, batch_size=batch_size, warmup_epochs=0, clip=1.0, evaluations=1)
     views = Views(random_split(count * batch_size), config.augment, len(CLASSES), SIZE, seed=0)
     weights = config.loss_weights if teachers.by_name else LossWeights()
+    floor = peak / step_operations(network, teachers)
     bare_step = bare_loop(bare, batch_size, setting, layout, engine)
 
     def bare_run(progress: Progress) -> None:
@@ -134,7 +144,7 @@ def compare(
 
     contestants = {"ours": training(network, recipe, views, teachers, weights, engine), "bare": bare_run}
     seconds = in_turns(contestants, turn, SKIP, engine.synchronise)
-    return Row(name, "images/s", batch_size / seconds["ours"], batch_size / seconds["bare"], goal=goal)
+    return Row(name, "images/s", batch_size / seconds["ours"], batch_size / seconds["bare"], floor, goal)
 
 
 def run(setting: Setting) -> Table:
@@ -149,11 +159,14 @@ def run(setting: Setting) -> Table:
         plain_attention(same)
     advised = student("cit_micro_patch4_32", advised=True)
     usual, nobody, teachers = torch.contiguous_format, Teachers({}), preset_teachers(config, engine)
+    peak = peak_operations(setting)
     rows = [
-        compare("student", plain, timm_transformer(), usual, nobody, config, setting, engine, TARGET),
-        compare("aligned student", aligned, same.model, engine.memory_format, nobody, config, setting, engine, TARGET),
-        compare("with two teachers", advised, timm_transformer(), usual, teachers, config, setting, engine),
+        compare("student", plain, timm_transformer(), usual, nobody, config, setting, engine, peak, TARGET),
+        compare(
+            "aligned student", aligned, same.model, engine.memory_format, nobody, config, setting, engine, peak, TARGET
+        ),
+        compare("with two teachers", advised, timm_transformer(), usual, teachers, config, setting, engine, peak),
     ]
     about = {**machine(setting), "batch": setting.batch_size or BATCH_SIZE, "pixels": SIZE, "mode": "training"}
     about["layout"] = "channels-last; the bare transformer's as it is"
-    return Table("training step against a bare PyTorch loop", "bare loop", rows, about)
+    return Table("training step against a bare PyTorch loop", "bare loop", rows, about, [product_note(peak)])
