@@ -336,3 +336,20 @@ def test_a_class_token_that_nothing_trains_is_refused() -> None:
     assert advised.loss_weights.trained_tokens == ("class", "conv", "inv")
     with pytest.raises(UserError, match="no teacher advises it"):
         load_config("digits", ["student.weight=0", "teachers.conv.token=class", "teachers.conv.weight=0"])
+
+
+@pytest.mark.parametrize(("token", "meant"), [("conf", "conv"), ("clas", "class"), ("[inv, con]", "conv")])
+def test_a_misspelt_token_is_no_new_token(token: str, meant: str) -> None:
+    with pytest.raises(UserError, match=rf"^unknown token '\w+' of teachers.conv.token, did you mean '{meant}'"):
+        load_config("digits", [f"teachers.conv.token={token}"])
+
+
+def test_a_new_token_is_unlike_the_others_or_shared() -> None:
+    assert load_config("digits", ["teachers.conv.token=shape"]).tokens == ("shape", "inv")
+    assert load_config("digits", [f"teachers.{name}.token=conv2" for name in ("conv", "inv")]).tokens == ("conv2",)
+
+
+@pytest.mark.parametrize("part", ["student", "teachers.inv"])
+def test_a_network_has_no_image_size_of_its_own(part: str) -> None:
+    with pytest.raises(UserError, match=rf"^{part}.model_kwargs.img_size=64.*data.image_size"):
+        load_config("digits", [f"{part}.model_kwargs.img_size=64"])

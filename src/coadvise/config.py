@@ -312,11 +312,7 @@ def load_config(
     if source is not None:
         _set(values, "data.source", source)
     config = parse_config(values)
-    if not config.loss_weights.trains_class:  # said of what is to be trained; a run that did so stays readable
-        raise UserError(
-            "student.weight=0 takes the labels from the class token, which answers, and no teacher advises it; give "
-            "student.weight a value above 0, or let a teacher advise it: teachers.NAME.token=[NAME, class]"
-        )
+    _check_intended(config)
     return config
 
 
@@ -326,6 +322,29 @@ def parse_arguments(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         _apply(values, override)
     return values
+
+
+def _check_intended(config: RunConfig) -> None:
+    """Raises UserError for what is to be trained and cannot be meant; a run that has done so stays readable."""
+    if not config.loss_weights.trains_class:
+        raise UserError(
+            "student.weight=0 takes the labels from the class token, which answers, and no teacher advises it; give "
+            "student.weight a value above 0, or let a teacher advise it: teachers.NAME.token=[NAME, class]"
+        )
+    known = (*config.teachers, CLASS)
+    for token, teachers in config.loss_weights.by_token.items():
+        if token not in known and len(teachers) == 1 and (meant := nearest(token, known)):
+            raise UserError(
+                f"unknown token '{token}' of teachers.{teachers[0]}.token{meant}; a token that is new has a name less "
+                f"like {', '.join(known)}, or is advised by two teachers"
+            )
+    networks = {"student": config.student, **{f"teachers.{name}": given for name, given in config.teachers.items()}}
+    for part, network in networks.items():
+        if "img_size" in network.model_kwargs:
+            raise UserError(
+                f"{part}.model_kwargs.img_size={network.model_kwargs['img_size']}: all networks see images of the same "
+                "size; give it as data.image_size"
+            )
 
 
 def read_config(path: Path) -> RunConfig:

@@ -39,7 +39,7 @@ def published_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 def wrapped(weights: dict[str, Tensor], layout: str) -> dict[str, Any]:
-    """The same weights as mmcls or the Co-advise authors save them, or bare."""
+    """The same weights as mmcls, the Co-advise authors or a wrapping module save them, or bare."""
     if layout == "mmcls":
         prefixed = {
             key.replace("fc.", "head.fc.") if key[:3] == "fc." else f"backbone.{key}": weights[key] for key in weights
@@ -50,6 +50,8 @@ def wrapped(weights: dict[str, Tensor], layout: str) -> dict[str, Any]:
             key.replace("fc.", "classifier.") if key[:3] == "fc." else f"model.{key}": weights[key] for key in weights
         }
         return {"model": wrapped, "epoch": 299}
+    if layout == "parallel and compiled":
+        return {"state_dict": {f"module._orig_mod.{key}": weights[key] for key in weights}}
     return weights
 
 
@@ -133,7 +135,7 @@ def test_aligned_student_logits(reference: Path, container: str | None, tmp_path
 # layouts -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["bare", "mmcls", "co-advise"])
+@pytest.mark.parametrize("layout", ["bare", "mmcls", "co-advise", "parallel and compiled"])
 @pytest.mark.parametrize("classes", [0, 5])
 def test_rednet_layouts(layout: str, classes: int, tmp_path: Path) -> None:
     first = rednet()

@@ -8,7 +8,8 @@ Four layouts are recognised by their keys; depth and widths are read off the ten
 - DeiT and distilled DeiT (facebookresearch/deit), as the start of a student;
 - what ``coadvise convert`` wrote.
 
-Nothing in a file is executed. A key that is missing, or that has no place here, is an error that names it.
+Each may be of a parallel or compiled module, of which PyTorch prefixes every key. Nothing in a file is executed. A key
+that is missing, or that has no place here, is an error that names it.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ Tensors = Mapping[str, Tensor]
 HEAD_WIDTH = 64  # of an attention head in every DeiT and CiT; the one size that shapes do not show
 _ADAPTED = ("num_classes", "img_size", "in_chans")  # what timm changes in weights as it loads them
 _CONTAINERS = ("state_dict", "model")  # under which mmcls, DeiT and the Co-advise authors put the weights
+_WRAPPERS = ("module.", "_orig_mod.")  # what PyTorch's parallel and compiled modules put before every key
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(
             f"'{path}' holds no weights: neither a dict of tensors by name nor one under {' or '.join(_CONTAINERS)}"
         )
+    while wrapper := next((w for w in _WRAPPERS if all(key.startswith(w) for key in content)), None):
+        content = {key.removeprefix(wrapper): value for key, value in content.items()}
     return dict(content), {}
 
 
