@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import Stopper, assert_same_weights, command, make_images, never, records, weights_of
 
 from coadvise import fit, jobs
@@ -72,6 +73,38 @@ def test_a_task_that_must_wait_lets_others_go_ahead(tmp_path: Path) -> None:
     }
     in_processes(tasks, 2, Engine(EngineConfig()), Silent(), after={"waits": ["long", "done before"]})
     assert waits.exists()
+
+
+def _say_what_is_seen(path: Path, other: Path, listener: Listener) -> None:
+    path.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+    _leave_once_there_is(path.with_suffix(".done"), other, listener)
+
+
+@pytest.mark.parametrize("before", [None, "3,GPU-1"])
+def test_of_several_gpus_each_process_gets_one(
+    before: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if before is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    monkeypatch.setattr(jobs, "_gpus", lambda engine: ["3", "GPU-1"])
+    one, two = tmp_path / "one", tmp_path / "two"
+    tasks = {"one": partial(_say_what_is_seen, one, two), "two": partial(_say_what_is_seen, two, one)}
+    in_processes(tasks, 2, Engine(EngineConfig(device="cpu")), Silent())
+    assert (one.read_text(), two.read_text()) == ("3", "GPU-1")
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
+
+
+def test_gpus_go_by_the_names_that_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(EngineConfig(device="cpu"))
+    assert jobs._gpus(engine) == []
+    monkeypatch.setattr(Engine, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert jobs._gpus(engine) == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-1,-1,2")  # what comes after a name of none is not there
+    assert jobs._gpus(engine) == ["3", "GPU-1"]
 
 
 def test_what_waits_for_a_task_that_fails_is_not_begun(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Several tasks at the same time, each in a process of its own: networks to train, runs of a study.
 
 The threads of a small network wait for each other many times a step: on 2 cores two processes of one thread each get
-half as much again done as one process of two threads (docs/LOG.md).
+half as much again done as one process of two threads (docs/LOG.md). Where there are several GPUs each process gets one.
 """
 
 import multiprocessing
@@ -10,7 +10,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -71,6 +72,7 @@ def in_processes(
     messages = context.Queue()
     threads = max(1, (os.cpu_count() or 1) // jobs)
     waiting, working = dict(tasks), dict[str, BaseProcess]()
+    gpus, placed = _gpus(engine), dict[str, str]()
     fault: Exception | None = None
     told_to_stop: set[str] = set()
     looked, ended = time.monotonic(), set[str]()
@@ -80,7 +82,11 @@ def in_processes(
             ready = [name for name in waiting if undone.isdisjoint(after.get(name, ()))] if fault is None else []
             for name in ready[: jobs - len(working)]:
                 working[name] = context.Process(target=_work, args=(name, waiting.pop(name), threads, messages))
-                working[name].start()
+                busy = [placed[other] for other in working if other in placed]
+                if gpus:
+                    placed[name] = min(gpus, key=busy.count)
+                with _seeing(placed.get(name)):
+                    working[name].start()
             try:
                 kind, name, content = messages.get(timeout=0.5)
             except Empty:
@@ -109,6 +115,27 @@ def in_processes(
                     told_to_stop.add(name)
     if fault is not None:
         raise fault
+
+
+def _gpus(engine: Engine) -> list[str]:
+    """The GPUs of this process by the names that CUDA_VISIBLE_DEVICES takes; none where it computes on a CPU."""
+    count = torch.cuda.device_count() if engine.device.type == "cuda" else 0
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
+
+
+@contextmanager
+def _seeing(gpu: str | None) -> Iterator[None]:
+    """A process that is started meanwhile sees that GPU alone; None leaves it what there is."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    try:
+        yield
+    finally:
+        if gpu is not None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+            os.environ.update({} if before is None else {"CUDA_VISIBLE_DEVICES": before})
 
 
 def _ended(working: Mapping[str, BaseProcess]) -> set[str]:
