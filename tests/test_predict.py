@@ -61,6 +61,22 @@ def test_large_images_are_resized_as_for_scoring(student: TrainedStudent) -> Non
     assert student.predict(Image.fromarray(pixels).convert("RGBA")) == student.predict(pixels)
 
 
+def test_an_image_in_memory_is_looked_at_as_its_file_is(student: TrainedStudent, tmp_path: Path) -> None:
+    """Turned upright, on white where it is transparent, and of 16 bits not cut off at 255."""
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[274] = 6
+    for image, options in (
+        (Image.fromarray(pixels), {}),
+        (Image.fromarray(pixels[..., :3]), {"exif": turned}),
+        (Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), {}),
+    ):
+        image.save(tmp_path / "x.png", **options)
+        with Image.open(tmp_path / "x.png") as opened:
+            assert student.predict(opened) == student.predict(tmp_path / "x.png")
+    assert student.predict(pixels) == student.predict(Image.fromarray(pixels))
+
+
 def test_batches_change_nothing(student: TrainedStudent, paths: list[Path]) -> None:
     at_once = student.predict(paths)
     for size in (1, 5):

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from coadvise.checkpoint import MANIFEST
-from coadvise.data.images import UnreadableImageError, read_image, square, to_array
+from coadvise.data.images import UnreadableImageError, read_image, square, to_array, upright_rgb
 from coadvise.errors import UserError
 from coadvise.loss import AVERAGE, CLASS, average_probabilities
 from coadvise.models.tokens import TokenModel
@@ -108,7 +108,7 @@ class TrainedStudent:
             image = Image.fromarray(image)
         elif not isinstance(image, Image.Image):
             raise UserError(f"{image!r} is no image; give paths, PIL images, arrays or tensors, one or several")
-        return to_array(square(image.convert("RGB"), self.image_size))
+        return to_array(square(upright_rgb(image), self.image_size))
 
 
 class _Answering(torch.nn.Module):

@@ -33,10 +33,15 @@ def read_image(path: Path) -> Image.Image:
     try:
         with open_image(path) as image:
             image.load()
-            return _rgb(_upright(image))
+            return upright_rgb(image)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, EOFError and others
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(f"{str(path)!r}: {reason}") from None
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image as every network sees it: turned as its EXIF block says, transparent parts on white, of 8 bits."""
+    return _rgb(_upright(image))
 
 
 @contextmanager
