@@ -78,6 +78,27 @@ def test_no_global_generator_is_read_or_moved(seed: int) -> None:
     assert np.array_equal(np.random.get_state()[1], state)  # type: ignore[index]
 
 
+# What changes in a picture of 32 and of 96 pixels, over all severities; of the code whose images were the public ones.
+CHANGES = {
+    "gaussian_noise": (124.43, 330.56), "shot_noise": (101.67, 343.73), "impulse_noise": (44.32, 156.44),
+    "defocus_blur": (34.82, 68.94), "glass_blur": (92.14, 74.80), "motion_blur": (94.77, 147.98),
+    "zoom_blur": (79.84, 85.84), "snow": (302.76, 659.75), "frost": (294.68, 451.12), "fog": (222.07, 318.15),
+    "brightness": (228.33, 361.89), "contrast": (173.84, 219.98), "elastic_transform": (117.15, 120.67),
+    "pixelate": (34.73, 41.28), "jpeg_compression": (67.20, 71.18),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_images_are_those_that_were_compared(name: str) -> None:
+    """Where the public implementation is not installed too; each pixel and severity has a weight of its own."""
+    for size, wanted in zip((32, 96), CHANGES[name], strict=True):
+        image = (scene(size) * np.array([1, 0.7, 0.4])[:, None, None]).astype(np.uint8)  # tinted
+        weights = np.random.default_rng(1).random(image.shape)
+        changes = (np.abs(corrupt(image, name, severity, 0).astype(float) - image) for severity in SEVERITIES)
+        found = sum(severity * (weights * change).mean() for severity, change in zip(SEVERITIES, changes, strict=True))
+        assert found == pytest.approx(wanted, rel=2e-3)
+
+
 def test_small_images_are_corrupted_less() -> None:
     def damage(name: str, size: int) -> float:
         return distance(scene(size), corrupt(scene(size), name, 5, 0))

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny import make_images
 
 from coadvise.data import audit as audit_module
-from coadvise.data.audit import audit, audit_split
+from coadvise.data.audit import AuditedSplit, audit, audit_split
 from coadvise.data.images import read_image, square, to_array
 from coadvise.data.sources import Source, Split, open_source
 from coadvise.data.store import presized
@@ -86,10 +86,10 @@ def test_nothing_left_to_score(tmp_path: Path) -> None:
 
 def test_more_than_memory_holds_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_module, "MEMORY_LIMIT", 2**20)
-    split = Split((Path("missing.png"),) * 400, (0,) * 400)
-    with pytest.raises(UserError, match=r"400 images at 32 px.*augment\.kind=deit"):
+    split = Split((Path("missing.png"),) * 1500, (0,) * 1500)
+    with pytest.raises(UserError, match=r"1500 images at 32 px.*augment\.kind=deit"):
         audit_split(split, 32, True)
-    assert len(audit_split(split, 32, False).unreadable) == 400
+    assert len(audit_split(split, 32, False).unreadable) == 1500
 
 
 def test_photographs(photos: Path) -> None:
@@ -115,6 +115,12 @@ def test_the_sum_is_of_the_files_in_order_and_no_names(tmp_path: Path) -> None:
     moved.paths[0].unlink()
     with pytest.raises(UserError, match=r"cannot read '.*0\.png' any more: No such file"):
         _ = gone.sha256
+
+
+def test_the_sum_is_of_all_files_of_a_large_split(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"1")
+    split = AuditedSplit((tmp_path / "x",) * 4500, np.zeros(4500, np.int64), None, (), Counter())
+    assert split.sha256 == hashlib.sha256(hashlib.sha256(b"1").digest() * 4500).hexdigest()
 
 
 # what is kept ---------------------------------------------------------------------------------------------------------

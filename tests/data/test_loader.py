@@ -11,7 +11,7 @@ from samples import EVERYTHING, joined, made_views, same
 
 from coadvise.config import AugmentConfig
 from coadvise.data.audit import audit
-from coadvise.data.images import read_image, square, to_array
+from coadvise.data.images import Pixels, read_image, square, to_array
 from coadvise.data.loader import TrainingLoader, _Requests, epoch_batches, still_batches
 from coadvise.data.sources import open_source
 from coadvise.data.views import Batch, Views
@@ -148,3 +148,16 @@ def test_scored_images_come_once_in_order(image_folder: Path, in_memory: bool, w
     assert [len(part) for part in parts] == [7, 7, 4]
     expected = np.stack([to_array(square(read_image(path), 12)) for path in split.paths]).astype(np.float32) / 255
     assert np.array_equal(torch.cat(parts).numpy(), expected)
+
+
+def test_a_change_is_told_each_image_s_row_in_the_split(image_folder: Path) -> None:
+    split = audit(open_source(image_folder, 0.2, 0), 12, in_memory=True).val
+    rows: list[int] = []
+
+    def darken(pixels: Pixels, row: int) -> Pixels:
+        rows.append(row)
+        return pixels // (row + 1)
+
+    changed = torch.cat(list(still_batches(split, 12, batch_size=7, change=darken))) * 255
+    assert rows == list(range(18))
+    assert np.array_equal(changed.numpy().round(), np.stack([p // (n + 1) for n, p in enumerate(split.pixels)]))

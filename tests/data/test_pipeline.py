@@ -60,6 +60,17 @@ def test_rand_augment_is_timm_s_with_the_same_draws() -> None:
     assert ((theirs - plain).abs().mean((1, 2, 3)) * 255 > 10).float().mean() > 0.4  # it does something
 
 
+def test_how_much_is_cropped_and_whether_it_is_flipped_are_the_configuration_s() -> None:
+    ramp = Image.fromarray(np.arange(0, 256, 8, dtype=np.uint8)[None, :, None].repeat(32, 0).repeat(3, 2))
+    for flip, shown in ((False, 0), (True, 20)):
+        augment = PLAIN.model_copy(update={"crop_scale": (1.0, 1.0), "flip": flip})
+        views = Pipeline(augment, 32).views([ramp] * 40, range(40))
+        whole = torch.from_numpy(np.array(ramp)).permute(2, 0, 1).float() / 255
+        mirrored = (views == whole.flip(2)).flatten(1).all(1)
+        assert ((views == whole).flatten(1).all(1) ^ mirrored).all()
+        assert abs(int(mirrored.sum()) - shown) <= 10 * flip
+
+
 def test_an_array_and_an_image_of_the_same_pixels_give_the_same_view() -> None:
     images = textures(20)
     arrays = [np.asarray(image) for image in images]

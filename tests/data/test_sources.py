@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from coadvise.data import sources
 from coadvise.data.sources import evaluation_split, open_source, passed_over, typical_size
@@ -29,6 +31,7 @@ def test_train_and_val(image_folder: Path) -> None:
     assert Counter(source.train.labels) == {0: 12, 1: 12, 2: 12}
     assert Counter(source.val.labels) == {0: 6, 1: 6, 2: 6}
     for split, name in ((source.train, "train"), (source.val, "val")):
+        assert list(split.paths) == sorted(split.paths)
         for path, label in zip(split.paths, split.labels, strict=True):
             assert path.parent == image_folder / name / source.classes[label]
     assert "val/" in source.note
@@ -43,13 +46,21 @@ def test_the_names_of_the_scored_split(tmp_path: Path, name: str) -> None:
     assert f"{name}/" in source.note
 
 
+def test_of_several_scored_splits_val_is_taken_before_valid_before_test(tmp_path: Path) -> None:
+    for name in ("train", "test", "valid", "val"):
+        lay_out(tmp_path, {f"{name}/a": 1, f"{name}/b": 1})
+        if name != "train":
+            assert f"scored on {name}/" in open_source(tmp_path, 0.2, 0).note
+
+
 def test_images_lie_at_any_depth_under_any_usual_name_and_hidden_ones_do_not_count(tmp_path: Path) -> None:
     lay_out(tmp_path, {"a": 2, "b/deep/deeper": 2, "b/.ipynb_checkpoints": 3, ".git": 2})
-    for name in ("x.JPG", "x.jpeg", "x.webp", ".hidden.png", "notes.txt"):
+    names = [f"x.{ending}" for ending in ("JPG", "jpeg", "png", "bmp", "webp", "gif", "tif", "tiff", "ppm", "pgm")]
+    for name in (*names, ".hidden.png", "notes.txt"):
         (tmp_path / "a" / name).touch()
     source = open_source(tmp_path, 0.5, 0)
     assert source.classes == ("a", "b")
-    assert len(source.train) + len(source.val) == 7
+    assert len(source.train) + len(source.val) == 4 + len(names)
 
 
 def files(root: Path, *names: str) -> None:
@@ -262,6 +273,12 @@ def test_the_digits_are_laid_out_once_and_whole(tmp_path: Path, monkeypatch: pyt
     assert source.classes == tuple("0123456789")
     assert (len(source.train), len(source.val)) == (300, 1497)
     assert set(Counter(source.train.labels).values()) == {30}
+    digits = load_digits()
+    for split in (source.train, source.val):
+        numbers = [int(path.stem) for path in split.paths]
+        assert np.array_equal(digits.target[numbers], split.labels)
+        levels = np.stack([np.asarray(Image.open(path)) for path in split.paths])
+        assert np.abs(levels - digits.images[numbers] * 255 / 16).max() <= 0.5
     before = source.root.stat().st_mtime_ns
     assert open_source("digits", 0.9, 7) == source
     assert source.root.stat().st_mtime_ns == before

@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from coadvise.data import store as store_module
+from coadvise.data.images import square
 from coadvise.data.store import Decoded, Store, fingerprint, open_store, presized
 
 
@@ -57,14 +59,18 @@ def test_images_of_one_shape_can_be_had_as_one_array_and_a_store_pickles_small(t
     assert len(pickle.dumps(store)) < 5000 < arrays.nbytes
 
 
-@pytest.mark.parametrize("damage", ["a byte", "the end", "the description", "no description"])
-def test_a_damaged_store_is_made_anew(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["a byte", "a byte far behind", "the end", "the description", "no description"])
+def test_a_damaged_store_is_made_anew(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_BLOCK", 64)
     images = made(1, 9)
     open_store(tmp_path, "f", lambda: iter(images))
     pixels, about = tmp_path / "f.pixels", tmp_path / "f.json"
     content = bytearray(pixels.read_bytes())
     if damage == "a byte":
         content[7] ^= 1
+        pixels.write_bytes(content)
+    elif damage == "a byte far behind":
+        content[-3] ^= 1
         pixels.write_bytes(content)
     elif damage == "the end":
         pixels.write_bytes(content[:-1])
@@ -147,6 +153,27 @@ def test_a_fingerprint_is_of_paths_sizes_times_modes_and_kind(tmp_path: Path) ->
     paths[1].unlink()
     others.append(fingerprint(paths, "32 square"))
     assert len({whole, *others}) == len(others) + 1
+
+
+def test_another_pillow_or_another_decoder_makes_another_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fingerprint([], "32 square")
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module.features, "version", lambda name: "0.1")
+        assert fingerprint([], "32 square") != before
+    for module in (store_module.images, store_module):
+        with monkeypatch.context() as patch:
+            changed = tmp_path / Path(module.__file__).name
+            changed.write_text(Path(module.__file__).read_text() + "# changed")
+            patch.setattr(module, "__file__", str(changed))
+            assert fingerprint([], "32 square") != before
+
+
+def test_presized_images_are_resized_as_scored_ones() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 44, 3), dtype=np.uint8))
+    middle = presized(image, 12)[:, 3:15]  # of 17.6 columns
+    assert np.array_equal(middle, np.asarray(square(image, 12)))
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 120))

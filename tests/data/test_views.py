@@ -162,6 +162,15 @@ def test_turning_by_a_right_angle_is_exact() -> None:
     assert torch.allclose(turned[1], images[1].rot90(-1, (1, 2)), atol=1e-5)
 
 
+def test_turning_by_any_angle_blends_neighbours() -> None:
+    ramp = torch.linspace(-1, 1, 17).expand(1, 3, 17, 17).contiguous()
+    u = centred()
+    u[:, 2] = 0.75  # half of the range
+    turned = light_views(ramp, AugmentConfig(flip=False, shift=0, rotate=60), u)
+    expected = np.cos(np.pi / 6) * ramp - np.sin(np.pi / 6) * ramp.mT
+    assert torch.allclose(turned[..., 3:14, 3:14], expected[..., 3:14, 3:14], atol=1e-5)
+
+
 def test_zooming_scales_about_the_centre() -> None:
     ramp = torch.linspace(-1, 1, 16).expand(1, 3, 16, 16).contiguous()
     u = centred()
@@ -303,6 +312,22 @@ def test_mixing_shares_are_beta_and_kinds_alternate() -> None:
     own = both.images[:, 0] == (both.index[:, None, None] + 1).float() / 255
     partly = (own.flatten(1).any(1)) & ~own.flatten(1).all(1)
     assert partly.float().mean() == pytest.approx(0.5, abs=0.15)  # cutmix; the others are blended all over
+
+
+def test_mixup_and_cutmix_have_their_own_alpha() -> None:
+    n = 2000
+    views = numbered(2 * n, AugmentConfig(kind="none", mixup=0.1, cutmix=9.0), size=1)
+    black, white = torch.zeros(n, 3, 16, 16), torch.ones(n, 3, 16, 16)
+    images, share = views._mix(0, np.arange(0, 2 * n, 2), black, white)
+    blended = images.flatten(1).min(1).values == images.flatten(1).max(1).values
+    assert share[blended].var() > 0.15  # of Beta(0.1, 0.1): 0.21
+    assert share[~blended].var() < 0.05  # of Beta(9, 9): 0.013, and boxes are cut off at the borders
+
+
+def test_mixed_labels_are_smoothed_whole() -> None:
+    both = AugmentConfig(kind="none", mixup=0.8, cutmix=1.0)
+    plain, smooth = (made_views(20, both.model_copy(update={"smoothing": s}))[0, np.arange(20)] for s in (0.0, 0.3))
+    assert torch.allclose(smooth.labels, 0.7 * plain.labels + 0.3 / 3, atol=1e-6)
 
 
 def test_smoothing_is_pytorchs() -> None:
