@@ -84,7 +84,7 @@ def test_other_image_sizes(aligned: dict[str, str] | None) -> None:
     net = student(aligned=aligned, dynamic_img_size=True)
     for size in (32, (40, 24), (8, 64)):
         assert_same_logits(net, images(size))
-    assert_same_logits(student(aligned=aligned, dynamic_img_size=True, dynamic_img_pad=True), images((30, 18)))
+    assert_same_logits(student(aligned=aligned, dynamic_img_size=True, dynamic_img_pad=True), images((30, 17)))
     fixed = student(aligned=aligned).for_inference()
     with pytest.raises((ValueError, AssertionError), match="40"):
         fixed(images(40))
@@ -145,9 +145,10 @@ def test_operators_for_large_layers_on_small_ones(patch: int, native: bool, monk
         assert taken == ([] if has_amx or not native else halved), "a gradient is wanted, or oneDNN has AMX"
 
 
-def test_a_batch_norm_that_stays_in_a_stem() -> None:
+@pytest.mark.parametrize("stem", ["conv", "inv"])
+def test_a_batch_norm_that_stays_in_a_stem(stem: str) -> None:
     net = student(aligned=BOTH)
-    last = [module for module in net.patch_embed.stems["inv"].modules() if isinstance(module, _BatchNorm)][-1]
+    last = [module for module in net.patch_embed.stems[stem].modules() if isinstance(module, _BatchNorm)][-1]
     last.running_mean = last.running_var = None  # it normalises by the batch at hand
     assert_same_logits(net, images())
 

@@ -175,6 +175,23 @@ def test_tokens_start_apart() -> None:
     assert net.reg_token.std(dim=1).min() > 0
 
 
+def test_heads_start_alike_fresh_or_replaced() -> None:
+    net = student(embed_dim=192, num_classes=20)
+    for _ in range(2):
+        for head in net.heads().values():
+            assert head.weight.std().item() == pytest.approx(0.02, rel=0.1)
+            assert not head.bias.any()
+        net.reset_classifier(30)
+
+
+@pytest.mark.parametrize("rate", [None, *(f"{what}_rate" for what in ("pos_drop", "proj_drop", "attn_drop"))])
+def test_each_dropout_acts_in_training_only(rate: str | None) -> None:
+    net = student(**({rate: 0.5} if rate else {}))
+    assert torch.equal(net(images()), net(images())) is (rate is None)
+    net.eval()
+    assert torch.equal(net(images()), net(images()))
+
+
 def test_forward_tokens_exports() -> None:
     net = student(aligned={"conv": "conv"}).eval()
 

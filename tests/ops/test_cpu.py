@@ -142,14 +142,15 @@ def test_a_c_compiler_alone_is_enough() -> None:
 
 
 @needs_native
-def test_same_bits_for_any_thread_count() -> None:
-    inputs = sample(3, 2, 16, 7, 1, (24, 20))
+@pytest.mark.parametrize(("kernel", "stride", "size"), [(7, 1, (24, 20)), (3, 2, (64, 60)), (7, 2, (33, 40))])
+def test_same_bits_for_any_thread_count(kernel: int, stride: int, size: tuple[int, int]) -> None:
+    inputs = sample(3, 2, 16, kernel, stride, size)
     threads = torch.get_num_threads()
     try:
         runs = []
         for count in (1, 2, 3, 3):
             torch.set_num_threads(count)
-            runs.append(results(*inputs, 1))
+            runs.append(results(*inputs, stride))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for run in runs for a, b in zip(run, runs[0], strict=True))
