@@ -28,6 +28,8 @@ def test_paired_interval_against_the_bootstrap(seeds: int) -> None:
     difference = np.mean(advised, axis=0) - np.mean(alone, axis=0)
     resampled = difference[rng.integers(0, 800, (4000, 800))].mean(1)
     low, high = np.quantile(resampled, [0.025, 0.975])
+    wanted = stats.norm.interval(0.95, difference.mean(), stats.sem(difference))
+    assert (interval.low, interval.high) == pytest.approx(wanted, rel=1e-6)
     width = high - low
     assert interval.mean == pytest.approx(np.mean([a.mean() for a in advised]) - np.mean([a.mean() for a in alone]))
     assert interval.low == pytest.approx(low, abs=0.06 * width)

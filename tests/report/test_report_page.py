@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from coadvise.report import write_report
+from coadvise.report.answers import interval
 from coadvise.report.disagreement import thumbnail
-from coadvise.report.markup import points
+from coadvise.report.markup import Markup, percent, points
 from coadvise.report.page import SECTIONS
 from coadvise.report.read import read_run
+from coadvise.report.verdict import comparison, rows_of
 
 VOID = {"meta", "img", "br"}
 EVIL = "<script>alert('x')</script>"
@@ -118,6 +120,58 @@ def test_every_answer_is_set_against_the_student_alone(build):
     text = report(run).all_text
     assert "to alone" not in text
     assert not any(span in text for span in spans)
+
+
+def test_every_figure_of_the_verdict_stands_under_its_heading(build):
+    run = build(epochs=2)
+    *results, verdict = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    text = write_report(run).read_text(encoding="utf-8")
+
+    def row(name, *cells, chief=""):
+        texts = "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in cells)
+        return f'<tr{chief}><th scope="row">{name}</th>{texts}</tr>'
+
+    def span(found):
+        return f"{points(found['mean'])} ({points(found['low'])} to {points(found['high'])})"
+
+    for found in verdict["rows"]:
+        gain, spread = found.get("difference"), found["spread"]
+        cells = [percent(found["top1"]), "–" if spread is None else f"± {100 * spread:.1f}"]
+        cells += [span(gain), span(gain["seeds"])] if gain else ["–", "–"]
+        cells += ["1.2\u00a0M", "5,400"]
+        chief = ' class="chief"' if found["name"] == "student co-advised (class token)" else ""
+        assert row(found["name"], *cells, chief=chief) in text
+    for found in (record for record in results if record["kind"] == "result"):
+        cells = [f'<td class="text">{found["model"]}</td>']
+        cells += [percent(found[score]["class"]) for score in ("top1", "top5", "ece")]
+        cells += ["1.234", f"{found['parameters'] / 1e6:.3g}\u00a0M"]
+        assert row(found["part"], *cells) in text
+    difference = verdict["difference"]
+    assert f'<b class="tone-gain">{points(difference["mean"])}</b>' in text
+    for over, found in (("over images", difference), ("over 3 seeds", difference["seeds"])):
+        drawn = re.search(rf'title="{over}">{over}</span><svg.*?</svg><span class="value">(.*?)</span>', text)
+        assert drawn.group(1) == f"{points(found['low'])} to {points(found['high'])}"
+
+
+def test_the_marks_of_the_comparison_are_those_of_its_legend(build):
+    run = build(epochs=2)
+    text = write_report(run).read_text(encoding="utf-8")
+    looks = ("square tone-total", "ring tone-alone", "dot tone-student")
+    for name, look in zip(("teacher", "student alone", "student co-advised"), looks, strict=True):
+        assert re.search(rf'class="{look}"><title>{name}</title></\w+></svg> {name}</li>', text)
+    assert [row.shape for row in rows_of(read_run(run))] == ["square", "square", "ring", *["dot"] * 4]
+
+
+def test_the_comparison_s_bars_are_spread_and_interval(build, monkeypatch):
+    run, drawn = read_run(build(epochs=2)), []
+    monkeypatch.setattr(
+        "coadvise.report.verdict.track", lambda x, dots, bars, **_: drawn.append((dots, bars)) or Markup()
+    )
+    comparison(run)
+    for row, ((dot,), bars) in zip(rows_of(run), drawn, strict=True):
+        band = [] if row.spread is None else [(row.top1 - row.spread, row.top1 + row.spread)]
+        assert dot.value == row.top1
+        assert [(bar.low, bar.high) for bar in bars] == [*band, interval(row.top1, 400)]
 
 
 def test_the_same_run_gives_the_same_page(build):

@@ -12,13 +12,14 @@ from studied import Studied
 from tiny import CLASSES, make_images
 
 from coadvise.agreement import agreement, divergences
+from coadvise.config import load_config
 from coadvise.errors import UserError
-from coadvise.evaluate import load_predictions
+from coadvise.evaluate import load_predictions, save_predictions
 from coadvise.networks import load_network
 from coadvise.rescore import evaluate_run
-from coadvise.run import TEACHER
+from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Silent
 from coadvise.studies import STUDIES, Order, Row, Study
-from coadvise.studies.columns import IMAGES, SEVERITIES, TOP1, check_shift
+from coadvise.studies.columns import ABOVE_ALONE, IMAGES, SEVERITIES, SPEED, TOP1, Finished, check_shift, shifted
 
 
 def figures(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -165,6 +166,55 @@ def test_other_images_of_other_classes_are_refused_before_training(studied: Stud
     with pytest.raises(UserError, match=r"lacks gaussian_noise, .* of ImageNet-C"):
         studied.run("teachers", shifts=[str(tmp_path / "c")], overrides=["seed=7"])
     assert not [path for path in studied.out.rglob("config.yaml") if "seed: 7" in path.read_text()]
+
+
+def test_other_images_are_answered_by_the_row_s_token(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All images of a folder, of ImageNet-C's files some."""
+    part, asked = "students/advised-0", list[Any]()
+
+    def evaluated(run: Path, folder: str, listener: Silent, **options: Any) -> dict[str, Any]:
+        asked.append((folder, options))
+        answers = {"class": 0.5, "conv": 0.25}
+        return {
+            "unreadable": [],
+            "parts": {part: {answer: {"top1": share} for answer, share in answers.items()}},
+            "corruptions": {"parts": {part: {a: {"mean_corruption_error": 1 - s} for a, s in answers.items()}}},
+        }
+
+    monkeypatch.setattr("coadvise.studies.columns.evaluate_run", evaluated)
+    (tmp_path / "c" / "fog" / "1").mkdir(parents=True)
+    rows = [Finished(finished, (Arm(part, ADVISED, 0),), answer, tmp_path / "scores") for answer in ("class", "conv")]
+    assert shifted(str(tmp_path)).measure(rows, Silent()) == [{0: 0.5}, {0: 0.25}]
+    assert shifted(str(tmp_path / "c")).measure(rows, Silent()) == [{0: 0.5}, {0: 0.75}]
+    assert asked == [(str(tmp_path), {"images": None}), (str(tmp_path / "c"), {"images": IMAGES})]
+
+
+def test_each_row_has_its_own_network_s_speed(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "coadvise.studies.columns.images_per_second",
+        lambda networks, *_: {key: network.about["model"] for key, network in networks.items()},
+    )
+    arms = [Arm("students/advised-0", ADVISED, 0), *(Arm(f"teachers/{t}", TEACHER, 3, t) for t in ("conv", "inv"))]
+    rows = [Finished(finished, (arm,), "class", finished) for arm in arms]
+    models = [{0: "cit_micro_patch4_32"}, {3: "resnet_small"}, {3: "rednet_small"}]
+    assert SPEED.measure(rows, Silent()) == models
+
+
+def test_what_advice_is_worth_is_told_seed_by_seed(tmp_path: Path, tiny_preset: str) -> None:
+    (tmp_path / "config.yaml").write_text(load_config(tiny_preset).to_yaml())
+    labels = torch.arange(4) % 2
+    for student, right in (("alone-0", 1), ("alone-1", 3), ("advised-0", 4), ("advised-1", 2)):
+        answers = (labels + (torch.arange(4) >= right)) % 2
+        save_predictions(tmp_path, f"students/{student}", {"class": torch.eye(2)[answers]}, labels)
+    rows = [
+        Finished(tmp_path, tuple(Arm(f"students/{role}-{seed}", role, seed) for seed in (0, 1)), "class", tmp_path)
+        for role in (ALONE, ADVISED)
+    ]
+    alone, advised = ABOVE_ALONE.measure(rows, Silent())
+    assert {seed: np.mean(value) for seed, value in alone.items()} == {0: 0, 1: 0}
+    assert {seed: np.mean(value) for seed, value in advised.items()} == {0: 0.75, 1: -0.25}
 
 
 def test_what_a_study_compares_it_measures() -> None:

@@ -18,9 +18,11 @@ from coadvise.config import TeacherConfig, load_config
 from coadvise.errors import Interrupted, UserError
 from coadvise.jobs import Task, in_processes
 from coadvise.rescore import evaluate_run
-from coadvise.run import TEACHER
+from coadvise.run import ADVISED, TEACHER
 from coadvise.studies import STUDIES, Order, Row, Study
-from coadvise.study import _configuration, _one_by_one, _plan, foresee_study, run_study
+from coadvise.studies.capacity import DEPTHS
+from coadvise.studies.students import SMALL_RESNET10
+from coadvise.study import _configuration, _one_by_one, _plan, _prepare, foresee_study, run_study
 from coadvise.teachers import Teachers
 
 ONE = "both teachers through one output"
@@ -74,6 +76,17 @@ def test_equal_networks_of_different_studies_are_one() -> None:
         (("teachers", "inv teacher"), ("architectures", "inv teacher")),
     ):
         assert len({plans[study][row].folder for study, row in same}) == 1, same
+
+
+def test_a_student_alone_is_the_same_whatever_its_teachers_are() -> None:
+    plans = [
+        _plan(STUDIES["tokens"], load_config("small-images", overrides, source="x"), 1, Path("out")).rows
+        for overrides in ([], ["teachers.conv.temperature=3", "teachers.inv.recipe.epochs=7"])
+    ]
+    same = {
+        row: one.folder == other.folder for (row, one), other in zip(plans[0].items(), plans[1].values(), strict=True)
+    }
+    assert [row for row, is_same in same.items() if is_same] == ["class token alone"]
 
 
 def test_a_study_s_rows_say_which_tokens_are_advised_whatever_the_preset_s_are() -> None:
@@ -199,6 +212,49 @@ def test_the_figure_has_a_point_for_each_row(studied: Studied) -> None:
     assert {"the teacher's top-1 %", "conv teacher", "inv teacher"} <= set(texts)
 
 
+def _rank(row: Row, column: str) -> Any:
+    """How high the paper puts a row in a column: what it claims to be higher has more."""
+    preset = load_config("small-images", source="x")
+    config = _configuration(row, preset)
+    name, teacher = next(iter(config.teachers.items()))
+    if column.startswith("kl_"):  # a token is nearer to its own teacher
+        return row.answer != column.removeprefix("kl_")
+    if column.startswith("same_as_"):
+        return name.rstrip("2") == column.removeprefix("same_as_")
+    if column == "above_teacher":  # where this is worse
+        return -teacher.recipe.epochs, -sum(teacher.model_kwargs.get("depths", DEPTHS[teacher.model]))  # type: ignore[arg-type]
+    if column == "above_alone":  # for the transformer
+        return config.student.model == preset.student.model
+    aligned: Any = config.student.model_kwargs.get("aligned", {})
+    kinds = {name.rstrip("2") for name in config.teachers}
+    advice = (row.role == ADVISED, len(kinds), len(config.tokens), len(aligned))
+    return tuple(-n for n in advice) if column == "corruption_error" else advice
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_claims_are_the_right_way_round(name: str) -> None:
+    rows = {row.name: row for row in STUDIES[name].rows}
+    for order in STUDIES[name].orders:
+        higher, lower = (_rank(rows[row], order.column) for row in (order.higher, order.lower))
+        assert higher > lower, order
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_no_two_rows_are_of_the_same_answers(name: str) -> None:
+    plan = _plan(STUDIES[name], load_config("small-images", source="x"), 1, Path("out"))
+    shown = {(plan.rows[row.name].folder, row.role, row.answer) for row in STUDIES[name].rows}
+    assert len(shown) == len(STUDIES[name].rows)
+
+
+@pytest.mark.parametrize(("preset", "resnet"), [("small-images", SMALL_RESNET10), ("photos", {})])
+def test_other_students_suit_the_images_and_have_the_heads_their_rows_name(preset: str, resnet: Any) -> None:
+    config = load_config(preset, source="x")
+    for row in STUDIES["students"].rows:
+        found = _configuration(row, config)
+        assert found.tokens == (("conv", "inv") if row.name.endswith("separate heads") else ())
+        assert not row.name.startswith("ResNet") or found.student.model_kwargs == resnet
+
+
 def test_what_a_study_names_it_has() -> None:
     with pytest.raises(AssertionError):
         Study("t", [Row("a"), Row("b")], [Order("a", "c")])
@@ -211,6 +267,23 @@ def test_a_teacher_s_row_is_the_teacher_s_own_run(tmp_path: Path) -> None:
     plan = _plan(Study("t", [Row("conv", ("conv",), role=TEACHER), Row("both")]), config, 1, tmp_path)
     assert [arm.part for arm in plan.rows["conv"].arms] == ["teachers/conv"]
     assert plan.rows["both"].config.teachers["conv"].checkpoint == str(plan.rows["conv"].folder / "teachers/conv")
+
+
+def test_a_study_s_seeds_follow_the_configuration_s(tmp_path: Path) -> None:
+    plan = _plan(STUDIES["tokens"], load_config(write_preset(tmp_path), ["seed=5"], source="x"), 2, tmp_path)
+    for row, role in (("class token alone", "alone"), ("class + conv token", "advised")):
+        students = [arm for arm in plan.rows[row].arms if arm.role != TEACHER]
+        assert [(arm.part, arm.seed) for arm in students] == [(f"students/{role}-{seed}", seed) for seed in (5, 6)]
+    assert {arm.seed for task in plan.tasks.values() for arm in task.arms if arm.role == TEACHER} == {5}
+
+
+def test_logits_are_stored_once_whichever_token_they_advise(images: Path, tmp_path: Path) -> None:
+    _, _, plan = _prepare("naive", images, write_preset(tmp_path), 1, tmp_path, ["cache.top_k=5"], True)
+    assert len({task.cache for name, task in plan.rows.items() if name.startswith("conv + inv")}) == 1
+    assert len({task.cache for task in plan.rows.values()}) == 3
+    assert {task.config.cache.top_k for task in plan.rows.values() if task.config.cache} == {5}
+    _, _, plain = _prepare("naive", images, write_preset(tmp_path), 1, tmp_path, [], False)
+    assert {task.cache for task in plain.tasks.values()} == {None}
 
 
 @pytest.mark.parametrize(("name", "how"), [("knowledge", "twice, from two seeds"), ("capacity", "anew")])
@@ -250,6 +323,8 @@ def test_a_given_teacher_is_scored_as_it_is(studied: Studied, tmp_path: Path) ->
 def test_what_cannot_be_studied_is_said(images: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown study 'token', did you mean 'tokens'"):
         run_study("token", images)
+    with pytest.raises(UserError, match="seeds=0; at least one student a row is needed"):
+        run_study("tokens", images, seeds=0)
     text = (tmp_path / "lone.yaml").name
     (tmp_path / text).write_text("teachers: {a: {model: resnet_small}}\nstudent: {model: cit_micro_patch4_32}\n")
     with pytest.raises(UserError, match=r"row 'class \+ conv token' needs a teacher 'conv', the preset has a"):
