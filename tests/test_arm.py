@@ -9,9 +9,15 @@ import torch
 from tiny import CLASSES, records, weights_of
 
 from coadvise import fit, load
-from coadvise.config import ModelConfig
+from coadvise.arm import _job, initial_network
+from coadvise.config import AugmentConfig, ModelConfig, load_config
+from coadvise.data.audit import audit
+from coadvise.data.sources import source_of
+from coadvise.engine import Engine
 from coadvise.errors import UserError
 from coadvise.networks import build_network
+from coadvise.record import Recorder
+from coadvise.run import ALONE, TEACHER, Arm, Run, Silent
 
 STUDENTS: dict[str, dict[str, Any]] = {
     "resnet10_coadvised": {"widths": [8, 16], "depths": [1, 1], "strides": [1, 2], "stem_stride": 1},
@@ -40,6 +46,20 @@ def test_a_student_of_other_bias_is_advised_and_compared(
         after = weights_of(run, f"students/{part}-0")
         for token, head in first.heads().items():
             assert torch.equal(after[f"{names[id(head)]}.weight"], head.weight) == (token not in trained), (part, token)
+
+
+def test_a_teacher_is_trained_on_its_own_views_and_students_by_their_seeds(
+    tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    config = load_config(tiny_preset, ["seed=4", "teachers.conv.augment.kind=none"], source=str(tiny_images))
+    dataset = audit(source_of(config), config.data.image_size, config.in_memory)
+    run = Run(tmp_path, config, dataset, Engine(config.engine), Recorder(tmp_path, False, Silent().say), Silent())
+    arms = [*(Arm(f"teachers/{name}", TEACHER, 4, name) for name in ("conv", "inv")), Arm("alone", ALONE, 6)]
+    conv, inv, alone = (_job(run, arm, initial_network(arm, config, CLASSES)) for arm in arms)
+    assert conv.views.augment == AugmentConfig(kind="none")
+    assert inv.views.augment == alone.views.augment == config.augment
+    assert conv.seed == conv.views.seed != inv.seed == inv.views.seed
+    assert alone.seed == alone.views.seed == 6
 
 
 def test_a_student_needs_tokens(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:

@@ -111,6 +111,29 @@ def test_no_number_without_end_or_sense(key: str, value: str) -> None:
         load_config("digits", [f"student.recipe.{key}={value}"])
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "teachers.conv.temperature=0",
+        "teachers.conv.weight=-1",
+        "student.weight=-0.5",
+        "student.recipe.learning_rate=0",
+        "student.recipe.ema=1",
+        "data.val_fraction=1",
+        "data.presize=8",
+        "augment.smoothing=1",
+    ],
+)
+def test_what_would_train_nothing_or_the_wrong_way_is_refused(override: str) -> None:
+    key, _, value = override.rpartition("=")
+    with pytest.raises(UserError, match=rf"'{key if 'presize' not in key else 'data'}' is .*{value}"):
+        load_config("digits", ["data.image_size=16", override])
+
+
+def test_images_may_be_kept_at_the_size_they_are_seen_at() -> None:
+    assert load_config("digits", ["data.image_size=16", "data.presize=16"]).data.presize == 16
+
+
 def test_chosen_classes_are_two_or_more_and_their_order_decides_nothing() -> None:
     assert load_config("digits", ["data.classes=['7', '1']"]).data.classes == ("1", "7")
     assert "'data.classes' is ['a']: at least two classes are needed" in fault(valid(data={"classes": ["a"]}))
@@ -168,6 +191,7 @@ def test_later_overrides_win_and_seed_and_source_come_last() -> None:
     config = load_config("digits", ["seed=1", "seed=2", "data.source=a"], source="b")
     assert (config.seed, config.data.source) == (2, "b")
     assert load_config("digits", ["seed=1"], seed=5).seed == 5
+    assert load_config("digits", ["seed=1"], seed=0).seed == 0
 
 
 @pytest.mark.parametrize("first", [0, 1])

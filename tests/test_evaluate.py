@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from coadvise.checkpoint import DamagedError
 from coadvise.config import EngineConfig
 from coadvise.data.audit import AuditedSplit, audit
 from coadvise.data.images import read_image, square, to_array
@@ -75,6 +77,11 @@ def test_logits_and_top1_against_a_loop_over_files(engine: Engine, val: AuditedS
     assert {value.dtype for value in logits.values()} == {torch.float32}
 
 
+def test_logits_are_float32_whatever_is_computed_in(val: AuditedSplit) -> None:
+    logits = predict_logits(TwoTokens(), val, 16, Engine(EngineConfig(device="cpu", precision="bfloat16")))
+    assert {value.dtype for value in logits.values()} == {torch.float32}
+
+
 def test_tokens_nobody_trained_are_left_out() -> None:
     logits = {"class": torch.eye(4), "conv": -torch.eye(4), "inv": torch.eye(4)}
     labels = torch.arange(4)
@@ -126,6 +133,7 @@ def test_scores_against_the_plainest_loop(images: int, classes: int, sharpness: 
         gap = sum(abs(sum(c for c, _ in b) - sum(hit for _, hit in b)) for b in bins) / images
         assert found[name].nll == pytest.approx(loss, rel=1e-4, abs=1e-5)
         assert found[name].ece == pytest.approx(gap, abs=1e-5)
+        assert found[name].top1 == pytest.approx(sum(hit for b in bins for _, hit in b) / images)
         assert found[name].top1 == top1(logits, labels, ("class", "conv"))[name]
         assert 0 <= found[name].ece <= 1
 
@@ -149,4 +157,15 @@ def test_predictions_are_kept(tmp_path: Path) -> None:
     assert read.keys() == logits.keys()
     assert all(torch.equal(read[name], logits[name]) for name in logits)
     assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["students.advised-0.safetensors"]
-    assert predictions_path(tmp_path, "students/advised-0").exists()
+    path = predictions_path(tmp_path, "students/advised-0")
+    save_file({**load_file(path)}, path)  # as earlier versions did, without a sum
+    assert torch.equal(load_predictions(tmp_path, "students/advised-0")[1], labels)
+
+
+def test_a_changed_prediction_is_noticed(tmp_path: Path) -> None:
+    save_predictions(tmp_path, "teachers/conv", {"class": torch.randn(6, 5)}, torch.arange(6))
+    path = predictions_path(tmp_path, "teachers/conv")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DamagedError, match=r"teachers\.conv\.safetensors: its contents changed"):
+        load_predictions(tmp_path, "teachers/conv")

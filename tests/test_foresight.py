@@ -1,14 +1,15 @@
 from collections.abc import Callable, Sequence
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coadvise import foresight
-from coadvise.config import load_config
-from coadvise.data.audit import audit
+from coadvise.config import AugmentConfig, load_config
+from coadvise.data.audit import AuditedSplit, audit
 from coadvise.data.sources import source_of
+from coadvise.data.views import Views
 from coadvise.engine import Engine
 from coadvise.foresight import _adviser, foresee
 from coadvise.networks import Network
@@ -45,6 +46,27 @@ def test_a_training_takes_its_steps(foreseen: Seconds) -> None:
 def test_of_a_large_batch_a_part_is_timed(foreseen: Seconds, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foresight, "TIMED_IMAGES", 4)
     assert set(foreseen([]).values()) == {24}
+
+
+def test_a_first_step_that_takes_long_does_not_count(foreseen: Seconds, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = chain((0, 50, 100), count(101))
+    monkeypatch.setattr(foresight.time, "perf_counter", lambda: float(next(ticks)))
+    assert set(foreseen([]).values()) == {8}
+
+
+def test_a_network_s_own_views_are_timed_with_the_loader_s_processes(
+    foreseen: Seconds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def views(split: AuditedSplit, augment: AugmentConfig, *others: Any) -> Views:
+        seen.append(augment.kind)
+        return Views(split, augment, *others)
+
+    monkeypatch.setattr(foresight, "Views", views)
+    monkeypatch.setattr(foresight, "seconds_with_workers", lambda view, step, workers, device: float(workers))
+    assert set(foreseen(["data.workers=3", "teachers.inv.augment.kind=none"]).values()) == {2 * 2 * 3}
+    assert seen == ["light", "none", "light", "light"]
 
 
 def test_students_of_a_cache_ask_no_teacher_and_processes_share_a_step(

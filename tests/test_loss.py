@@ -107,6 +107,8 @@ def test_the_mean_is_weighted_and_a_lone_teacher_s_is_itself():
     only_a = {"a": Advice(0.8, token="class"), "b": Advice(0.0, token="class")}
     alone = _shared(LossWeights(0.0, {"a": Advice(0.4, token="class")}), student, {"a": teachers["a"]})
     torch.testing.assert_close(_shared(LossWeights(0.0, only_a, mean=True), student, teachers), alone)
+    nobody = LossWeights(0.0, dict.fromkeys(teachers, Advice(0.0, token="class")), mean=True)
+    assert not _shared(nobody, student, teachers).any()
 
 
 def test_a_certain_teacher_s_mean_stays_finite():
@@ -125,6 +127,7 @@ def test_a_mean_needs_teachers_of_one_kind(other):
     with pytest.raises(ValueError, match="soft advice at one temperature"):
         LossWeights(1.0, advice, mean=True)
     assert LossWeights(1.0, advice).by_token == {"class": ["a", "b"]}
+    assert LossWeights(1.0, {"b": other}, mean=True).by_token == {"class": ["b"]}, "alone there is nothing to combine"
 
 
 def test_tokens_are_named_once_each_in_the_teachers_order():
@@ -153,6 +156,7 @@ def test_a_teacher_of_several_tokens_advises_each():
     naive = co_advise_loss(tokens, teachers, labels, LossWeights(0.0, on_class))
     torch.testing.assert_close(losses["total"], own["total"] + naive["total"])
     assert list(losses) == ["total", "class", "a", "b"]
+    torch.testing.assert_close(own["a"], advice_divergence(tokens["a"], teachers["a"], 2.0))  # before its λ
     for name in teachers:
         torch.testing.assert_close(losses[name], (own[name] + naive[name]) / 2)
     assert LossWeights(0.5, both).trained_tokens == ("class", "a", "b")
@@ -172,4 +176,6 @@ def test_a_mean_is_taken_where_tokens_are_shared():
 
 def test_average_is_a_probability():
     tokens = {"class": torch.randn(4, 5), "conv": torch.randn(4, 5)}
-    torch.testing.assert_close(average_probabilities(tokens).sum(-1), torch.ones(4))
+    found = average_probabilities(tokens)
+    torch.testing.assert_close(found.sum(-1), torch.ones(4))
+    torch.testing.assert_close(found, (tokens["class"].softmax(-1) + tokens["conv"].softmax(-1)) / 2)

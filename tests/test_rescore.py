@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from tiny import Stopper, make_images, never, records
 
-from coadvise import fit
+from coadvise import fit, rescore
 from coadvise.config import ModelConfig
 from coadvise.corruptions import CORRUPTIONS
 from coadvise.data.shifts import IMAGENET_A, subset
@@ -15,6 +16,7 @@ from coadvise.errors import UserError
 from coadvise.networks import build_network
 from coadvise.predict import load, trained_parts
 from coadvise.rescore import evaluate_run
+from coadvise.robustness import made_cases
 
 
 def test_it_finds_the_run_s_own_scores_again(finished: Path) -> None:
@@ -127,11 +129,14 @@ def test_corrupted_images_are_scored_besides(finished: Path) -> None:
             assert "relative_to_alexnet" not in summary
 
 
-def test_some_of_the_images_are_evenly_chosen(finished: Path, tmp_path: Path) -> None:
+def test_some_of_the_images_are_evenly_chosen(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_images(tmp_path / "data", 1, 4) / "val"
+    numbers: list[Sequence[int]] = []
+    monkeypatch.setattr(rescore, "made_cases", lambda *given: numbers.append(given[1]) or made_cases(*given))
     assert evaluate_run(finished, str(data), images=99)["images"] == 12
     some = evaluate_run(finished, str(data), images=3, corruptions=True, severities=(3,))
     assert some["images"] == some["corruptions"]["images"] == 3
+    assert numbers == [[0, 4, 8]], "each is corrupted as it is among all"
     for path in data.rglob("[1-3].png"):  # so what is left is the first image of each class
         path.unlink()
     assert evaluate_run(finished, str(data), corruptions=True, severities=(3,))["parts"] == some["parts"]

@@ -101,6 +101,8 @@ def test_scores_count_images_by_corruption_and_severity() -> None:
 def test_alexnet_s_own_errors_are_one() -> None:
     assert relative_to_alexnet({name: 1 - error for name, error in ALEXNET_ERRORS.items()}) == pytest.approx(1)
     assert relative_to_alexnet(dict.fromkeys(CORRUPTIONS, 1.0)) == 0
+    one = {name: 1 - error * (name == "brightness") for name, error in ALEXNET_ERRORS.items()}
+    assert relative_to_alexnet(one) == pytest.approx(1 / 15), "a mean of shares, not a share of means"
     assert min(ALEXNET_ERRORS, key=ALEXNET_ERRORS.__getitem__) == "brightness"
     assert max(ALEXNET_ERRORS, key=ALEXNET_ERRORS.__getitem__) == "impulse_noise"
     assert [ALEXNET_ERRORS[name] for name in ("frost", "contrast", "jpeg_compression")] == [0.826572, 0.853204, 0.6065]
@@ -120,7 +122,9 @@ def test_files_are_read_in_pieces_and_each_once(files: Split, monkeypatch: pytes
     assert unreadable == []
 
 
-def test_unreadable_files_are_named_and_all_of_them_is_an_error(files: Split, tmp_path: Path) -> None:
+def test_unreadable_files_are_named_and_all_of_them_is_an_error(
+    files: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     unreadable: list[str] = []
@@ -131,3 +135,6 @@ def test_unreadable_files_are_named_and_all_of_them_is_an_error(files: Split, tm
     assert "bad.png" in unreadable[0]
     with pytest.raises(UserError, match=r"no image of snow at severity 3 can be read; first fault: .*bad.png"):
         list(file_cases({("snow", 3): Split((bad,), (0,))}, 16, [], workers=0))
+    monkeypatch.setattr("coadvise.robustness.AT_ONCE", len(files))  # the bad one comes by itself, after all others
+    last = Split((*files.paths, bad), (*files.labels, 0))
+    assert [len(case.labels) for case in file_cases({("snow", 3): last}, 16, [], workers=0)] == [len(files)]
