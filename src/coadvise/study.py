@@ -250,8 +250,6 @@ def _plan(study: Study, base: RunConfig, seeds: int, folder: Path) -> _Plan:
         if row.role == ADVISED:
             arms = [Arm(f"teachers/{name}", TEACHER, base.seed, name) for name in given] + arms
         place = folder / "students" / _hash(config, folder)
-        known = tasks.get(place)
-        arms += [arm for arm in (known.arms if known else ()) if arm not in arms]
         tasks[place] = _Task(place, config, tuple(arms), _cache(config, folder))
         rows[row.name] = tasks[place]
     return _Plan(tasks, {name: tasks[task.folder] for name, task in rows.items()})
