@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from coadvise.checkpoint import (
     write_folder,
     write_model,
     write_text,
+    write_weights,
 )
 from coadvise.errors import StorageError, UserError
 
@@ -392,3 +394,15 @@ def test_everything_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Path, "rename", lambda self, to: (order.append("rename"), rename(self, to))[1])
     write_folder(tmp_path / "c", *content(1), {})
     assert order == [WEIGHTS, STATE, MANIFEST, ".c.part", "rename", tmp_path.name]
+
+
+@pytest.mark.parametrize("write", [write_text, partial(write_weights, metadata={})], ids=["text", "weights"])
+def test_a_file_is_on_disk_before_it_has_its_name(
+    write: Callable[[Path, Any], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    fsync, rename = checkpoint.fsync, Path.rename
+    monkeypatch.setattr(checkpoint, "fsync", lambda path: (order.append(path.name), fsync(path)))
+    monkeypatch.setattr(Path, "rename", lambda self, to: (order.append("rename"), rename(self, to))[1])
+    write(tmp_path / "file", "text" if write is write_text else {"w": torch.ones(2)})
+    assert order == [".file.part", "rename", tmp_path.name]

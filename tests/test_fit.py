@@ -108,6 +108,19 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(
     assert not torch.equal(first["fc.weight"], second["fc.weight"])
 
 
+def test_a_run_keeps_the_precision_that_its_machine_chose(
+    tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = partial(fit, tiny_images, tiny_preset, overrides=["engine.precision=auto", "engine.device=cpu"])
+    monkeypatch.setattr("coadvise.engine._cpu_has_bfloat16", lambda: True)
+    with pytest.raises(Interrupted):
+        asked(tmp_path / "run", listener=Stopper(lambda part, step: True))
+    assert load_config(str(tmp_path / "run" / "config.yaml")).engine.precision == "bfloat16"
+    monkeypatch.setattr("coadvise.engine._cpu_has_bfloat16", lambda: False)
+    with pytest.raises(UserError, match=r"engine\.precision: bfloat16 -> float32"):
+        asked(tmp_path / "run")
+
+
 def test_without_an_out_folder_it_names_one(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
     here = Path.cwd()
     os.chdir(tmp_path)

@@ -284,6 +284,13 @@ def test_students_start_from_published_weights(tmp_path: Path) -> None:
     )  # the conv token: DeiT's teacher was one
     assert advised["pos_embed"].shape == (1, 3 + 16, 24)
     assert all(torch.equal(advised[name], alone[name]) for name in advised)
+    torch.manual_seed(99)  # no global generator has a say
+    again, other = (
+        initial_network(Arm("part", ALONE, seed), config, ("blue", "green", "red")).model.state_dict()
+        for seed in (0, 1)
+    )
+    assert all(torch.equal(again[name], alone[name]) for name in alone)
+    assert not torch.equal(other["head.weight"], alone["head.weight"])
     fresh = [f"{tmp_path / 'deit.pth'}: {what}" for what in (
         "token 'inv' is freshly initialised: its vector, its position and its head",
         "heads for 3 classes instead of 5 are freshly initialised",

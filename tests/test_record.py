@@ -1,5 +1,6 @@
 """metrics.jsonl: appended to, rewound, and whole again after a crash."""
 
+import multiprocessing
 import resource
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,25 @@ def test_only_one_process_writes_and_all_listen(tmp_path: Path) -> None:
     written(tmp_path, [{"kind": "train", "part": "a", "step": 5}])
     other.rewind("a", 0)
     assert len(read_records(tmp_path)) == 1
+
+
+def test_networks_that_are_trained_at_the_same_time_lose_no_line_of_each_other(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+
+    def work(part: str) -> None:
+        own = recorder(tmp_path)
+        for step in range(30):
+            own.add("train", part=part, step=step)
+            own.rewind(part, step)  # writes all of the file anew
+
+    processes = [context.Process(target=work, args=(part,)) for part in "abc"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    for part in "abc":
+        assert [r["step"] for r in read_records(tmp_path) if r["part"] == part] == list(range(30))
 
 
 def test_an_empty_run_has_no_records(tmp_path: Path) -> None:

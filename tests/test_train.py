@@ -16,19 +16,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from coadvise import checkpoint
-from coadvise.checkpoint import Checkpoints
+from coadvise.checkpoint import Checkpoints, read_state, read_weights
 from coadvise.config import AugmentConfig, EngineConfig, ModelConfig, RecipeConfig
 from coadvise.data.audit import Dataset, audit
 from coadvise.data.sources import open_source
 from coadvise.data.views import Views
 from coadvise.engine import Engine
 from coadvise.errors import Interrupted, UserError
+from coadvise.evaluate import predict_logits
 from coadvise.loss import Advice, LossWeights, co_advise_loss
 from coadvise.networks import Network, build_network
-from coadvise.optim import make_optimiser
+from coadvise.optim import learning_rate, make_optimiser
 from coadvise.record import Recorder
 from coadvise.teachers import Teacher, Teachers
-from coadvise.train import Progress, Training, seconds_between, train
+from coadvise.train import Progress, Training, checkpoint_bytes, seconds_between, train
 
 CLASSES = ("blue", "green", "red")
 CONV = ModelConfig(model="resnet_small", model_kwargs={"widths": [8, 16], "depths": [1, 1], "strides": [2, 2]})
@@ -202,8 +203,9 @@ def poisoned(dataset: Dataset, folder: Path, steps: set[int], progress: Progress
     teachers = dict(job.teachers.by_name)
     teachers["conv"] = Poisoned(steps, "conv", teachers["conv"].network, CLASSES)
     job = replace(job, teachers=Teachers(teachers))
-    quiet = Recorder(folder, True, lambda text: None)
-    return train(job, Checkpoints(folder / "checkpoints"), Engine(EngineConfig(device="cpu")), quiet, progress)
+    quiet, engine = Recorder(folder, True, lambda text: None), Engine(EngineConfig(device="cpu"))
+    with engine.stops_gently():
+        return train(job, Checkpoints(folder / "checkpoints"), engine, quiet, progress)
 
 
 def test_a_teacher_s_nan_costs_its_step_and_no_other(dataset: Dataset, tmp_path: Path) -> None:
@@ -214,6 +216,17 @@ def test_a_teacher_s_nan_costs_its_step_and_no_other(dataset: Dataset, tmp_path:
     losses = [value for r in records(tmp_path, "train") for value in r["losses"].values()]
     assert len(losses) == 3 * 4
     assert np.isfinite(losses).all()
+
+
+def test_stopped_after_a_skipped_step_it_ends_bit_for_bit_the_same(dataset: Dataset, tmp_path: Path) -> None:
+    for name in ("undisturbed", "stopped"):
+        (tmp_path / name).mkdir()
+    wanted = snapshot(poisoned(dataset, tmp_path / "undisturbed", {2}, Stopper(never).progress))
+    with pytest.raises(Interrupted):
+        poisoned(dataset, tmp_path / "stopped", {2}, Stopper(lambda part, step: step == 2).progress)
+    network = poisoned(dataset, tmp_path / "stopped", set(), Stopper(never).progress)
+    assert_same_weights(network.state_dict(), wanted)
+    assert records(tmp_path / "stopped") == records(tmp_path / "undisturbed")
 
 
 def test_while_steps_are_skipped_the_last_finite_checkpoint_is_kept(dataset: Dataset, tmp_path: Path) -> None:
@@ -267,6 +280,18 @@ def test_a_changed_configuration_of_the_optimiser_holds_from_where_it_goes_on(
     assert {group["betas"] for group in made[-1].param_groups} == {(0.8, 0.95)}
 
 
+def test_an_average_that_is_asked_for_later_begins_with_the_weights_there(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        Case().start(dataset, tmp_path, Stopper(lambda part, step: step == 8).progress)
+    saved = load_file(tmp_path / "checkpoints" / "step-00000008" / "model.safetensors")
+    network = Case(recipe={"ema": 0.999}).start(dataset, tmp_path)  # its only step: 1 - 8 ** (-2 / 3) is 3/4
+    shutil.rmtree(tmp_path / "checkpoints")
+    raw = Case().start(dataset, tmp_path)
+    for name, value in network.model.state_dict().items():
+        wanted = saved[name] + (raw.model.state_dict()[name] - saved[name]) / 4
+        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(dataset: Dataset, tmp_path: Path) -> None:
     case = Case(recipe={"ema": 0.9}, checkpoint_seconds=0)
     wanted = snapshot(case.start(dataset, tmp_path / "undisturbed"))
@@ -301,6 +326,23 @@ def test_checkpoints_come_at_epochs_ends_when_due(dataset: Dataset, tmp_path: Pa
     assert not (tmp_path / "rare" / "checkpoints").exists()
 
 
+def test_a_checkpoint_that_is_due_on_one_process_is_written_on_all(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "stop_requested", False)
+    monkeypatch.setattr(Engine, "agreed", lambda self, answer: True)  # another one said so
+    Case(advised=False, checkpoint_seconds=1e9).start(dataset, tmp_path)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-00000003", "step-00000006"}
+
+
+def test_after_a_checkpoint_the_next_one_waits(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coadvise.train.seconds_between", lambda least, took: 1e9)
+    Case(advised=False, checkpoint_seconds=0).start(dataset, tmp_path)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-00000003"}
+
+
 @pytest.mark.parametrize(("least", "took", "seconds"), [(60, 0.1, 60), (60, 3, 150), (0, 3, 0)])
 def test_checkpoints_take_a_fiftieth_of_the_time(least: float, took: float, seconds: float) -> None:
     assert seconds_between(least, took) == seconds
@@ -329,6 +371,8 @@ def test_accumulated_gradients_are_the_full_batch_s(
         split = gradients(case, dataset, tmp_path / f"{accumulate}")
         for name in full:
             torch.testing.assert_close(split[name], full[name], rtol=1e-3, atol=2e-5, msg=name)
+        got, wanted = (records(tmp_path / run, "train")[0]["losses"] for run in (f"{accumulate}", "1"))
+        assert got == pytest.approx(wanted, rel=1e-4)
 
     job = Case(recipe=recipe, augment=augment, label_weight=0.7).job(dataset)  # the same, written out
     batch = job.views[(0, np.arange(24))]
@@ -337,6 +381,20 @@ def test_accumulated_gradients_are_the_full_batch_s(
         assert parameter.grad is not None
         assert parameter.grad.abs().max() > 1e-6, f"{name} gets no gradient, so it would be compared with nothing"
         torch.testing.assert_close(full[name], parameter.grad, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_gradient_is_clipped_as_a_whole_before_the_step(
+    accumulate: int, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coadvise.train.make_optimiser", plain_descent)
+    recipe = {"epochs": 1, "batch_size": 24, "warmup_epochs": 0, "accumulate": accumulate}
+    free = gradients(Case(recipe=recipe), dataset, tmp_path / "free")
+    norm = torch.stack([gradient.norm() for gradient in free.values()]).norm().item()
+    for largest, scale in ((norm / 3, 1 / 3), (2 * norm, 1.0)):
+        clipped = gradients(Case(recipe={**recipe, "clip": largest}), dataset, tmp_path / f"{scale}")
+        for name in free:
+            torch.testing.assert_close(clipped[name], scale * free[name], rtol=1e-3, atol=2e-5, msg=name)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -361,6 +419,18 @@ def test_the_student_s_checkpoint_holds_the_student_alone(dataset: Dataset, tmp_
     assert saved.keys() == Case().job(dataset).network.model.state_dict().keys()
 
 
+@pytest.mark.parametrize("recipe", [{}, {"ema": 0.9}], ids=["plain", "average"])
+def test_a_checkpoint_is_as_large_as_was_foreseen(recipe: dict[str, Any], dataset: Dataset, tmp_path: Path) -> None:
+    case = Case(CONV, recipe, advised=False)
+    with pytest.raises(Interrupted):
+        case.start(dataset, tmp_path, Stopper(lambda part, step: step == 1).progress)
+    folder, job = tmp_path / "checkpoints" / "step-00000001", case.job(dataset)
+    state = read_state(folder)
+    averages = [v for of in state["optimiser"]["state"].values() for name, v in of.items() if name != "step"]
+    tensors = [*read_weights(folder).values(), *(state["ema"] or {}).values(), *averages]
+    assert checkpoint_bytes(job.network, job.recipe) == sum(tensor.nbytes for tensor in tensors)
+
+
 def test_the_averaged_weights_answer_where_the_recipe_has_them(dataset: Dataset, tmp_path: Path) -> None:
     raw = Case().start(dataset, tmp_path / "raw")
     averaged = Case(recipe={"ema": 0.9}).start(dataset, tmp_path / "averaged")
@@ -370,12 +440,74 @@ def test_the_averaged_weights_answer_where_the_recipe_has_them(dataset: Dataset,
     assert raw_records == averaged_records, "averaging must not change what is trained"
 
 
+def test_the_average_is_of_the_weights_after_each_step_and_is_what_is_evaluated(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[torch.nn.Module] = []
+    evaluated: list[torch.nn.Module] = []
+    steps: list[dict[str, Tensor]] = []
+
+    def kept(model: torch.nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:
+        models.append(model)
+        return make_optimiser(model, recipe)
+
+    def noted(network: torch.nn.Module, *arguments: Any) -> dict[str, Tensor]:
+        evaluated.append(network)
+        return predict_logits(network, *arguments)
+
+    monkeypatch.setattr("coadvise.train.make_optimiser", kept)
+    monkeypatch.setattr("coadvise.train.predict_logits", noted)
+    case = Case(recipe={"ema": 0.6, "epochs": 5, "evaluations": 2})
+    network = case.start(dataset, tmp_path, lambda *_: steps.append(snapshot(models[0])))
+    average = steps[0]
+    decays = [min(0.6, 1 - max(1, step) ** (-2 / 3)) for step in range(len(steps))]  # timm's, with warm-up
+    for decay, weights in zip(decays, steps, strict=True):
+        average = {name: decay * average[name] + (1 - decay) * value for name, value in weights.items()}
+    for name, value in network.model.state_dict().items():
+        torch.testing.assert_close(value, average[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert [r["epoch"] for r in records(tmp_path, "eval")] == [3, 5]
+    assert evaluated == [network, network]
+
+
+def dropout_seeds(job: Training, folder: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What torch is seeded with before each of so many steps."""
+    seeds: list[int] = []
+
+    def seed(number: int) -> None:
+        seeds.append(number)
+        if len(seeds) == steps:
+            raise CrashError
+
+    folder.mkdir()
+    quiet, engine = Stopper(never), Engine(EngineConfig(device="cpu"))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "manual_seed", seed)
+        with pytest.raises(CrashError):
+            train(job, Checkpoints(folder / "c"), engine, Recorder(folder, True, quiet.say), quiet.progress)
+    return seeds
+
+
+def test_dropout_differs_by_seed_step_and_process(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(advised=False)
+    one = dropout_seeds(case.job(dataset), tmp_path / "one", 4, monkeypatch)
+    assert dropout_seeds(case.job(dataset), tmp_path / "again", 4, monkeypatch) == one
+    other = dropout_seeds(replace(case.job(dataset), seed=4), tmp_path / "seed", 4, monkeypatch)
+    monkeypatch.setattr(Engine, "rank", 1)
+    monkeypatch.setattr(Engine, "processes", 2)
+    second = dropout_seeds(case.job(dataset), tmp_path / "rank", 1, monkeypatch)
+    assert len({*one, *other, *second}) == 4 + 4 + 1
+
+
 def test_training_lowers_the_loss_and_records_each_epoch(dataset: Dataset, tmp_path: Path) -> None:
     case = Case(recipe={"epochs": 8, "evaluations": 2}, augment=AugmentConfig(kind="none"))
     case.start(dataset, tmp_path / "run")
     epochs = records(tmp_path / "run", "train")
     assert [(r["epoch"], r["step"]) for r in epochs] == [(n, 3 * n) for n in range(1, 9)]
     assert set(epochs[0]["losses"]) == {"total", "class", "conv", "inv"}
+    recipe = case.job(dataset).recipe
+    assert [r["learning_rate"] for r in epochs] == [learning_rate(3 * n - 1, 3, recipe) for n in range(1, 9)]
     for r in epochs:  # Eq. (1)
         parts = r["losses"]
         assert parts["total"] == pytest.approx(parts["class"] + 2 * parts["conv"] + 0.5 * parts["inv"], rel=1e-5)
@@ -383,6 +515,22 @@ def test_training_lowers_the_loss_and_records_each_epoch(dataset: Dataset, tmp_p
     evaluations = records(tmp_path / "run", "eval")
     assert [r["epoch"] for r in evaluations] == [4, 8]
     assert set(evaluations[0]["top1"]) == {"class", "conv", "inv", "average"}
+
+
+def test_every_step_is_taken_in_training_mode_also_after_an_evaluation(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[torch.nn.Module] = []
+    modes: list[bool] = []
+
+    def kept(model: torch.nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:
+        models.append(model)
+        return make_optimiser(model, recipe)
+
+    monkeypatch.setattr("coadvise.train.make_optimiser", kept)
+    network = Case(CONV, advised=False).start(dataset, tmp_path, lambda *_: modes.append(models[0].training))
+    assert modes == [True] * 9
+    assert not network.training
 
 
 def test_alone_nothing_advises(dataset: Dataset, tmp_path: Path) -> None:

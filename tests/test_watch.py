@@ -86,6 +86,15 @@ def test_a_poisoned_step_changes_nothing_and_is_named(poison: str, tmp_path: Pat
     assert loop.said == [f"part: step 2 skipped, not finite: {', '.join(terms)}"]
 
 
+def test_a_fault_of_any_micro_batch_is_the_step_s(tmp_path: Path) -> None:
+    loop, fine = Loop(tmp_path), {name: torch.tensor(value) for name, value in FINE.items()}
+    for logits in (-INF, 0.0):  # which may leave the loss finite
+        loop.watch.see({"conv": torch.full((2, 2), logits)}, fine, 2)
+    loop.watch.judge(1, torch.tensor(1.0))
+    loop.watch.read()
+    assert [r["terms"] for r in records(tmp_path, "skipped")] == [["conv teacher's logits"]]
+
+
 def test_without_poison_it_is_the_optimiser_s_own_training(tmp_path: Path) -> None:
     loop, plain = Loop(tmp_path), network()
     optimiser = adam(plain)
