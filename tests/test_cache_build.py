@@ -14,18 +14,30 @@ import numpy as np
 import pytest
 import torch
 from test_fit import TWO_PROCESSES
-from tiny import Stopper, assert_same_weights, command, contents, make_images, never, records, run_program, weights_of
+from tiny import (
+    CLASSES,
+    Stopper,
+    assert_same_weights,
+    command,
+    contents,
+    make_images,
+    never,
+    records,
+    run_program,
+    weights_of,
+)
 from torch import Tensor
 
 from coadvise import build_cache, cache_build, fit
-from coadvise.config import load_config
+from coadvise.config import AugmentConfig, EngineConfig, ModelConfig, load_config
 from coadvise.data.audit import audit
 from coadvise.data.sources import open_source
-from coadvise.data.views import Views
+from coadvise.data.views import Batch, Views
 from coadvise.engine import Engine
 from coadvise.errors import Interrupted, UserError
-from coadvise.logit_cache import LogitCache, fingerprint
-from coadvise.teachers import Teacher, load_teachers
+from coadvise.logit_cache import Form, LogitCache, StoredLogits, fingerprint
+from coadvise.networks import build_network
+from coadvise.teachers import Teacher, Teachers, load_teachers
 
 STUDENT = "students/advised-0"
 
@@ -77,6 +89,36 @@ def test_it_holds_what_the_teachers_say_of_each_view_in_float16(finished: Path, 
             assert stored.dtype == torch.float16
             assert torch.equal(stored, logits.half())
     assert len(set(shards(cache).values())) == 2, "epochs differ"
+
+
+def test_teachers_are_asked_in_the_run_s_precision() -> None:
+    conv = ModelConfig(model="resnet_small", model_kwargs={"widths": [8, 16], "depths": [1, 1], "strides": [2, 2]})
+    network = build_network(conv, CLASSES, 16, seed=0)
+    batch = Batch(torch.rand(4, 3, 16, 16), torch.zeros(4, dtype=torch.int64), torch.arange(4), 0)
+    said: list[Tensor] = []
+    for precision in ("float32", "bfloat16"):
+        engine = Engine(EngineConfig.model_validate({"device": "cpu", "precision": precision}))
+        teachers = Teachers({"conv": Teacher("conv", network, CLASSES)})
+        with engine.autocast():
+            wanted = teachers(engine.place(batch))["conv"].half()
+        said.append(torch.from_numpy(cache_build._packed(batch, teachers, Form(3, 32), engine)["conv"]))
+        assert torch.equal(said[-1], wanted)
+    assert not torch.equal(*said)
+
+
+def test_of_a_view_whose_file_is_lost_nothing_is_stored_or_read(tmp_path: Path) -> None:
+    """Another image stands in its place, and in that of its share in what it is mixed with."""
+    images = make_images(tmp_path / "images")
+    train = audit(open_source(images, 0.2, 0), 16, in_memory=False).train
+    views, form = Views(train, AugmentConfig(kind="deit"), 3, 16, seed=0), Form(3, 32)
+    train.paths[5].unlink()
+    says = rf"stored logits are of views of all files.*'{train.paths[5]}'.*restore it .*or train without --cache"
+    with pytest.raises(UserError, match=says):
+        cache_build.answers(views, 0, Teachers({}), form, Engine(EngineConfig(device="cpu")), 0, lambda number: None)
+    empty = LogitCache(tmp_path / "cache", {})
+    empty.create()
+    with pytest.raises(UserError, match=says):
+        StoredLogits(empty, (), form)(views[0, np.arange(24)])
 
 
 def test_students_learn_as_from_teachers_that_round(
@@ -152,6 +194,15 @@ def test_more_epochs_and_seeds_are_added(finished: Path, cache: Path, tmp_path: 
     again = Stopper(never)
     build_cache(finished, grown, epochs=3, seeds=2, listener=again)
     assert again.steps == []
+
+
+def test_seeds_are_counted_from_the_run_s(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    text, found = re.subn("(?m)^seed: 0$", "seed: 3", (run / "config.yaml").read_text())
+    assert found == 1
+    (run / "config.yaml").write_text(text)
+    out = build_cache(run, tmp_path / "cache", epochs=1, seeds=2)
+    assert {path.name for path in out.iterdir()} == {"seed-3", "seed-4"}
 
 
 def test_size_and_time_are_said_before_it_starts(finished: Path, tmp_path: Path) -> None:

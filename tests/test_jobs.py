@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import signal
@@ -7,6 +8,8 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from queue import Queue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +17,13 @@ import torch
 from tiny import Stopper, assert_same_weights, command, make_images, never, records, weights_of
 
 from coadvise import fit, jobs
-from coadvise.config import EngineConfig
+from coadvise.config import EngineConfig, load_config
+from coadvise.data.audit import audit
+from coadvise.data.sources import source_of
 from coadvise.engine import Engine
 from coadvise.errors import Interrupted, LostProcessError, UserError
 from coadvise.jobs import Task, in_processes
-from coadvise.run import Listener, Silent
+from coadvise.run import Listener, Run, Silent, data_record
 from coadvise.study import run_study
 
 PARTS = ("teachers/conv", "teachers/inv", "students/advised-0", "students/alone-0")
@@ -148,6 +153,21 @@ def test_a_network_that_fails_is_said_and_the_run_goes_on_later(tiny_preset: str
     assert not (tmp_path / "run" / "teachers" / "inv").exists()
 
 
+def test_in_its_own_process_a_network_is_not_trained_on_other_images(tiny_preset: str, tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images")
+    config, run = load_config(tiny_preset, source=str(images)), tmp_path / "run"
+    run.mkdir()
+    dataset = audit(source_of(config), 16, in_memory=True)
+    (run / "data.json").write_text(json.dumps(data_record(dataset, 16)))
+    begun: list[Run] = []
+    jobs._with_run(run, config, None, True, begun.append, Silent())
+    assert len(begun) == 1
+    (images / "train" / "red" / "0.png").unlink()
+    with pytest.raises(UserError, match="the images changed since"):
+        jobs._with_run(run, config, None, True, begun.append, Silent())
+    assert len(begun) == 1
+
+
 def test_jobs_must_be_one_or_more(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="jobs=0"):
         fit(tiny_images, tiny_preset, tmp_path / "run", jobs=0)
@@ -198,6 +218,27 @@ def test_a_process_that_dies_is_named_while_another_one_talks(monkeypatch: pytes
         in_processes({"first": _die, "second": _talk}, 2, Engine(EngineConfig(device="cpu")), listener)
     assert len(listener.steps) < 10_000
     assert not multiprocessing.active_children()
+
+
+def test_a_process_whose_parent_is_gone_stops_as_by_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody holds the run directory for it any longer."""
+    sentinel, parent_s_end = os.pipe()
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(sentinel=sentinel))
+    engine, messages = Engine(EngineConfig(device="cpu")), Queue[Any]()
+
+    def task(listener: Listener) -> None:
+        with engine.stops_gently():
+            os.close(parent_s_end)
+            deadline = time.monotonic() + 60
+            while not engine.stop_requested and time.monotonic() < deadline:
+                time.sleep(0.01)
+        if engine.stop_requested:
+            raise Interrupted("stopped")
+
+    jobs._work("name", task, 1, messages)
+    os.close(sentinel)
+    kind, name, error = messages.get()
+    assert (kind, name, type(error)) == ("fault", "name", Interrupted)
 
 
 def test_a_listener_that_fails_leaves_no_process_behind() -> None:

@@ -1,21 +1,31 @@
 """What is stored of teachers' answers, and how a cache that is damaged or of something else is found out."""
 
+import fcntl
 import json
 import math
 import multiprocessing
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import CLASSES
 
+from coadvise.config import RunConfig, changes, load_config
+from coadvise.data.audit import Dataset, audit
+from coadvise.data.sources import open_source
 from coadvise.errors import StorageError, UserError
-from coadvise.logit_cache import CACHE, Form, LogitCache
+from coadvise.logit_cache import CACHE, Form, LogitCache, fingerprint
+from coadvise.networks import Network, build_network
 
 FINGERPRINT = {"data": {"images": 3}, "views": {"flip": True, "seed": 0}, "stored": "float16"}
 ARRAYS = {"conv": np.arange(12, dtype=np.float16).reshape(3, 4), "inv": np.ones((3, 4), np.float16)}
@@ -186,6 +196,59 @@ def test_where_the_disk_is_full_nothing_half_written_is_left(cache: LogitCache) 
     assert store(cache, 1)
 
 
+def test_a_shard_is_on_the_disk_and_said_before_it_has_its_name(
+    cache: LogitCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def synced(descriptor: int) -> None:
+        order.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", lambda self, to: (order.append(f"-> {to.name}"), rename(self, to))[1])
+    assert store(cache, 0)
+    folder, shard = cache.folder.name, cache.shard(0).name
+    assert order == [".epoch-00000.part", f".{CACHE}.part", f"-> {CACHE}", folder, f"-> {shard}"]
+
+
+# What it is of
+
+
+def test_the_fingerprint_has_all_that_the_numbers_depend_on(
+    tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(tiny_preset, ["cache.top_k=32"])
+    dataset = audit(open_source(tiny_images, 0.2, 0), 16, in_memory=True)
+    network = build_network(config.teachers["conv"], CLASSES, 16, seed=0)
+
+    def taken(config: RunConfig = config, dataset: Dataset = dataset, seed: int = 0, **about: Any) -> dict[str, Any]:
+        Network(network.model, {**network.about, **about}).save(tmp_path / "conv")
+        return fingerprint(config, dataset, {"conv": tmp_path / "conv"}, seed)
+
+    def differing(other: dict[str, Any]) -> list[str]:
+        return [line.partition(":")[0] for line in changes(before, other)]
+
+    before, train = taken(), dataset.train
+    assert differing(taken()) == []
+    data = config.data.model_copy(update={"presize": 32})
+    assert differing(taken(config.model_copy(update={"data": data}))) == ["views.presize"]
+    assert differing(taken(seed=1)) == ["views.seed"]
+    renamed = replace(dataset, source=replace(dataset.source, classes=(*CLASSES[:2], "rot")))
+    assert differing(taken(dataset=renamed)) == ["data.classes"]
+    relabelled = replace(dataset, train=replace(train, labels=train.labels[::-1]))
+    assert differing(taken(dataset=relabelled)) == ["data.labels"]
+    for about in ({"mean": [0.1, 0.2, 0.3]}, {"std": [0.1, 0.2, 0.3]}, {"classes": CLASSES[::-1]}, {"model": "other"}):
+        assert differing(taken(**about)) == [f"teachers.conv.{name}" for name in about]
+    for library in ("coadvise", "pillow", "timm", "torch", "torchvision"):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "coadvise.logit_cache.version", lambda name, new=library: "9" if name == new else version(name)
+            )
+            assert differing(taken()) == [f"code.{library}"]
+
+
 # Several processes
 
 
@@ -214,6 +277,21 @@ def test_an_epoch_is_one_process_s_until_it_dies(cache: LogitCache) -> None:
     assert names(cache) == {CACHE, "epoch-00001.safetensors"}
     assert store(cache, 0)
     assert cache.missing(2) == []
+
+
+def test_an_epoch_that_another_process_stores_just_before_the_lock_stays(
+    cache: LogitCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, others = fcntl.flock, [LogitCache(cache.folder, FINGERPRINT)]
+
+    def late(file: Any, how: int) -> None:
+        if others:
+            assert store(others.pop(), 0)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert not store(cache, 0)
+    assert np.array_equal(cache.read(0)["conv"], ARRAYS["conv"])
 
 
 def test_what_a_killed_process_left_is_not_taken_for_stored(cache: LogitCache) -> None:

@@ -4,13 +4,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny import Stopper, make_images, never, records
+from tiny import CLASSES, Stopper, make_images, never, records
 
 from coadvise import fit
 from coadvise.config import load_config
-from coadvise.errors import UserError
-from coadvise.reuse import by_itself
-from coadvise.run import ADVISED, ALONE, TEACHER
+from coadvise.data.audit import audit
+from coadvise.data.sources import open_source
+from coadvise.errors import Interrupted, UserError
+from coadvise.networks import build_network
+from coadvise.reuse import _decides, _from_files, by_itself, check_reuse
+from coadvise.run import ADVISED, ALONE, TEACHER, Arm
 from coadvise.study import _hash, run_study
 
 PARTS = ("teachers/conv", "teachers/inv", "students/advised-0", "students/alone-0")
@@ -29,6 +32,8 @@ def weights(run: Path, part: str) -> bytes:
 
 
 def test_the_same_run_again_trains_nothing(finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):  # it may have been begun, too
+        fit(tiny_images, tiny_preset, tmp_path / "run", listener=Stopper(lambda part, step: step == 3))
     assert trained(tiny_images, tiny_preset, tmp_path / "run", finished) == ()
     assert all(weights(tmp_path / "run", part) == weights(finished, part) for part in PARTS)
     for kind in ("train", "eval", "result", "verdict"):
@@ -97,6 +102,8 @@ def test_what_cannot_be_reused_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=r"trained on other images \(its root, folder, splits\)"):
         trained(other, tiny_preset, tmp_path / "run", finished)
     changed = Path(shutil.copytree(finished, tmp_path / "changed"))
+    fit(tiny_images, tiny_preset, changed, overrides=["data.workers=1"])  # which changes no number
+    check_reuse(changed, audit(open_source(tiny_images, 0.2, 0), 16, in_memory=True), 16)
     fit(tiny_images, tiny_preset, changed, overrides=["student.recipe.epochs=3"], allow_changes=True)
     with pytest.raises(UserError, match=r"changed on its way \(student.recipe.epochs: 2 -> 3\)"):
         trained(tiny_images, tiny_preset, tmp_path / "run", changed)
@@ -108,6 +115,24 @@ def test_a_damaged_network_is_not_taken(finished: Path, tiny_images: Path, tiny_
     (damaged / "teachers/conv/model.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="damaged model"):
         trained(tiny_images, tiny_preset, tmp_path / "run", damaged)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["teachers.conv.weight=2", "teachers.conv.hard=true", "student.weight=2", "student.combine=mean", "cache.top_k=5"],
+)
+def test_how_it_was_advised_decides_a_student_s_numbers(override: str, tiny_preset: str, tmp_path: Path) -> None:
+    one, other = load_config(tiny_preset), load_config(tiny_preset, [override])
+    for name, teacher in one.teachers.items():
+        build_network(teacher, CLASSES, 16, seed=0).save(tmp_path / "teachers" / name)
+    advised = Arm("students/advised-0", ADVISED, 0)
+    assert _decides(tmp_path, one, advised, CLASSES) != _decides(tmp_path, other, advised, CLASSES)
+
+
+def test_students_that_start_from_a_file_are_not_taken() -> None:
+    config = load_config("small-images", ["student.start=deit.pth"], source="x")  # which may be another one by now
+    taken = {role: not _from_files(Arm("part", role, 0, "conv"), config) for role in (TEACHER, ADVISED, ALONE)}
+    assert taken == {TEACHER: True, ADVISED: False, ALONE: False}
 
 
 def test_by_itself_leaves_out_what_cannot_matter() -> None:
