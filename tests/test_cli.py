@@ -1,3 +1,5 @@
+import importlib
+import inspect
 import json
 import re
 import shutil
@@ -5,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -15,6 +18,7 @@ from tiny import contents, make_images, records, request_stop, run_program
 from coadvise.cli import app, main
 from coadvise.config import preset_names
 from coadvise.corruptions import CORRUPTIONS
+from coadvise.errors import UserError
 from coadvise.models import MODELS
 from coadvise.predict import load
 
@@ -217,6 +221,56 @@ def test_cache(cli: Cli, finished: Path, tmp_path: Path) -> None:
     code, out, err = cli(*arguments, "--json")
     assert (code, json.loads(out)) == (0, {"cache": str(tmp_path / "cache")})
     assert err.endswith("all stored; no teacher is asked\n")
+
+
+FIT = {"data": "d", "preset": "p", "out": "o", "seed": 3, "baseline": True, "seeds": 2, "overrides": ["a.b=1"]}
+STUDY = {"name": "tokens", "data": "d", "preset": "p", "seeds": 2, "out": "o", "overrides": ["a.b=1"], "cache": True}
+
+
+@pytest.mark.parametrize(
+    ("function", "command", "wanted"),
+    [
+        (
+            "fit.fit",
+            "fit d a.b=1 --preset p --out o --seed 3 --seeds 2 --jobs 4 --baseline --cache c --allow-changes --reuse r",
+            {**FIT, "jobs": 4, "cache": "c", "allow_changes": True, "reuse": Path("r")},
+        ),
+        (
+            "fit.foresee_fit",
+            "fit d a.b=1 --preset p --out o --seed 3 --seeds 2 --baseline --cache c --dry-run",
+            {**FIT, "cache": "c"},
+        ),
+        (
+            "cache_build.build_cache",
+            "cache r --out o --seeds 2 --epochs 5 --jobs 3 --top-k 4",
+            {"run": Path("r"), "out": Path("o"), "seeds": 2, "epochs": 5, "jobs": 3, "top_k": 4},
+        ),
+        (
+            "study.run_study",
+            "study tokens a.b=1 --data d --preset p --seeds 2 --out o --jobs 3 --cache --shift s --shift t --reuse r",
+            {**STUDY, "jobs": 3, "shifts": ["s", "t"], "reuse": Path("r")},
+        ),
+        (
+            "study.foresee_study",
+            "study tokens a.b=1 --data d --preset p --seeds 2 --out o --cache --dry-run",
+            STUDY,
+        ),
+    ],
+)
+def test_all_that_is_asked_for_is_passed_on(
+    function: str, command: str, wanted: dict[str, Any], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _, name = function.partition(".")
+    parent = importlib.import_module(f"coadvise.{module}")
+    signature = inspect.signature(getattr(parent, name))
+
+    def ask(*arguments: Any, **keywords: Any) -> None:
+        passed = signature.bind(*arguments, **keywords).arguments
+        assert {key: value for key, value in passed.items() if key != "listener"} == wanted
+        raise UserError("as it was asked")
+
+    monkeypatch.setattr(parent, name, ask)
+    refused(cli(*command.split()), "as it was asked")
 
 
 def test_models_and_presets(cli: Cli) -> None:

@@ -238,6 +238,37 @@ def test_the_library_is_built_once_and_then_found(monkeypatch: pytest.MonkeyPatc
     assert len(list(tmp_path.glob("coadvise/*"))) == 2
 
 
+def test_a_library_is_of_one_source_compiler_processor_runtime_and_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each of them another one is another library, so that a home shared by machines hands none over."""
+    said = {"version": "gcc 1"}
+
+    def run(arguments: list[str], **_: object) -> "subprocess.CompletedProcess[str]":
+        if "-o" in arguments:
+            Path(arguments[-1]).write_bytes(b"")
+        return subprocess.CompletedProcess(arguments, 0, said["version"], "")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native.shutil, "which", lambda name: name)
+    monkeypatch.setattr(native.subprocess, "run", run)
+    source = tmp_path / "source.c"
+    source.write_text("one")
+    found = [native.build(source)]
+    assert native.build(source) == found[0]
+    for change in (
+        lambda: source.write_text("two"),
+        lambda: said.update(version="gcc 2"),
+        lambda: monkeypatch.setattr(native, "_processor", lambda: "another"),
+        lambda: monkeypatch.setattr(native, "_openmp_runtime", lambda: Path("/another/libgomp.so")),
+        lambda: monkeypatch.setattr(native.torch, "__version__", "another"),
+    ):
+        change()
+        found.append(native.build(source))
+    found += [native.build(source, "-DX"), native.build(source, parts=(("-DX",),))]
+    assert len(set(found)) == len(found) == 8
+
+
 @needs_native
 def test_a_library_is_found_where_the_folder_can_only_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
