@@ -33,7 +33,7 @@ def copy_bandwidth(setting: Setting) -> float:
 
 def peak_operations(setting: Setting) -> float:
     """Multiplications and additions a second of a large matrix product, in the faster of float32 and the precision."""
-    side = 8192 if setting.device.type == "cuda" else 1024
+    side = 8192 if setting.device.type == "cuda" else 2048
     rates = []
     for dtype in {torch.float32, setting.dtype}:
         matrix = torch.ones(side, side, dtype=dtype, device=setting.device)
