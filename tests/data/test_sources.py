@@ -1,5 +1,6 @@
 """Finding classes and splits, and saying what is wrong with a folder."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -265,6 +266,20 @@ def test_typical_size_passes_over_what_is_broken(tmp_path: Path, monkeypatch: py
     (tmp_path / "empty.png").touch()
     assert typical_size(tmp_path) == 24
     assert typical_size(tmp_path / "missing") == 0
+
+
+def test_typical_size_is_of_the_same_images_in_whatever_order_the_disk_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("0", 24), ("1", 90)):
+        Image.new("L", (size, size)).save(tmp_path / f"{name}.png")
+    walk = os.walk
+    for reverse in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                os, "walk", lambda top, back=reverse, **how: ((a, b, sorted(c, reverse=back)) for a, b, c in walk(top))
+            )
+            assert typical_size(tmp_path, look_at=1) == 24
 
 
 def test_the_digits_are_laid_out_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

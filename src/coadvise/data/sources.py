@@ -247,7 +247,7 @@ def _files_below(folder: Path) -> Iterator[tuple[str, str, str]]:
     # os.walk does not follow links, so a loop of links ends.
     for parent, folders, files in os.walk(folder, onerror=_cannot_list):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for file in files:
+        for file in sorted(files):  # which of them are looked at first is not the disk's to say
             if not file.startswith("."):
                 yield parent, file, os.path.splitext(file)[1].lower()  # noqa: PTH122 - a Path takes three times as long
 
