@@ -74,6 +74,17 @@ def test_more_processes_than_cores_are_not_started(recwarn: pytest.WarningsRecor
 
 
 @pytest.mark.parametrize(
+    ("asked", "device", "seconds"),
+    [(0, "cpu", 11.0), (0, "cuda", 11.0), (2, "cpu", 7.0), (2, "cuda", 4.0), (9, "cuda", 3.0)],
+)
+def test_processes_work_beside_a_gpu_and_share_a_cpu(
+    asked: int, device: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "useful_workers", lambda asked: min(asked, 4))
+    assert workers.seconds_with_workers(making=8.0, using=3.0, asked=asked, device=device) == seconds
+
+
+@pytest.mark.parametrize(
     ("happens", "says"),
     [
         ("killed", r"loader process \d+ was ended by SIGKILL while it read 'image 7\.png'; run the same command again"),
@@ -125,6 +136,16 @@ def test_a_process_whose_pipes_are_closed_is_waited_for() -> None:
 def test_slow_is_not_dead() -> None:
     """Waiting goes on over several looks."""
     assert list(worker_batches(Files("slow"), 2, PATHS)) == list(range(40))
+
+
+def test_a_training_process_that_takes_its_time_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may validate between two batches, while the loader processes have nothing to do."""
+    batches = worker_batches(Files(), 1, PATHS)
+    assert next(batches) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "PATIENCE", 0.5)
+        time.sleep(1.1)
+    assert list(batches) == list(range(1, 40))
 
 
 def test_the_user_s_errors_come_in_one_line_and_ours_whole() -> None:

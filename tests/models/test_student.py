@@ -119,6 +119,16 @@ def test_other_sizes(aligned: dict[str, str] | None) -> None:
     assert padded(images(30)).shape == (2, 5)
 
 
+def test_images_are_padded_at_the_right_and_the_bottom() -> None:
+    embed = AlignedPatchEmbed(32, 4, 3, 24, aligned=BOTH, strict_img_size=False, dynamic_img_pad=True)
+    x = images((30, 17))
+    padded = embed.checked(x)
+    assert padded.shape == (2, 3, 32, 20)
+    assert torch.equal(padded[..., :30, :17], x)
+    assert padded.count_nonzero() == x.count_nonzero()
+    assert embed.dynamic_feat_size((30, 17)) == (8, 5)
+
+
 @pytest.mark.parametrize("aligned", [None, BOTH])
 def test_set_input_size(aligned: dict[str, str] | None) -> None:
     net = student(aligned=aligned).eval()

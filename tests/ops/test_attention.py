@@ -1,5 +1,7 @@
 """Attention against PyTorch's in float64, on both widths of vectors, and the kernel's absence."""
 
+import ctypes
+
 import pytest
 import torch
 from hypothesis import given
@@ -98,6 +100,15 @@ def test_scores_far_apart() -> None:
     torch.testing.assert_close(attention.attention(equal, 1), equal[..., 128:].mean(1, keepdim=True).expand(-1, 33, -1))
 
 
+def test_every_weight_is_right_to_its_last_places() -> None:
+    """The small ones too, of which the norm of all says nothing."""
+    scores = torch.linspace(-86, 0, 64)
+    qkv = torch.zeros(1, 64, 3 * 64)
+    qkv[..., 0], qkv[..., 64], qkv[..., 128:] = 8, scores, torch.eye(64)  # 8 is the root of the head's width
+    wanted = scores.double().softmax(0).expand(1, 64, -1)
+    torch.testing.assert_close(attention.attention(qkv, 1).double(), wanted, rtol=5e-7, atol=0)
+
+
 def test_a_nan_and_an_infinity_stay_where_pytorch_has_them() -> None:
     for bad in (torch.nan, torch.inf, -torch.inf):
         for part in range(3):  # a query spoils its row, a key all of them, a value its channel
@@ -130,6 +141,15 @@ def test_the_operator_is_registered_as_pytorch_wants_it() -> None:
     for width in (64, 8):
         tests = ("test_schema", "test_faketensor")
         torch.library.opcheck(torch.ops.coadvise.attention, (sample(2, 30, 2, width), 2), test_utils=tests)
+
+
+def test_buffers_that_memory_has_no_place_for_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = attention._kernel()
+    assert kernel is not None
+    monkeypatch.setattr(attention, "_kernel", lambda: lambda _, *tensors: kernel(huge, *tensors))
+    huge = (ctypes.c_int64 * 5)(1, 2**44, 1, 64, 1)
+    with pytest.raises(MemoryError, match="no memory for the buffers of attention"):
+        attention.attention(sample(1, 30, 1, 64), 1)
 
 
 @pytest.mark.usefixtures("fresh_kernel")

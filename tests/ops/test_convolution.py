@@ -1,5 +1,7 @@
 """The Winograd convolution against PyTorch's in float64, on both widths of vectors, and its absence."""
 
+import ctypes
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -155,6 +157,15 @@ def test_the_operator_is_registered_as_pytorch_wants_it() -> None:
     for inputs in (32, 3):
         tests = ("test_schema", "test_faketensor")
         torch.library.opcheck(torch.ops.coadvise.conv3x3_relu, sample(2, inputs, 64, (6, 5)), test_utils=tests)
+
+
+def test_buffers_that_memory_has_no_place_for_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = convolution._kernel()
+    assert kernel is not None
+    monkeypatch.setattr(convolution, "_kernel", lambda: lambda _, *tensors: kernel(huge, *tensors))
+    huge = (ctypes.c_int64 * 7)(1, 4, 2**44, 16, 64, 0, 1)
+    with pytest.raises(MemoryError, match="no memory for the convolution's buffers"):
+        conv3x3_relu(*sample(1, 16, 64, (5, 4)))
 
 
 @pytest.mark.usefixtures("fresh_kernel")

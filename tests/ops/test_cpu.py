@@ -1,5 +1,6 @@
 """The native kernel against the reference in float64, and its absence."""
 
+import ctypes
 import shutil
 import subprocess
 import sys
@@ -173,6 +174,19 @@ def test_bfloat16_rounds_to_the_nearest() -> None:
     x, weight, _ = (t.bfloat16() for t in sample(1, 1, 16, 1, 1, (8, 8)))
     exact = x.float() * weight.float().view(1, 1, 8, 8)
     assert torch.equal(involution2d(x, weight), exact.bfloat16())
+
+
+@needs_native
+def test_buffers_that_memory_has_no_place_for_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = cpu.native_kernel(16)
+    assert kernel is not None
+    monkeypatch.setattr(cpu, "native_kernel", lambda lanes: lambda _, *tensors: kernel(huge, *tensors))
+    huge = (ctypes.c_int64 * 11)(1, 1, 2**44, 1, 16, 3, 1, 1, 1, 0, 1)
+    x, weight, grad = sample(1, 1, 16, 3, 1, (4, 4))
+    with pytest.raises(MemoryError, match="no memory for the involution kernel's buffers"):
+        cpu.involution2d_cpu(x, weight, 1)
+    with pytest.raises(MemoryError, match="no memory for the involution kernel's buffers"):
+        cpu.involution2d_backward_cpu(grad, x, weight, 1)
 
 
 @needs_native
