@@ -89,7 +89,7 @@ def test_the_kernel_is_taken_where_it_is_pillows_equal(monkeypatch: pytest.Monke
 def test_an_image_that_memory_has_no_place_for_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = warp._kernel()
     assert kernel is not None
-    monkeypatch.setattr(warp, "_kernel", lambda: lambda image, height, *rest: kernel(image, 2**44, *rest))
+    monkeypatch.setattr(warp, "_kernel", lambda: lambda image, height, *rest: kernel(image, 2**47, *rest))
     with pytest.raises(MemoryError, match="no memory to move an image of 30x20 pixels"):
         rotate(Warped(photograph(30, 20)), 13.0, resample=BICUBIC)
 

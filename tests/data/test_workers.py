@@ -1,5 +1,6 @@
 """A loader process that is killed, crashes or hangs ends the run in seconds, and the file it was at is named."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -140,11 +141,19 @@ def test_slow_is_not_dead() -> None:
 
 def test_a_training_process_that_takes_its_time_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may validate between two batches, while the loader processes have nothing to do."""
+    watches: list[workers._Watch] = []
+    monkeypatch.setattr(
+        workers, "_Watch", lambda *given, kind=workers._Watch: watches.append(kind(*given)) or watches[0]
+    )
     batches = worker_batches(Files(), 1, PATHS)
     assert next(batches) == 0
+    deadline = time.monotonic() + 60
+    while watches[0].rows[0, 1:].tolist() != [2, math.inf]:  # two batches more are made ahead
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "PATIENCE", 0.5)
-        time.sleep(1.1)
+        patch.setattr(workers, "PATIENCE", -1.0)  # whatever anybody waits for has taken too long
+        assert watches[0]._hangs() == ""
     assert list(batches) == list(range(1, 40))
 
 

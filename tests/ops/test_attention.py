@@ -147,7 +147,7 @@ def test_buffers_that_memory_has_no_place_for_are_an_error(monkeypatch: pytest.M
     kernel = attention._kernel()
     assert kernel is not None
     monkeypatch.setattr(attention, "_kernel", lambda: lambda _, *tensors: kernel(huge, *tensors))
-    huge = (ctypes.c_int64 * 5)(1, 2**44, 1, 64, 1)
+    huge = (ctypes.c_int64 * 5)(1, 2**47, 1, 64, 1)
     with pytest.raises(MemoryError, match="no memory for the buffers of attention"):
         attention.attention(sample(1, 30, 1, 64), 1)
 

@@ -163,7 +163,7 @@ def test_buffers_that_memory_has_no_place_for_are_an_error(monkeypatch: pytest.M
     kernel = convolution._kernel()
     assert kernel is not None
     monkeypatch.setattr(convolution, "_kernel", lambda: lambda _, *tensors: kernel(huge, *tensors))
-    huge = (ctypes.c_int64 * 7)(1, 4, 2**44, 16, 64, 0, 1)
+    huge = (ctypes.c_int64 * 7)(1, 4, 2**47, 16, 64, 0, 1)
     with pytest.raises(MemoryError, match="no memory for the convolution's buffers"):
         conv3x3_relu(*sample(1, 16, 64, (5, 4)))
 
