@@ -1,15 +1,18 @@
 """Reading a run directory and the arithmetic on its predictions."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from coadvise.report.answers import agreement, choose, comparable, disputed, interval, per_class, voices
-from coadvise.report.curves import curves, group_series, mean_curve
-from coadvise.report.disagreement import shown_classes
-from coadvise.report.read import group_of, read_run, softmax
+from coadvise.report.classes import agreements, class_gains
+from coadvise.report.curves import curves, group_series, learning, mean_curve
+from coadvise.report.disagreement import disagreements, shown_classes
+from coadvise.report.markup import Markup, percent
+from coadvise.report.read import AVERAGE, group_of, read_run, softmax
 from coadvise.report.verdict import rows_of, state_of
 
 
@@ -185,3 +188,126 @@ def test_unreadable_predictions_are_faults_not_crashes(build):
 def test_a_run_must_be_a_directory(tmp_path):
     with pytest.raises(ValueError, match="is not a directory: give a run directory"):
         read_run(tmp_path / "none")
+
+
+def rows_of_plot(markup):
+    """(name, value) of each line of a dot plot that has a name."""
+    return re.findall(r'<span class="name" title="[^"]*">(.*?)</span>.*?<span class="value">(.*?)</span>', markup)
+
+
+def test_classes_stand_by_their_gain_over_all_seeds(tmp_path, run, monkeypatch):
+    save(
+        tmp_path, "students/alone-0", run.predictions["students/alone-0"].labels, **{"class": sure([2, 0, 2, 0, 0], 3)}
+    )
+    save(tmp_path, "students/advised-1", [0, 1, 2, 0, 1], **{"class": sure([0, 1, 2, 0, 1], 3)})
+    other = read_run(tmp_path)
+    text = class_gains(other)
+    assert "2 of 3 classes gained from advice and 1 lost." in text
+    assert "The most: class 1 (+100.0 points); the least: class 2 (−50.0)." in text
+    assert rows_of_plot(text) == [("class 1", "+100.0"), ("class 0", "+50.0"), ("class 2", "−50.0")]
+    assert re.findall(r"change tone-\w+", text) == ["change tone-gain", "change tone-gain", "change tone-loss"]
+    assert re.findall(r'x="([^"]*)"[^>]*><title>class 2, (.*?)\u00a0%</title>', text) == [
+        ("0%", "conv teacher: 0.0"), ("100%", "inv teacher: 100.0"),
+        ("100%", "student alone: 100.0"), ("50%", "student co-advised: 50.0"),
+    ]  # fmt: skip
+    monkeypatch.setattr("coadvise.report.classes.MOST_CLASSES", 2)
+    assert [name for name, _ in rows_of_plot(class_gains(other))] == ["class 1", "class 2"]
+
+
+def test_an_agreement_stands_where_its_two_voices_meet(run):
+    found, text = voices(run), agreements(run)
+    shares = agreement(run, found)
+    heads = re.findall(r'<th scope="(?:col|row)">(.*?)</th>', text)
+    assert heads == [voice.name for voice in (*found[:-1], *found[1:])]
+    assert re.findall(r'title="(.*?)">(.*?)</td>', text) == [
+        (f"{found[i].name} and {found[j].name}", percent(shares[i, j], 0)) for i in range(len(found)) for j in range(i)
+    ]
+
+
+def test_of_disputed_images_it_is_counted_who_is_right_and_who_is_followed(run):
+    text = disagreements(run)
+    assert f"different answers on 4 of 5 validation images ({percent(0.8)}). On those:" in text
+    right, follows = (rows_of_plot(figure) for figure in re.findall(r"<figure.*?</figure>", text))
+    assert [(name, value[:-2]) for name, value in right] == [
+        ("conv teacher", "50"), ("inv teacher", "25"), ("student alone", "50"), ("student, class token", "75"),
+        ("student, conv token", "50"), ("student, inv token", "50"),
+    ]  # fmt: skip
+    assert [(name, value[:-2]) for name, value in follows] == [
+        ("conv teacher", "75"), ("inv teacher", "0"), ("nobody", "25"),
+    ]  # fmt: skip
+
+
+def test_a_card_is_of_one_image_throughout(tmp_path, run):
+    data = {"splits": {"val": {"paths": [f"{row}.png" for row in range(5)]}}}
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    cards = re.findall(r"<article.*?</article>", disagreements(read_run(tmp_path)))
+    said = [re.search(r"<h3>(.*?)</h3><p>(.*?)</p><code>(.*?)</code>", card).groups() for card in cards]
+    assert said == [
+        ("class 0", "conv teacher is right; the student is right", "0.png"),
+        ("class 0", "no teacher is right; the student is right", "3.png"),
+        ("class 2", "inv teacher is right; the student is wrong", "2.png"),
+        ("class 1", "conv teacher is right; the student is right", "4.png"),
+    ]
+    found = [voice for voice in voices(run) if voice.teaches or voice.token in ("class", "conv", "inv")]
+    found = [voice for voice in found if voice.shape != "ring"]
+    for card, row in zip(cards, (0, 3, 2, 4), strict=True):
+        lines = re.findall(r'<tr><th scope="row" title="class (\d)">(.*?)</th>(.*?)</tr>', card)
+        assert [int(k) for k, name, _ in lines if "✓" in name] == [run.predictions[found[0].part].labels[row]]
+        cells = {int(k): re.findall(r'<td class="(.*?)" style="--p:(.*?)%">', line) for k, _, line in lines}
+        for column, voice in enumerate(found):
+            (shares,) = run.predictions[voice.part].probabilities([row])[voice.token]
+            shown = {k: line[column] for k, line in cells.items()}
+            assert {k: share for k, (_, share) in shown.items()} == {k: f"{100 * shares[k]:.1f}" for k in shown}
+            assert [k for k, (look, _) in shown.items() if "answer" in look.split()] == [shares.argmax()]
+
+
+def test_every_curve_is_that_of_its_name(tmp_path, monkeypatch):
+    numbers, records = (n / 100 for n in range(1, 100)), []
+    conv, inv, alone, advised = "teachers/conv", "teachers/inv", "students/alone-0", "students/advised-0"
+    answering = {conv: ["class"], inv: ["class"], alone: ["class"], advised: ["class", "conv", AVERAGE]}
+    for part, tokens in answering.items():
+        for epoch in (1.0, 2.0):
+            at = {"part": part, "epoch": epoch, "step": 40 * epoch}
+            losses = {name: next(numbers) for name in tokens if name != AVERAGE}
+            losses["total"] = losses["class"] if part in (conv, inv) else next(numbers)
+            records += [
+                {"kind": "train", **at, "losses": losses},
+                {"kind": "eval", **at, "top1": {name: next(numbers) for name in tokens}},
+            ]
+    records.append({"kind": "result", "part": "teachers/conv", "top1": {"class": 0.91}, "top5": {"class": 0.99}})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    drawn = {}
+
+    def draw(series, title, levels=(), **_):
+        drawn[title] = ({line.label: line.points for line in series}, {level.label: level.value for level in levels})
+        return Markup()
+
+    monkeypatch.setattr("coadvise.report.curves.line_chart", draw)
+    learning(read_run(tmp_path))
+
+    def points(part, kind, field, name):
+        own = [record for record in records if (record["kind"], record["part"]) == (kind, part)]
+        return [(record["epoch"], record[field][name]) for record in own]
+
+    tokens = {"class": "class token", "conv": "conv token", AVERAGE: "average"}
+    assert drawn == {
+        "Accuracy of the student’s class token on the validation images": (
+            {
+                "co-advised": points(advised, "eval", "top1", "class"),
+                "alone": points(alone, "eval", "top1", "class"),
+            },
+            {"conv teacher, final": 0.91},
+        ),
+        "Accuracy: co-advised student": (
+            {label: points(advised, "eval", "top1", token) for token, label in tokens.items()}, {}
+        ),
+        "Accuracy: teachers": (
+            {f"{part[9:]} teacher": points(part, "eval", "top1", "class") for part in (conv, inv)}, {}
+        ),
+        "Losses: co-advised student": (
+            {name: points(advised, "train", "losses", name) for name in ("class", "conv", "total")}, {}
+        ),
+        "Loss: conv teacher": ({"class": points(conv, "train", "losses", "class")}, {}),
+        "Loss: inv teacher": ({"class": points(inv, "train", "losses", "class")}, {}),
+        "Losses: student alone": ({name: points(alone, "train", "losses", name) for name in ("class", "total")}, {}),
+    }  # fmt: skip

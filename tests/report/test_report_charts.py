@@ -1,10 +1,11 @@
 """Scales, ticks, paths and numbers: the arithmetic below every chart."""
 
 import math
+import re
 
 import pytest
 
-from coadvise.report.charts import Level, Scale, Series, fit_scale, line_chart, path, step_for, thin
+from coadvise.report.charts import Bar, Dot, Level, Scale, Series, fit_scale, line_chart, path, step_for, thin, track
 from coadvise.report.markup import Markup, compact, count, join, percent, points, short, tag
 
 
@@ -104,3 +105,27 @@ def test_numbers_in_words():
     assert [points(v) for v in (0.071, -0.004, 0.0001, None)] == ["+7.1", "−0.4", "±0.0", "–"]
     assert (count(50000), count(None)) == ("50,000", "–")
     assert [compact(v) for v in (1_234_000, 5400, 12, None)] == ["1.23\u00a0M", "5.4\u00a0k", "12", "–"]
+
+
+def test_levels_and_ticks_are_at_the_height_of_the_line_s_values():
+    page = chart(Series("class", "tone-student", [(0, 0.0), (1, 0.5)]), levels=[Level("goal", "tone-0", 1.0)])
+    line, scale = re.search(r' d="M(.*?)"', page).group(1), {}
+    for y, value in re.findall(r'<text x="0" y="([^"]*)"[^>]*>([^<]*)</text>', page):
+        scale[float(value)] = y
+    assert [place.split()[1] for place in line.split("L")] == [scale[0.0], scale[0.5]]
+    assert re.search(r'x2="100%" y1="([^"]*)"[^>]*class="level tone-0"', page).group(1) == scale[1.0] == "0"
+
+
+def test_strips_are_the_columns_around_their_epochs():
+    page = chart(Series("class", "tone-student", [(epoch, 1.0 + epoch) for epoch in (0, 1, 4)]))
+    strips = re.findall(r"<title>epoch (\S+)\n.*?</title></rect>", page)
+    places = re.findall(r'<rect x="([\d.]+)%" y="0" width="([\d.]+)%"', page)
+    assert strips == ["0", "1", "4"]
+    assert [(float(x), float(width)) for x, width in places] == [(0, 12.5), (12.5, 50), (62.5, 37.5)]
+
+
+def test_the_marks_of_a_track_are_where_their_values_are():
+    dots = [Dot(0.25, "ring", "a", "one"), Dot(0.75, "dot", "b", "two"), Dot(0.5, "square", "c", "three")]
+    page = track(Scale(0.0, 1.0, 1.0), dots, [Bar(0.25, 0.75, "change", "tone-gain")])
+    assert re.findall(r'<(?:circle|rect) c?x="(.*?)"', page) == ["25%", "75%", "50%"]
+    assert re.search(r'x1="([^"]*)" x2="([^"]*)"[^>]*class="change tone-gain"', page).groups() == ("25%", "75%")

@@ -1,6 +1,7 @@
 """The page: well-formed, self-contained, escaped, complete, and there even when most of the run is not."""
 
 import base64
+import html
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from coadvise.report import write_report
 from coadvise.report.answers import interval
 from coadvise.report.disagreement import thumbnail
 from coadvise.report.markup import Markup, percent, points
-from coadvise.report.page import SECTIONS
+from coadvise.report.page import POLICY, SECTIONS
 from coadvise.report.read import read_run
 from coadvise.report.verdict import comparison, rows_of
 
@@ -65,6 +66,7 @@ def report(run):
     text = path.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>")
     page = Page(text)
+    assert f'<meta http-equiv="Content-Security-Policy" content="{html.escape(POLICY)}">' in text
     assert "script" not in page.elements
     assert page.elements.count("h1") == 1
     assert all(reference.startswith("#") and reference[1:] in page.ids for reference in page.references)
@@ -400,3 +402,28 @@ def test_made_records_say_nothing_that_real_ones_do_not(build, finished):
     real = keys(finished)
     for kind, made in keys(build()).items():
         assert made <= real[kind], kind
+
+
+def test_images_are_counted_under_their_split(build):
+    labels = np.repeat(np.arange(3), (2, 5, 1))
+    run = build(
+        seeds=(0,), epochs=2, classes=("a", "b", "c"), labels=labels, unreadable=[f"{n}.jpg" for n in range(203)]
+    )
+    data = json.loads((run / "data.json").read_text())
+    data["splits"]["train"] |= {"images": 60, "per_class": [10, 20, 30]}
+    (run / "data.json").write_text(json.dumps(data))
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "3 classes; images: 60 in train, 8 in val; seen at 32 × 32 pixels." in text
+    section = re.search(r'<section id="data">.*?</section>', text, re.DOTALL).group()
+    assert re.findall(r'<th scope="col">(.*?)</th>', section) == ["class", "train", "val"]
+    rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', section)
+    cells = [(name, re.findall(r'style="--p:(.*?)%"><span>(.*?)</span>', row)) for name, row in rows]
+    assert cells == [
+        ("a", [("33.3", "10"), ("40.0", "2")]),
+        ("b", [("66.7", "20"), ("100.0", "5")]),
+        ("c", [("100.0", "30"), ("20.0", "1")]),
+    ]
+    assert "203 files of train could not be read and took no part" in section
+    assert section.count(".jpg") == 200
+    assert "and 3 more" in section
+    assert "Every file of val could be read." in section

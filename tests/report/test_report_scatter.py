@@ -2,7 +2,9 @@
 
 from xml.etree import ElementTree
 
-from coadvise.report.scatter import HEIGHT, WIDTH, Point, scatter
+import pytest
+
+from coadvise.report.scatter import GRID, HEIGHT, WIDTH, Point, scatter
 
 
 def test_points_lie_where_their_values_are_and_inside() -> None:
@@ -23,3 +25,19 @@ def test_points_lie_where_their_values_are_and_inside() -> None:
 def test_one_point_alone_can_be_drawn() -> None:
     root = ElementTree.fromstring(scatter({"s": [Point(50, 50, "only")]}, "t", "x", "y"))
     assert sum(element.get("class") == "mark" for element in root.iter()) == 1
+
+
+def test_a_spread_is_drawn_either_way_of_its_mark_and_ticks_are_where_their_values_are() -> None:
+    points = [Point(60, 70, "low", 1.5), Point(64, 74, "high", 3.0)]
+    root = ElementTree.fromstring(scatter({"s": points}, "t", "x", "y"))
+    lines = [e for e in root.iter() if e.tag.endswith("line") and not e.tag.endswith("polyline")]
+    bars = [e for e in lines if e.get("stroke") != GRID]
+    marks = [e for e in root.iter() if e.get("class") == "mark"]
+    unit = (float(marks[0].get("cy")) - float(marks[1].get("cy"))) / 4  # type: ignore[arg-type]
+    for point, bar, mark in zip(points, bars, marks, strict=True):
+        ends = [float(bar.get(key)) - float(mark.get("cy")) for key in ("y1", "y2")]  # type: ignore[arg-type]
+        assert ends == [pytest.approx(sign * (point.spread or 0) * unit, abs=0.02) for sign in (1, -1)]
+        assert all(0 < float(bar.get(key)) < HEIGHT for key in ("y1", "y2"))  # type: ignore[arg-type]
+    ticks = {e.text: e for e in root.iter() if e.tag.endswith("text")}
+    assert ticks["60"].get("x") == marks[0].get("cx")
+    assert ticks["64"].get("x") == marks[1].get("cx")
