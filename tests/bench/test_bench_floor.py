@@ -5,7 +5,9 @@ import timm
 import torch
 from torch import nn
 
-from coadvise.bench.floor import operations
+from coadvise.bench import floor
+from coadvise.bench.floor import best_seconds, copy_bandwidth, operations, peak_operations, product_note
+from coadvise.bench.table import Setting
 from coadvise.ops import Involution2d
 
 
@@ -32,3 +34,24 @@ def test_known_networks(name: str, giga: float) -> None:
     with torch.device("meta"):
         model = timm.create_model(name).eval()
     assert operations(model, 224) / 2e9 == pytest.approx(giga, abs=0.05)
+
+
+CPU = Setting(torch.device("cpu"), "bfloat16")
+
+
+def test_the_speeds_of_a_machine_are_what_was_done_in_the_best_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter((0.5, 2.0, 4.0))
+    monkeypatch.setattr(floor, "best_seconds", lambda call, setting: next(seconds))
+    assert copy_bandwidth(CPU) == 2 * (64 << 20) / 0.5, "a byte copied is read and written"
+    assert peak_operations(CPU) == 2 * 2048**3 / 2.0, "of the faster precision"
+    assert product_note(1.5e12) == "measured: matrix product 1500 GFLOP/s"
+
+
+def test_the_best_seconds_are_the_fewest_of_several_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, took = [0.0], iter((9.0, 5.0, 3.0, 2.0, 4.0, 8.0, 7.0))
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def call() -> None:
+        clock[0] += next(took)
+
+    assert best_seconds(call, CPU) == 2.0
