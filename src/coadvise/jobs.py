@@ -81,12 +81,12 @@ def in_processes(
             undone = waiting.keys() | working.keys()
             ready = [name for name in waiting if undone.isdisjoint(after.get(name, ()))] if fault is None else []
             for name in ready[: jobs - len(working)]:
-                working[name] = context.Process(target=_work, args=(name, waiting.pop(name), threads, messages))
-                busy = [placed[other] for other in working if other in placed]
+                process = context.Process(target=_work, args=(name, waiting.pop(name), threads, messages))
                 if gpus:
-                    placed[name] = min(gpus, key=busy.count)
+                    placed[name] = min(gpus, key=[placed[other] for other in working].count)
                 with _seeing(placed.get(name)):
-                    working[name].start()
+                    process.start()
+                working[name] = process
             try:
                 kind, name, content = messages.get(timeout=0.5)
             except Empty:

@@ -43,11 +43,8 @@ def compare(preset: str, setting: Setting) -> tuple[Row, str]:
     """One preset's student: its row, and the share in a sentence."""
     weights, state = training_state(preset)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints, plain, raw = (
-            Checkpoints(Path(folder, "checkpoints")),
-            Path(folder, "plain.pt"),
-            Path(folder, "raw"),
-        )
+        checkpoints = Checkpoints(Path(folder, "checkpoints"))
+        plain, raw = Path(folder, "plain.pt"), Path(folder, "raw")
         steps = iter(range(1, 1_000_000))
 
         def write_bytes() -> None:
