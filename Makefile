@@ -35,7 +35,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 bench: setup
-	for name in $(BENCHMARKS); do $(BIN)/coadvise bench $$name || exit 1; done
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks $$name || exit 1; done
 
 chaos: setup  # faults at random, exits with 1 if anything was lost
 	PYTHONPATH=tests $(BIN)/python -m chaos

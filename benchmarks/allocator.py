@@ -26,14 +26,14 @@ def measure(kept: bool, precision: str) -> dict[str, float]:
     """Images a second of each row, in this process."""
     import torch
 
-    from coadvise import engine
+    from coadvise.training import engine
 
     if not kept:
         engine.keep_freed_memory = lambda: False
-    from coadvise.bench.step import CLASSES, SIZE, student
+    from benchmarks.step import CLASSES, SIZE, student
     from coadvise.config import EngineConfig, load_config
-    from coadvise.networks import build_network
-    from coadvise.teachers import Teacher
+    from coadvise.distill.teachers import Teacher
+    from coadvise.models.network import build_network
 
     torch.manual_seed(0)
     torch.set_num_threads(1)

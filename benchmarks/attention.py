@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coadvise.engine import plain_attention  # before timm: it lets torchvision be imported
+from coadvise.training.engine import plain_attention  # before timm: it lets torchvision be imported
 
 # isort: split
 import timm

@@ -14,7 +14,7 @@ limit=600 failed=()
 bench() { # NAME PRECISION [--compile]
     local run="$1-$2${3:+-compile}" left=$((limit - SECONDS))
     printf '\n== %s, %d s left\n' "$run" "$left"
-    if ((left <= 0)) || ! timeout "$left" coadvise bench "$1" --device cuda --precision "$2" --repeats 5 ${3:+"$3"} \
+    if ((left <= 0)) || ! timeout "$left" python -m benchmarks "$1" --device cuda --precision "$2" --repeats 5 ${3:+"$3"} \
         --json "$folder/$run.json"; then
         failed+=("$run")
     fi

@@ -20,12 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coadvise.advice import Advice, LossWeights
 from coadvise.config import ModelConfig, load_config, read_config
-from coadvise.data.audit import AuditedSplit, audit
+from coadvise.data.scan import AuditedSplit, audit
 from coadvise.data.sources import open_source
-from coadvise.loss import Advice, LossWeights, co_advise_loss
-from coadvise.networks import Network, build_network
-from coadvise.record import read_records
+from coadvise.distill.loss import co_advise_loss
+from coadvise.models.network import Network, build_network
+from coadvise.training.metrics import read_records
 
 BATCH_SIZE, SIZE, TOKENS = 64, 32, ("conv", "inv")
 WARM_UP = 5  # steps that are not timed, where steps are

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, settings
 import coadvise  # noqa: F401  # isort: skip  (its torchvision guard, before anything imports timm)
 from tiny import make_images, write_preset
 
-from coadvise import fit, native
-from coadvise.cache_folder import cache_folder
+from coadvise import fit
 from coadvise.data import warp
-from coadvise.ops import attention, convolution, cpu
+from coadvise.machine import cache_folder
+from coadvise.ops import attention, convolution, cpu, native
 
 # Machines differ in speed and share their cores: no deadlines, and the same examples each time.
 settings.register_profile(

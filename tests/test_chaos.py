@@ -11,7 +11,7 @@ from chaos import CAMPAIGNS, Tally
 # A program that does not look at checksums: what the campaign must call lost.
 BLIND = """
 import json, runpy, sys
-from coadvise import checkpoint
+from coadvise import storage as checkpoint
 checkpoint.read_manifest = lambda folder: json.loads((folder / checkpoint.MANIFEST).read_text())
 sys.argv = ["chaos", "corrupt", "--tries", "6"]
 runpy.run_module("chaos", run_name="__main__")

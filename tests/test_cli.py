@@ -18,10 +18,10 @@ from tiny import contents, make_images, records, request_stop, run_program
 
 from coadvise.cli import app, main
 from coadvise.config import preset_names
-from coadvise.corruptions import CORRUPTIONS
+from coadvise.deploy.predict import Prediction, load
 from coadvise.errors import UserError
+from coadvise.evaluation.corruptions import CORRUPTIONS
 from coadvise.models import MODELS
-from coadvise.predict import Prediction, load
 
 Outcome = tuple[int, str, str]  # exit code, stdout, stderr
 Cli = Callable[..., Outcome]
@@ -461,7 +461,7 @@ def test_a_reader_that_goes_away_is_exit_code_1_without_a_word(tmp_path: Path) -
 
 def test_what_is_foreseen_is_said_in_minutes_and_added_up(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     networks = [("one", 90.0), ("two", 0.0), ("three", 30.0)]
-    monkeypatch.setattr(importlib.import_module("coadvise.fit"), "foresee_fit", lambda *_: iter(networks))
+    monkeypatch.setattr(importlib.import_module("coadvise.runs.fit"), "foresee_fit", lambda *_: iter(networks))
     assert [line.split(maxsplit=2) for line in cli("fit", "d", "--dry-run")[1].splitlines()] == [
         ["1.5", "min", "one"], ["done", "two"], ["0.5", "min", "three"],
         ["2.0", "min", "in all, one network after the other"],
@@ -472,6 +472,6 @@ def test_what_is_foreseen_is_said_in_minutes_and_added_up(cli: Cli, monkeypatch:
 def test_predict_says_the_three_likeliest(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     answer = Prediction("c", 0.5, {"a": 0.125, "b": 0.25, "c": 0.5, "d": 0.0625, "e": 0.0625})
     student = SimpleNamespace(predict=lambda images, answer_by: [answer] * len(images))
-    monkeypatch.setattr("coadvise.predict.load", lambda run, part: student)
+    monkeypatch.setattr("coadvise.deploy.predict.load", lambda run, part: student)
     (tmp_path / "x.png").touch()
     assert cli("predict", "run", tmp_path / "x.png") == (0, f"{tmp_path / 'x.png'}: c 50.0%, b 25.0%, a 12.5%\n", "")

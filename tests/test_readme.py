@@ -15,9 +15,9 @@ import pytest
 import coadvise
 from coadvise.config import load_config, read_config
 from coadvise.data.sources import open_source
-from coadvise.record import last_of, read_records
-from coadvise.study_result import _shown
-from coadvise.verdict import seed_interval
+from coadvise.evaluation.verdict import seed_interval
+from coadvise.studies.result import _shown
+from coadvise.training.metrics import last_of, read_records
 
 FEW_STEPS = [
     f"{network}.recipe.{key}=1"

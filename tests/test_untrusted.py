@@ -20,23 +20,15 @@ from safetensors.torch import save
 from tiny import contents
 
 import coadvise
-from coadvise import evaluate, fit, load
-from coadvise.checkpoint import (
-    FORMAT,
-    MANIFEST,
-    OWN,
-    STATE,
-    WEIGHTS,
-    Checkpoints,
-    DamagedError,
-    read_state,
-    write_folder,
-)
+from coadvise import fit, load
 from coadvise.config import ModelConfig, load_config, read_config
 from coadvise.errors import UserError
-from coadvise.networks import build_network, load_network
-from coadvise.rescore import evaluate_run
-from coadvise.train import _resume
+from coadvise.evaluation import scores as evaluate
+from coadvise.models.network import build_network, load_network
+from coadvise.runs.evaluate import evaluate_run
+from coadvise.storage import FORMAT, MANIFEST, OWN, STATE, WEIGHTS, DamagedError, write_folder
+from coadvise.training.checkpoint import Checkpoints, read_state
+from coadvise.training.loop import _resume
 
 PACKAGE = Path(coadvise.__file__).parent
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from coadvise.run import Silent
+from coadvise.training.listener import Silent
 
 CLASSES = ("blue", "green", "red")
 

@@ -1,19 +1,60 @@
-"""Co-advise: teachers of different inductive bias advise one vision transformer, each through a token of its own."""
+"""Co-advise: teachers of different inductive bias advise one vision transformer, each through a token of its own.
 
-from coadvise import _torchvision  # noqa: F401  # isort: skip  (before anything that imports torchvision)
+The public names below are loaded on first use, so `import coadvise` is light. `import coadvise.models` registers the
+networks with timm.
+"""
 
-from coadvise.cache_build import build_cache
-from coadvise.config import RunConfig, load_config
-from coadvise.errors import Interrupted, LostProcessError, StorageError, UserError
-from coadvise.fit import fit
-from coadvise.loss import Advice, LossWeights, co_advise_loss
-from coadvise.models.published import load_published
-from coadvise.portable import export
-from coadvise.predict import Prediction, TrainedStudent, load
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Advice", "Interrupted", "LossWeights", "LostProcessError", "Prediction", "RunConfig", "StorageError",
-    "TrainedStudent", "UserError", "build_cache", "co_advise_loss", "export", "fit", "load", "load_config",
-    "load_published",
-]  # fmt: skip
 __version__ = "0.1.0"
+
+_HOME = {  # public name -> its module
+    "Advice": "advice",
+    "Interrupted": "errors",
+    "LossWeights": "advice",
+    "LostProcessError": "errors",
+    "Prediction": "deploy.predict",
+    "RunConfig": "config",
+    "StorageError": "errors",
+    "TrainedStudent": "deploy.predict",
+    "UserError": "errors",
+    "build_cache": "runs.build_cache",
+    "co_advise_loss": "distill.loss",
+    "export": "deploy.export",
+    "fit": "runs.fit",
+    "load": "deploy.predict",
+    "load_config": "config",
+    "load_published": "models.published",
+}
+__all__ = list(_HOME)
+
+if TYPE_CHECKING:
+    from coadvise.advice import Advice as Advice
+    from coadvise.advice import LossWeights as LossWeights
+    from coadvise.config import RunConfig as RunConfig
+    from coadvise.config import load_config as load_config
+    from coadvise.deploy.export import export as export
+    from coadvise.deploy.predict import Prediction as Prediction
+    from coadvise.deploy.predict import TrainedStudent as TrainedStudent
+    from coadvise.deploy.predict import load as load
+    from coadvise.distill.loss import co_advise_loss as co_advise_loss
+    from coadvise.errors import Interrupted as Interrupted
+    from coadvise.errors import LostProcessError as LostProcessError
+    from coadvise.errors import StorageError as StorageError
+    from coadvise.errors import UserError as UserError
+    from coadvise.models.published import load_published as load_published
+    from coadvise.runs.build_cache import build_cache as build_cache
+    from coadvise.runs.fit import fit as fit
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'coadvise' has no attribute '{name}'")
+    value = getattr(import_module(f"coadvise.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,10 +82,10 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Train teachers and a co-advised student on a folder of labelled images."""
-    from coadvise.fit import fit as run_fit
-    from coadvise.fit import foresee_fit
-    from coadvise.jobs import check_jobs
-    from coadvise.record import last_of, read_records
+    from coadvise.runs.fit import fit as run_fit
+    from coadvise.runs.fit import foresee_fit
+    from coadvise.runs.parallel import check_jobs
+    from coadvise.training.metrics import last_of, read_records
 
     if dry_run:
         check_jobs(jobs)
@@ -112,7 +111,7 @@ def cache(
     as_json: AsJson = False,
 ) -> None:
     """Store what a run's teachers say of its students' views, so that later runs need not ask them."""
-    from coadvise.cache_build import build_cache
+    from coadvise.runs.build_cache import build_cache
 
     with closing(Terminal(Console(stderr=as_json))) as terminal:
         folder = build_cache(run, out, seeds, epochs, jobs, top_k, terminal)
@@ -141,8 +140,8 @@ def evaluate(
 
     Images that cannot be read are named, and the exit code is 2 unless that is allowed.
     """
-    from coadvise.rescore import evaluate_run
-    from coadvise.score_tables import score_lines
+    from coadvise.evaluation.tables import score_lines
+    from coadvise.runs.evaluate import evaluate_run
 
     try:
         chosen = tuple(int(word) for word in severities.split(","))
@@ -171,7 +170,7 @@ def predict(
     """Say what is on images. One that cannot be read is an error, unless allowed."""
     from coadvise.data.images import readable
     from coadvise.data.sources import image_files
-    from coadvise.predict import load
+    from coadvise.deploy.predict import load
 
     student, images, unreadable = load(run, part), image_files(images), list[str]()
     if allow_unreadable:
@@ -200,7 +199,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a trained student as one file that answers without coadvise: pixels in, probabilities out."""
-    from coadvise.portable import export as run_export
+    from coadvise.deploy.export import export as run_export
 
     about = run_export(run, out, part, answer)
     if as_json:
@@ -217,25 +216,10 @@ def export(
 
 
 @app.command()
-def models(
-    table: Annotated[
-        bool, typer.Option("--table", help="Count and time every network of the paper, as Markdown (docs/MODELS.md).")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
+def models(as_json: AsJson = False) -> None:
     """List the networks that come with coadvise; any timm model can be a teacher too."""
     from coadvise.models import describe_models
-    from coadvise.zoo import default_setting, document, measure
 
-    if table:
-        setting = default_setting()
-        rows = measure(setting)
-        if as_json:
-            print(json.dumps([asdict(row) for row in rows]))
-            return
-        for line in document(rows, setting):
-            print(line)
-        return
     described = describe_models()
     if as_json:
         print(json.dumps(described))
@@ -279,8 +263,8 @@ def study(
     as_json: AsJson = False,
 ) -> None:
     """Run a study: train and compare the networks of one of the paper's tables on your data."""
-    from coadvise.jobs import check_jobs
-    from coadvise.study import foresee_study, run_study
+    from coadvise.runs.parallel import check_jobs
+    from coadvise.studies.runner import foresee_study, run_study
 
     changes = overrides or []
     if dry_run:
@@ -322,28 +306,6 @@ def convert(
         print(note)
     settings = "".join(f", {key}={value!r}" for key, value in found.arguments.items())
     print(f"timm.create_model('{found.model}', checkpoint_path='{out}'{settings})")
-
-
-@app.command()
-def bench(
-    name: Annotated[str, typer.Argument(help="involution, student, step, loader, cache, growth or checkpoint.")],
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    batch_size: Annotated[int, typer.Option(min=0, help="Images; 0 is the benchmark's own choice.")] = 0,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each; figures are medians.")] = 9,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile all networks, the peer's too.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table to this file as well.")] = None,
-) -> None:
-    """Time a part of coadvise against its peer, in turns in one process."""
-    from coadvise.bench import run_benchmark
-
-    if json_file is not None and not json_file.absolute().parent.is_dir():  # before minutes of measuring
-        raise UserError(f"'{json_file.parent}' is no folder; make it, or write elsewhere")
-    table = run_benchmark(name, precision, batch_size, repeats, compiled, device)
-    for line in table.lines():
-        print(line)
-    if json_file is not None:
-        table.write(json_file)
 
 
 @app.command()

@@ -22,9 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from coadvise.advice import AVERAGE, CLASS, Advice, LossWeights, check_names
 from coadvise.errors import UserError
-from coadvise.loss import AVERAGE, CLASS, Advice, LossWeights
-from coadvise.models.tokens import check_token_names
 
 MOST_YAML = 2**17  # bytes of a configuration, and things in it once YAML's aliases are written out
 
@@ -136,7 +135,7 @@ def _token_name(name: str) -> str:
     if name == AVERAGE:
         raise ValueError("a teacher's name is its token's, and 'average' is the answer of all tokens together")
     try:
-        return check_token_names([name])[0]
+        return check_names([name])[0]
     except UserError as error:
         raise ValueError(f"a teacher's name is its token's: {error}") from None
 
@@ -229,6 +228,11 @@ class EngineConfig(_Part):
         600.0, gt=0, description="on several processes: how long one waits for another before the run ends"
     )
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the extra 'tensorboard')")
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers that are told every record, by name."""
+        return ("tensorboard",) if self.tensorboard else ()
 
 
 class RunConfig(_Part):
@@ -496,3 +500,22 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(child, f"{path}.{key}" if path else str(key))
     else:
         yield path, value
+
+
+# Keys that change no number: a run may be taken up with other ones.
+FREE = (
+    "data.workers",
+    "data.max_unreadable",
+    "engine.checkpoint_seconds",
+    "engine.timeout_seconds",
+    "engine.tensorboard",
+)
+
+
+def deciding_values(config: RunConfig) -> dict[str, Any]:
+    """What a configuration says beside where the images are and what changes no number, in plain values."""
+    values = config.model_dump(mode="json")
+    for key in ("data.source", *FREE):
+        group, _, name = key.partition(".")
+        values[group].pop(name)
+    return values

@@ -13,10 +13,11 @@ import torch
 
 from chaos import Tally
 from chaos.mutate import a_configuration, attempt, damaged
-from coadvise.checkpoint import MANIFEST, OWN, STATE, WEIGHTS, DamagedError, read_manifest, read_state, write_folder
 from coadvise.config import ModelConfig
 from coadvise.errors import UserError
-from coadvise.networks import build_network, load_network
+from coadvise.models.network import build_network, load_network
+from coadvise.storage import MANIFEST, OWN, STATE, WEIGHTS, DamagedError, read_manifest, write_folder
+from coadvise.training.checkpoint import read_state
 
 SMALL = ModelConfig(model="resnet_small", model_kwargs={"widths": [8], "depths": [1], "strides": [2]})
 ODD: tuple[Any, ...] = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from chaos import Tally
 from chaos.victim import FINISHED, Outcome, Place, Victims, result
-from coadvise.checkpoint import Checkpoints
+from coadvise.training.checkpoint import Checkpoints
 
 
 def run(tries: int, seed: int, folder: Path) -> Tally:

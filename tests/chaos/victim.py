@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from tiny import PRESET, Stopper, contents, make_images, never, records, write_preset
 
-from coadvise import checkpoint, fit, record
+from coadvise import fit
+from coadvise import storage as checkpoint
 from coadvise.errors import Interrupted, UserError
+from coadvise.training import metrics as record
 
 SAVING = {checkpoint.__file__, record.__file__}
 FINISHED, STOPPED, REFUSED, FAULT = 0, 10, 11, 12

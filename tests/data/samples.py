@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from coadvise.config import AugmentConfig
-from coadvise.data.audit import AuditedSplit
+from coadvise.data.scan import AuditedSplit
 from coadvise.data.views import Batch, Views
 
 NOTHING = AugmentConfig(kind="none")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from samples import EVERYTHING, joined, made_views, same
 
 from coadvise.config import AugmentConfig
-from coadvise.data.audit import audit
 from coadvise.data.images import Pixels, read_image, square, to_array
 from coadvise.data.loader import TrainingLoader, _Requests, epoch_batches, still_batches
+from coadvise.data.scan import audit
 from coadvise.data.sources import open_source
 from coadvise.data.views import Batch, Views
 from coadvise.errors import UserError

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coadvise.data.audit import AuditedSplit
 from coadvise.data.quarantine import FILE, Quarantine, check_share
+from coadvise.data.scan import AuditedSplit
 from coadvise.errors import UserError
 
 

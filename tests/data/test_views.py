@@ -18,9 +18,9 @@ from torch import Tensor
 from coadvise.config import AugmentConfig
 from coadvise.data import draws
 from coadvise.data import views as views_module
-from coadvise.data.audit import AuditedSplit, audit, audit_split
 from coadvise.data.images import read_image
 from coadvise.data.pipeline import Pipeline
+from coadvise.data.scan import AuditedSplit, audit, audit_split
 from coadvise.data.sources import Split, open_source
 from coadvise.data.views import VIEWS, Views, light_views
 from coadvise.errors import UserError

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data.auto_augment import rotate, shear_x, shear_y, translate_x_rel, translate_y_abs
 
-from coadvise import native
 from coadvise.data import warp
 from coadvise.data.warp import Warped
+from coadvise.ops import native
 
 AFFINE, BICUBIC = Image.Transform.AFFINE, Image.Resampling.BICUBIC
 needs_kernel = pytest.mark.skipif(warp._kernel() is None, reason="no native kernel: no compiler, or switched off")

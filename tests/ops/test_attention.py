@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from coadvise import native
 from coadvise.errors import UserError
-from coadvise.ops import attention
+from coadvise.ops import attention, native
 from coadvise.ops.attention import takes
 
 pytestmark = pytest.mark.skipif(attention._library() is None, reason="no native kernel: no compiler, or switched off")

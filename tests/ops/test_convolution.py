@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from coadvise import native
 from coadvise.errors import UserError
-from coadvise.ops import convolution, onednn
+from coadvise.ops import convolution, native, onednn
 from coadvise.ops.convolution import conv3x3_relu, takes
 
 pytestmark = pytest.mark.skipif(convolution._library() is None, reason="no native kernel: no compiler, or switched off")

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from coadvise import native
-from coadvise.ops import cpu, involution2d
+from coadvise.ops import cpu, involution2d, native
 from coadvise.ops.reference import involution2d_backward_reference, involution2d_reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -132,7 +131,7 @@ def test_a_channels_last_network_does_not_go_through_python(monkeypatch: pytest.
 @needs_native
 def test_a_c_compiler_alone_is_enough() -> None:
     code = (
-        "import shutil, torch; from coadvise import native; from coadvise.ops import involution2d\n"
+        "import shutil, torch; from coadvise.ops import native; from coadvise.ops import involution2d\n"
         "find = shutil.which; native.shutil.which = lambda name: None if '+' in name else find(name)\n"
         "x, weight = torch.randn(1, 16, 4, 4), torch.randn(1, 1, 3, 3, 4, 4)\n"
         "out = involution2d(x.contiguous(memory_format=torch.channels_last), weight)\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 from tiny import Stopper, never
 
-from coadvise.study import run_study
+from coadvise.studies.runner import run_study
 
 
 class StudyStopper(Stopper):

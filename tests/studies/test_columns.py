@@ -11,15 +11,16 @@ from PIL import Image
 from studied import Studied
 from tiny import CLASSES, make_images
 
-from coadvise.agreement import agreement, divergences
 from coadvise.config import load_config
 from coadvise.errors import UserError
-from coadvise.evaluate import load_predictions, save_predictions
-from coadvise.networks import load_network
-from coadvise.rescore import evaluate_run
-from coadvise.run import ADVISED, ALONE, TEACHER, Arm, Silent
+from coadvise.evaluation.agreement import agreement, divergences
+from coadvise.evaluation.scores import load_predictions, save_predictions
+from coadvise.models.network import load_network
+from coadvise.runs.evaluate import evaluate_run
+from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Arm
 from coadvise.studies import STUDIES, Order, Row, Study
 from coadvise.studies.columns import ABOVE_ALONE, IMAGES, SEVERITIES, SPEED, TOP1, Finished, check_shift, shifted
+from coadvise.training.listener import Silent
 
 
 def figures(result: dict[str, Any]) -> dict[str, dict[str, Any]]:

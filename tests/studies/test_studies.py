@@ -13,17 +13,17 @@ import torch
 from studied import Studied, StudyStopper
 from tiny import CLASSES, Stopper, make_images, never, write_preset
 
-from coadvise.arm import initial_network
 from coadvise.config import TeacherConfig, load_config
+from coadvise.distill.teachers import Teachers
 from coadvise.errors import Interrupted, UserError
-from coadvise.jobs import Task, in_processes
-from coadvise.rescore import evaluate_run
-from coadvise.run import ADVISED, TEACHER
+from coadvise.runs.evaluate import evaluate_run
+from coadvise.runs.network_job import initial_network
+from coadvise.runs.parallel import Task, in_processes
+from coadvise.runs.plan import ADVISED, TEACHER
 from coadvise.studies import STUDIES, Order, Row, Study
 from coadvise.studies.capacity import DEPTHS
+from coadvise.studies.runner import _configuration, _one_by_one, _plan, _prepare, foresee_study, run_study
 from coadvise.studies.students import SMALL_RESNET10
-from coadvise.study import _configuration, _one_by_one, _plan, _prepare, foresee_study, run_study
-from coadvise.teachers import Teachers
 
 ONE = "both teachers through one output"
 

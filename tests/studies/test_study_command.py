@@ -9,7 +9,7 @@ from studied import Studied
 
 from coadvise.cli import main
 from coadvise.errors import UserError
-from coadvise.study import run_study
+from coadvise.studies.runner import run_study
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

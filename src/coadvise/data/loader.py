@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from coadvise.data.audit import AuditedSplit
 from coadvise.data.images import Pixels, UnreadableImageError, read_image, square, to_array
+from coadvise.data.scan import AuditedSplit
 from coadvise.data.views import Batch, Indices, Views
 from coadvise.data.workers import taking_up, worker_batches
 from coadvise.errors import UserError

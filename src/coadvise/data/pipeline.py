@@ -6,6 +6,8 @@ single pixels differ by a few grey levels, and their mean by a hundredth of one.
 Pillow's to the bit, but faster (`warp`).
 """
 
+from coadvise import torchvision_guard  # noqa: F401  # isort: skip  (before anything that imports torchvision)
+
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from coadvise.checkpoint import write_text
-from coadvise.data.audit import AuditedSplit
+from coadvise.data.scan import AuditedSplit
 from coadvise.errors import UserError
+from coadvise.storage import write_text
 
 FILE = "quarantine.txt"
 _PATH = re.compile(r"""(['"])(?:\\.|(?!\1)[^\\])*\1""")

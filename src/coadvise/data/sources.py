@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from coadvise.cache_folder import cache_folder, cache_path
 from coadvise.config import RunConfig, nearest
 from coadvise.data import draws
 from coadvise.data.images import open_image
 from coadvise.errors import UserError
+from coadvise.machine import cache_folder, cache_path
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 VALIDATION_NAMES = ("val", "valid", "test")

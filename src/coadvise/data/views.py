@@ -23,9 +23,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from coadvise.config import AugmentConfig
 from coadvise.data import draws
-from coadvise.data.audit import AuditedSplit
 from coadvise.data.images import Pixels, UnreadableImageError, read_image, square, to_array
 from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, Pipeline
+from coadvise.data.scan import AuditedSplit
 from coadvise.data.workers import taking_up
 from coadvise.errors import UserError
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from coadvise import native
+from coadvise.ops import native
 
 SOURCE = Path(__file__).with_name("warp_cpu.c")
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from torch.utils.data import DataLoader, Dataset
 
 from coadvise.errors import UserError
-from coadvise.memory import keep_freed_memory
+from coadvise.machine import keep_freed_memory
 
 LOOK_EVERY = 5.0  # seconds without a batch after which the loader processes are looked at
 PATIENCE = 30.0  # seconds on one file after which a loader process hangs

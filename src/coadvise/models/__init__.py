@@ -1,5 +1,7 @@
 """Students and teachers, registered with timm by this import: ``timm.create_model(name)`` builds any of ``MODELS``."""
 
+from coadvise import torchvision_guard  # noqa: F401  # isort: skip  (before anything that imports torchvision)
+
 from typing import Any
 
 import timm
@@ -11,7 +13,7 @@ from coadvise.models.rednet import RedNet
 from coadvise.models.resnet import BasicResNet
 from coadvise.models.stems import AlignedPatchEmbed, ConvStem, InvolutionStem
 from coadvise.models.student import Student
-from coadvise.models.tokens import CLASS_TOKEN, TokenModel
+from coadvise.models.tokens import TokenModel
 
 RESNETS = ("resnet_small",)
 REDNETS = ("rednet26", "rednet38", "rednet50", "rednet101", "rednet152", "rednet_small")
@@ -27,7 +29,6 @@ STUDENTS = (*TRANSFORMERS, *OTHER_BIAS)
 MODELS = (*RESNETS, *REDNETS, *STUDENTS)
 
 __all__ = [
-    "CLASS_TOKEN",
     "MODELS",
     "OTHER_BIAS",
     "REDNETS",

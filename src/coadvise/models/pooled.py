@@ -14,11 +14,12 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
+from coadvise.advice import CLASS
 from coadvise.errors import UserError
 from coadvise.models.folding import fold_batch_norms, sample_images
 from coadvise.models.resnet import BasicResNet
 from coadvise.models.staged import create_staged, default_cfg
-from coadvise.models.tokens import CLASS_TOKEN, PAPER_TOKENS, TokenModel, check_token_names
+from coadvise.models.tokens import PAPER_TOKENS, TokenModel, check_token_names
 
 
 class PooledTokens(TokenModel, nn.Module):
@@ -35,7 +36,7 @@ class PooledTokens(TokenModel, nn.Module):
 
     def heads(self) -> dict[str, nn.Module]:
         """Return every token's head by name, the class token's first."""
-        return {CLASS_TOKEN: self.get_classifier()} | {n: self.get_submodule(f"head_{n}") for n in self.token_names}
+        return {CLASS: self.get_classifier()} | {n: self.get_submodule(f"head_{n}") for n in self.token_names}
 
     def forward_tokens(self, x: Tensor) -> dict[str, Tensor]:
         """Map images [B, C, H, W] to logits [B, num_classes] by token: ``"class"``, then ``token_names`` in order."""

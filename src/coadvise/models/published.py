@@ -32,11 +32,11 @@ from timm.models import load_pretrained
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from coadvise.checkpoint import write_weights
 from coadvise.errors import UserError
 from coadvise.models.rednet import BLOCKS, EXPANSION, GROUP_CHANNELS
 from coadvise.models.student import PAPER_ALIGNMENT, Student
 from coadvise.models.tokens import PAPER_TOKENS, check_token_names
+from coadvise.storage import write_weights
 
 Tensors = Mapping[str, Tensor]
 

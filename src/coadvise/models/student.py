@@ -18,11 +18,12 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, cat, nn
 
+from coadvise.advice import CLASS
 from coadvise.errors import UserError
 from coadvise.models.inference import ClassAnswer
 from coadvise.models.staged import default_cfg
 from coadvise.models.stems import STEMS, AlignedPatchEmbed
-from coadvise.models.tokens import CLASS_TOKEN, PAPER_TOKENS, TokenModel, check_token_names
+from coadvise.models.tokens import PAPER_TOKENS, TokenModel, check_token_names
 
 PAPER_ALIGNMENT = {"conv": "conv", "inv": "inv"}
 
@@ -144,7 +145,7 @@ class Student(TokenModel, VisionTransformer):
 
     def heads(self) -> dict[str, nn.Module]:
         """Return every token's head by name, the class token's first."""
-        return {CLASS_TOKEN: self.head} | {name: self.get_submodule(f"head_{name}") for name in self.token_names}
+        return {CLASS: self.head} | {name: self.get_submodule(f"head_{name}") for name in self.token_names}
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace all heads by fresh ones; 0 classes leave them out.

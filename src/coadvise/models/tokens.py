@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from coadvise.advice import CLASS, check_names
 from coadvise.errors import UserError
 
-CLASS_TOKEN = "class"
 PAPER_TOKENS = ("conv", "inv")
 
 # Names become parameter names (head_conv), so they may not be what a module has already.
-_RESERVED = frozenset({CLASS_TOKEN, "drop", *dir(nn.ModuleDict)})
+_RESERVED = frozenset({"drop", *dir(nn.ModuleDict)})
 
 
 class TokenModel(ABC):
@@ -41,22 +40,16 @@ class TokenModel(ABC):
     def freeze_advised_heads(self) -> None:
         """Freeze the heads that only a teacher's advice gives a gradient to, for a student that has no teachers."""
         for name, head in self.heads().items():
-            head.requires_grad_(name == CLASS_TOKEN)
+            head.requires_grad_(name == CLASS)
 
 
 def check_token_names(token_names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names as a tuple.
+    """Token names as a tuple.
 
     Raises:
-        UserError: A name twice, a reserved one, or one that is not a lower-case identifier.
+        UserError: as `check_names`, or a name that a module has already.
     """
-    names = (token_names,) if isinstance(token_names, str) else tuple(token_names)
-    bad = [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _RESERVED]
-    if bad:
-        raise UserError(
-            f"token names {bad} are not allowed: use lower-case letters, digits and _, and not a reserved word such as "
-            f"{CLASS_TOKEN!r} or 'type'"
-        )
-    if len(set(names)) < len(names):
-        raise UserError(f"token names {names} name one token twice; name each once")
+    names = check_names(token_names)
+    if bad := sorted(_RESERVED & set(names)):
+        raise UserError(f"token names {bad} are not allowed: they are words that PyTorch's modules use; choose others")
     return names

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from coadvise import native
 from coadvise.errors import UserError
+from coadvise.ops import native
 from coadvise.ops.register import register
 
 SOURCE = Path(__file__).with_name("attention_cpu.c")

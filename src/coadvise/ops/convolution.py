@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from coadvise import native
 from coadvise.errors import UserError
-from coadvise.ops import onednn
+from coadvise.ops import native, onednn
 from coadvise.ops.register import register
 
 SOURCE = Path(__file__).with_name("convolution_cpu.c")

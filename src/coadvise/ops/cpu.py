@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from coadvise import native
+from coadvise.ops import native
 from coadvise.ops.reference import (
     involution2d_backward_reference,
     involution2d_reference,

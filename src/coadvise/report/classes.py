@@ -6,15 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from coadvise.report.answers import (
-    agreement,
-    comparable,
-    group_per_class,
-    per_class,
-    teacher_name,
-    tone,
-    voices,
-)
+from coadvise.report.answers import agreement, comparable, group_per_class, per_class, teacher_name, tone, voices
 from coadvise.report.charts import Bar, Dot, Scale, axis, dot_row, fit_scale, key, track
 from coadvise.report.markup import Markup, count, join, percent, points, tag
 from coadvise.report.read import ADVISED, ALONE, Floats, Run, group_of, mapping, number, sequence

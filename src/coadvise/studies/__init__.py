@@ -11,7 +11,7 @@ from coadvise.studies import (
     students,
     teachers,
     tokens,
-)  # fmt: skip
+)
 from coadvise.studies.question import Figure, Order, Row, Study
 
 STUDIES: dict[str, Study] = {

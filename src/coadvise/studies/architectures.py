@@ -1,6 +1,6 @@
 """Table 3: what each architecture costs, and how accurate it is; the paper's figures are those of its S models."""
 
-from coadvise.run import ALONE, TEACHER
+from coadvise.runs.plan import ALONE, TEACHER
 from coadvise.studies.columns import PARAMETERS, SPEED, TOP1
 from coadvise.studies.question import BOTH, NAIVE, RANDOM, Order, Row, Study, aligned
 

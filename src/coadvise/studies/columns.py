@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from coadvise.agreement import TEACHERS, divergence_by_image
-from coadvise.checkpoint import MANIFEST, WEIGHTS, write_text
 from coadvise.config import read_config
-from coadvise.data.shifts import FOLDER, IMAGENET_C, corrupted_splits, layout_of, subset_split
 from coadvise.data.sources import evaluation_split
-from coadvise.engine import Engine, here
-from coadvise.evaluate import correct, load_predictions, log_probabilities
-from coadvise.networks import load_network
-from coadvise.predict import trained_parts
-from coadvise.record import last_of, read_records
-from coadvise.rescore import evaluate_run
-from coadvise.run import ALONE, CONFIG, Arm, Listener
-from coadvise.speed import images_per_second
-from coadvise.verdict import ByImage
+from coadvise.evaluation.agreement import TEACHERS, divergence_by_image
+from coadvise.evaluation.scores import correct, load_predictions, log_probabilities
+from coadvise.evaluation.shifts import FOLDER, IMAGENET_C, corrupted_splits, layout_of, subset_split
+from coadvise.evaluation.speed import images_per_second
+from coadvise.evaluation.verdict import ByImage
+from coadvise.models.network import load_network
+from coadvise.runs.evaluate import evaluate_run
+from coadvise.runs.plan import ALONE, Arm
+from coadvise.runs.run import CONFIG, trained_parts
+from coadvise.storage import MANIFEST, WEIGHTS, write_text
+from coadvise.training.engine import Engine, here
+from coadvise.training.listener import Listener
+from coadvise.training.metrics import last_of, read_records
 
 # Corruptions are made and answered for 45 times: so much of them is enough for a table, and minutes on a CPU.
 SEVERITIES, IMAGES = (1, 3, 5), 1000

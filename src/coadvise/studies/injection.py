@@ -1,6 +1,6 @@
 """Table 8: tokens as random vectors or aligned, each by itself, with and without advice."""
 
-from coadvise.run import ALONE
+from coadvise.runs.plan import ALONE
 from coadvise.studies.question import BOTH, RANDOM, Order, Row, Study, aligned
 
 STUDY = Study(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from coadvise.config import RunConfig
-from coadvise.run import TEACHER
+from coadvise.runs.plan import TEACHER
 from coadvise.studies.columns import TOP1, same_answer
 from coadvise.studies.question import Order, Row, Study, must_train
 

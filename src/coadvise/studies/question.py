@@ -6,7 +6,7 @@ from typing import Any
 
 from coadvise.config import RunConfig, TeacherConfig
 from coadvise.errors import UserError
-from coadvise.run import ADVISED
+from coadvise.runs.plan import ADVISED
 from coadvise.studies.columns import TOP1, Column
 
 Changes = Mapping[str, Any]  # to a configuration, by dotted key

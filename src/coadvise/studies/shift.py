@@ -1,6 +1,6 @@
 """Table 9: the co-advised student's tokens, and the student alone, on images unlike those they learnt from."""
 
-from coadvise.run import ALONE
+from coadvise.runs.plan import ALONE
 from coadvise.studies.columns import CORRUPTION_ERROR, TOP1
 from coadvise.studies.question import BOTH, RANDOM, Order, Row, Study
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from coadvise.config import RunConfig
-from coadvise.run import ALONE
+from coadvise.runs.plan import ALONE
 from coadvise.studies.columns import ABOVE_ALONE, TOP1
 from coadvise.studies.question import BOTH, NAIVE, ON_CLASS_TOKEN, RANDOM, Order, Row, Study
 

@@ -3,7 +3,7 @@
 The paper's claim is that they differ (studies/knowledge.py), not which is better where, so there is no order here.
 """
 
-from coadvise.run import TEACHER
+from coadvise.runs.plan import TEACHER
 from coadvise.studies.columns import CORRUPTION_ERROR, PARAMETERS, TOP1
 from coadvise.studies.question import Row, Study
 

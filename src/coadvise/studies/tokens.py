@@ -1,6 +1,6 @@
 """Table 7: which tokens, each advised by its teacher, make the student better."""
 
-from coadvise.run import ALONE
+from coadvise.runs.plan import ALONE
 from coadvise.studies.question import BOTH, RANDOM, Order, Row, Study
 
 STUDY = Study(

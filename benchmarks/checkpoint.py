@@ -1,0 +1,79 @@
+"""A checkpoint against one plain `torch.save`: what wholeness and checksums cost, and their share of training time.
+
+Ours writes weights, AdamW's state and averaged weights, makes a sha256 of each file, waits until all is on the disk and
+removes the oldest. The peer writes the same tensors into one file: no checksum, no waiting for the disk, no second copy
+while it writes. They take turns; figures are medians, on the disk of the temporary folder (TMPDIR). The floor is as
+many bytes, written into one file and waited for. The share is of a run that saves as often as it may; since a run saves
+at the ends of epochs, it will be less.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.table import Row, Setting, Table, machine
+from coadvise.config import load_config
+from coadvise.evaluation.speed import interleaved
+from coadvise.models.network import build_network
+from coadvise.training.checkpoint import KEEP, Checkpoints
+from coadvise.training.loop import seconds_between
+from coadvise.training.optim import make_optimiser
+
+CLASSES = [str(number) for number in range(10)]
+
+
+def training_state(preset: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights and state of a preset's student after a step."""
+    config = load_config(preset)
+    network = build_network(config.student, CLASSES, config.data.image_size, seed=0, tokens=config.tokens)
+    optimiser = make_optimiser(network.model, config.student.recipe)
+    for parameter in network.model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    optimiser.step()
+    weights = network.model.state_dict()
+    average = {name: value.clone() for name, value in weights.items()} if config.student.recipe.ema else None
+    return weights, {"step": 1, "optimiser": optimiser.state_dict(), "ema": average, "sums": {}}
+
+
+def compare(preset: str, setting: Setting) -> tuple[Row, str]:
+    """One preset's student: its row, and the share in a sentence."""
+    weights, state = training_state(preset)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder, "checkpoints"))
+        plain, raw = Path(folder, "plain.pt"), Path(folder, "raw")
+        steps = iter(range(1, 1_000_000))
+
+        def write_bytes() -> None:
+            with raw.open("wb") as file:
+                file.write(content)
+                os.fsync(file.fileno())
+
+        calls: dict[str, Callable[[], object]] = {
+            "ours": lambda: checkpoints.save(next(steps), weights, state),
+            "peer": lambda: torch.save({"model": weights, **state}, plain),
+            "check": checkpoints.latest,
+            "floor": write_bytes,
+        }
+        for _ in range(KEEP):
+            calls["ours"]()
+        content = bytes(sum(path.stat().st_size for path in checkpoints.folder.glob("*-*/*")) // KEEP)
+        seconds = interleaved(calls, setting.repeats, setting.synchronise)
+    interval = seconds_between(load_config(preset).engine.checkpoint_seconds, seconds["ours"])
+    share = seconds["ours"] / (interval + seconds["ours"])
+    note = (
+        f"{preset}: {len(content) / 1e6:.3g} MB; "
+        f"{share:.2%} of training time with one every {interval:.3g} s (goal: under 2 %); "
+        f"{1000 * seconds['check']:.3g} ms to check it when a run is taken up"
+    )
+    return Row(preset, "ms", 1000 * seconds["ours"], 1000 * seconds["peer"], 1000 * seconds["floor"]), note
+
+
+def run(setting: Setting) -> Table:
+    """Times the students of two presets; a given batch size leaves out the larger one."""
+    presets = ("small-images",) if setting.batch_size else ("small-images", "photos")
+    rows, notes = zip(*(compare(preset, setting) for preset in presets), strict=True)
+    return Table("a checkpoint against torch.save", "torch.save", rows, machine(setting), notes)

@@ -1,0 +1,99 @@
+"""Who advises which token of the student, and how strongly: λ and τ of Eq. (1) of the paper."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from coadvise.errors import UserError
+
+CLASS = "class"  # the name of the class token's answer in every dict of logits
+AVERAGE = "average"  # that of all tokens' together, `average_probabilities`
+
+
+@dataclass(frozen=True)
+class Advice:
+    """How one teacher advises.
+
+    Attributes:
+        weight: λ_k of Eq. (1).
+        temperature: τ_k of Eq. (1).
+        token: the student's token it advises, "class" among them, or several, each with λ_k and τ_k; "" is the token of
+            the teacher's own name.
+        hard: cross-entropy against the teacher's most likely class (DeiT's hard distillation) in place of the KL term.
+    """
+
+    weight: float = 1.0
+    temperature: float = 1.0
+    token: str | tuple[str, ...] = ""
+    hard: bool = False
+
+    def tokens(self, name: str) -> tuple[str, ...]:
+        """The tokens that it is for, coming from the teacher of this name."""
+        return (self.token or name,) if isinstance(self.token, str) else self.token
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """λ_0 on the class token's cross-entropy, and how each teacher advises.
+
+    Attributes:
+        label: λ_0.
+        advice: one `Advice` a teacher, by the teacher's name.
+        mean: several teachers on one token advise it by the mean of their probabilities, in place of a term each. The
+            gradients of n such terms are n times that of the mean, if λ is the same, so this is a smaller λ.
+
+    Raises:
+        ValueError: teachers that advise by their mean differ in temperature, or are hard.
+    """
+
+    label: float = 1.0
+    advice: Mapping[str, Advice] = field(default_factory=dict)
+    mean: bool = False
+
+    def __post_init__(self) -> None:
+        for token, names in self.by_token.items() if self.mean else ():
+            together = [self.advice[name] for name in names]
+            if len(names) > 1 and (len({a.temperature for a in together}) > 1 or any(a.hard for a in together)):
+                raise ValueError(
+                    f"the teachers {', '.join(names)} advise token '{token}' by their mean, which needs soft advice at "
+                    "one temperature; give them the same temperature and hard=false, or let them advise by the sum"
+                )
+
+    @property
+    def by_token(self) -> dict[str, list[str]]:
+        """The teachers of each advised token, in order."""
+        teachers: dict[str, list[str]] = {}
+        for name, advice in self.advice.items():
+            for token in advice.tokens(name):
+                teachers.setdefault(token, []).append(name)
+        return teachers
+
+    @property
+    def trained_tokens(self) -> tuple[str, ...]:
+        """The tokens whose answers training shapes: "class", and each that a teacher advises with a λ above 0."""
+        return (CLASS, *(token for token in self.by_token if token != CLASS and self._advised(token)))
+
+    def _advised(self, token: str) -> bool:
+        return any(self.advice[name].weight > 0 for name in self.by_token.get(token, ()))
+
+    @property
+    def trains_class(self) -> bool:
+        """Whether anything shapes the class token's answer: labels or a teacher."""
+        return self.label > 0 or self._advised(CLASS)
+
+
+def check_names(token_names: Sequence[str]) -> tuple[str, ...]:
+    """Token names as a tuple.
+
+    Raises:
+        UserError: a name twice, the class token's, or one that is not a lower-case identifier.
+    """
+    names = (token_names,) if isinstance(token_names, str) else tuple(token_names)
+    if bad := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == CLASS]:
+        raise UserError(
+            f"token names {bad} are not allowed: use lower-case letters, digits and _, and not {CLASS!r}, which is the "
+            "class token's"
+        )
+    if len(set(names)) < len(names):
+        raise UserError(f"token names {names} name one token twice; name each once")
+    return names

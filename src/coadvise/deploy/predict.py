@@ -1,0 +1,160 @@
+"""A trained student answers for images."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from coadvise.advice import AVERAGE, CLASS
+from coadvise.data.images import UnreadableImageError, read_image, square, to_array, upright_rgb
+from coadvise.distill.loss import average_probabilities
+from coadvise.errors import UserError
+from coadvise.models.network import Network, load_network
+from coadvise.runs.run import check_run, trained_parts, trained_tokens
+
+T = TypeVar("T")
+ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's answer: the likeliest class, its probability, and all of them by class name."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+class TrainedStudent:
+    """A student with its classes, image size and normalisation; what `coadvise.load(run)` returns.
+
+    `tokens` are those whose answers somebody trained.
+    """
+
+    def __init__(self, network: Network, part: str, tokens: tuple[str, ...]) -> None:
+        self.network, self.part, self.tokens = network.eval(), part, tokens
+        self.classes = network.classes
+        self.image_size: int = network.about["image_size"]
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The timm model itself; it expects normalised images."""
+        return self.network.model
+
+    @cached_property
+    def class_network(self) -> Network:
+        """The network made for answering by its class token alone."""
+        return self.network.for_inference()
+
+    def answering(self, answer: str = CLASS) -> torch.nn.Module:
+        """What maps images [B, 3, S, S] in 0..1 to the probabilities [B, K] of one answer.
+
+        Raises:
+            UserError: an answer the student does not have.
+        """
+        if answer not in (*self.tokens, AVERAGE):
+            raise UserError(f"no answer '{answer}'; this network has {', '.join(self.tokens)} and {AVERAGE}")
+        tokens = self.tokens if answer == AVERAGE else (answer,)
+        return _Answering(self.class_network if tokens == (CLASS,) else self.network, tokens).eval()
+
+    @torch.inference_mode()
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], answer: str = CLASS, batch_size: int = 64
+    ) -> list[Prediction]:
+        """Answers for images, in their order.
+
+        Args:
+            images: one or several paths, PIL images, uint8 arrays [H, W, 3] or tensors [3, H, W] (uint8 or 0..1 float).
+            answer: "class" (the class token, as the paper), another token's name, or "average" of all tokens.
+
+        Raises:
+            UserError: an image that cannot be read, or an answer the student does not have.
+        """
+        several = isinstance(images, Iterable) and not isinstance(images, (str, Image.Image, np.ndarray, Tensor))
+        given: list[ImageLike] = list(images) if several else [images]  # type: ignore[arg-type, list-item]
+        answering = self.answering(answer)
+        found: list[Prediction] = []
+        for start in range(0, len(given), batch_size):
+            pixels = np.stack([self._pixels(image) for image in given[start : start + batch_size]])
+            for row in answering(torch.from_numpy(pixels).float().div_(255)).tolist():
+                best = int(np.argmax(row))
+                found.append(Prediction(self.classes[best], row[best], dict(zip(self.classes, row, strict=True))))
+        return found
+
+    def _pixels(self, image: ImageLike) -> npt.NDArray[np.uint8]:
+        if isinstance(image, (str, Path)):
+            try:
+                image = read_image(Path(image))
+            except UnreadableImageError as error:
+                raise UserError(
+                    f"cannot read image {error}; leave it out (coadvise predict: --allow-unreadable)"
+                ) from None
+        elif isinstance(image, Tensor):
+            image = _from_tensor(image)
+        elif isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim < 2 or image.shape[2:] not in ((), (3,), (4,)) or not image.size:
+                raise UserError(
+                    f"an array of {image.dtype} {list(image.shape)} is no image; give uint8 [H, W, 3] or [H, W]"
+                )
+            image = Image.fromarray(image)
+        elif not isinstance(image, Image.Image):
+            raise UserError(f"{image!r} is no image; give paths, PIL images, arrays or tensors, one or several")
+        return to_array(square(upright_rgb(image), self.image_size))
+
+
+class _Answering(torch.nn.Module):
+    """Images in 0..1 to the mean of tokens' probabilities."""
+
+    def __init__(self, network: Network, tokens: tuple[str, ...]) -> None:
+        super().__init__()
+        self.network, self.tokens = network, tokens
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: dict[str, Tensor] = self.network(images)
+        if len(self.tokens) == 1:
+            return logits[self.tokens[0]].float().softmax(-1)
+        return average_probabilities({name: logits[name] for name in self.tokens})
+
+
+def _from_tensor(image: Tensor) -> Image.Image:
+    if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+        raise UserError(f"a tensor of shape {list(image.shape)} is no image; give [3, H, W], or a list of such")
+    if image.is_floating_point():
+        if not 0 <= image.min() <= image.max() <= 1:
+            raise UserError(
+                f"a tensor with values from {image.min():g} to {image.max():g} is no image; give floats in 0..1, not "
+                "normalised, or uint8"
+            )
+        image = (image * 255).round().to(torch.uint8)
+    elif image.dtype != torch.uint8:
+        raise UserError(f"a tensor of {image.dtype} is no image; give floats in 0..1 or uint8")
+    return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+
+
+def load(run: str | Path, part: str | None = None) -> TrainedStudent:
+    """Reads the student of a finished run: its first co-advised one, or any network by its part ("students/alone-0").
+
+    Raises:
+        UserError: no such run, or it has not got that far.
+    """
+    run, part = Path(run), part and part.rstrip("/")
+    check_run(run)
+    if part is not None and part not in (parts := trained_parts(run)):
+        raise UserError(f"'{run}' has no finished network '{part}'; it has {', '.join(parts) or 'none yet'}")
+    part = part or _first_student(run)
+    network = load_network(run / part)
+    return TrainedStudent(network, part, trained_tokens(run, part, network))
+
+
+def _first_student(run: Path) -> str:
+    students = [part for part in trained_parts(run) if part.startswith("students/advised-")]
+    if not students:
+        raise UserError(f"'{run}' has no finished student yet; run the same 'coadvise fit' again to go on")
+    return students[0]

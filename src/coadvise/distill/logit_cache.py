@@ -1,0 +1,351 @@
+"""Teachers' logits for training views, stored once and read by every later run that sees the same views.
+
+A view is a pure function of (seed, epoch, image), and each image occurs once an epoch, so logits are all there is to
+store. A cache has a folder a seed and in it a file, a shard, an epoch, with a row an image. What the numbers depend on
+is written beside them, and a cache of anything else is refused.
+"""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import load, save
+from torch import Tensor
+
+from coadvise.config import RunConfig, changes
+from coadvise.data.scan import Dataset
+from coadvise.data.views import VIEWS, Batch
+from coadvise.errors import UserError
+from coadvise.storage import read_model, storing, write_text
+
+FORMAT = 1
+CACHE, LOCK = "cache.json", ".lock"
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How an answer is stored: all its logits in float16; or, where that takes more room, the largest `top_k`.
+
+    In the second form the other classes share one logit, such that their probabilities (τ = 1) have the sum they had.
+    """
+
+    classes: int
+    top_k: int
+
+    @property
+    def dense(self) -> bool:
+        return 2 * self.classes <= self._bytes_of_top
+
+    @property
+    def bytes_an_answer(self) -> int:
+        return 2 * self.classes if self.dense else self._bytes_of_top
+
+    @property
+    def _bytes_of_top(self) -> int:
+        return self.top_k * (2 + self._class_type.itemsize) + 2
+
+    @property
+    def _class_type(self) -> "np.dtype[Any]":
+        return np.dtype(np.uint16 if self.classes <= 2**16 else np.uint32)
+
+    def __str__(self) -> str:
+        return "float16" if self.dense else f"the {self.top_k} largest in float16"
+
+    def pack(self, teacher: str, logits: Tensor) -> Arrays:
+        """Logits [B, K] of one teacher to the arrays that are stored, each with B rows.
+
+        Raises:
+            UserError: logits that are not finite in float16.
+        """
+        if not torch.isfinite(logits.half()).all():
+            largest = logits.abs().max().item()
+            raise UserError(
+                f"teacher '{teacher}' answers with logits up to {largest:g}, float16 holds up to 65504; train it again "
+                "at a lower learning rate, or go without --cache"
+            )
+        if self.dense:
+            return {teacher: logits.half().cpu().numpy()}
+        values, classes = logits.topk(self.top_k)
+        others = logits.scatter(1, classes, -math.inf).logsumexp(1) - math.log(self.classes - self.top_k)
+        return {
+            f"{teacher}.values": values.half().cpu().numpy(),
+            f"{teacher}.classes": classes.cpu().numpy().astype(self._class_type),
+            f"{teacher}.others": others.clamp(-65504, 65504).half().cpu().numpy(),
+        }
+
+    def unpack(self, teacher: str, arrays: Mapping[str, npt.NDArray[Any]], rows: npt.NDArray[np.int64]) -> Tensor:
+        """Some rows of what `pack` made, as logits [B, K] in float32."""
+        if self.dense:
+            return torch.from_numpy(arrays[teacher][rows]).float()
+        values, others = (torch.from_numpy(arrays[f"{teacher}.{name}"][rows]).float() for name in ("values", "others"))
+        classes = torch.from_numpy(arrays[f"{teacher}.classes"][rows].astype(np.int64))
+        return others[:, None].repeat(1, self.classes).scatter_(1, classes, values)
+
+
+def form_of(config: RunConfig, classes: int) -> Form:
+    assert config.cache is not None
+    return Form(classes, config.cache.top_k)
+
+
+def fingerprint(config: RunConfig, dataset: Dataset, teachers: Mapping[str, Path], seed: int) -> dict[str, Any]:
+    """All that the stored numbers depend on, as nested primitives.
+
+    Neither label smoothing nor recycling is in it: the one changes no image, the other asks for fewer epochs.
+
+    Args:
+        teachers: the folders of the trained teachers by name.
+    """
+    train = dataset.train
+    views = config.augment.model_dump(mode="json", exclude={"smoothing", "recycle"})
+    libraries = ("pillow", "timm", "torch", "torchvision")  # of views, and of what teachers make of them
+    return {
+        "data": {
+            "images": len(train),
+            "files": train.sha256[:16],
+            "labels": _digest(train.labels.tobytes()),
+            "classes": _digest(json.dumps(dataset.classes).encode()),
+        },
+        "views": {**views, "image_size": config.data.image_size, "presize": config.data.presize, "seed": seed},
+        "teachers": {name: teacher_fingerprint(folder) for name, folder in teachers.items()},
+        "precision": config.engine.precision,
+        "stored": str(form_of(config, len(dataset.classes))),
+        "code": {"views": VIEWS, "coadvise": version("coadvise"), **{name: version(name) for name in libraries}},
+    }
+
+
+def teacher_fingerprint(folder: Path) -> dict[str, Any]:
+    """All that a trained teacher's answers depend on. Raises UserError where there is none, or it is damaged."""
+    about, _ = read_model(folder)
+    kept = {name: about[name] for name in ("model", "model_kwargs", "mean", "std")}
+    weights = about["files"]["model.safetensors"]["sha256"]
+    return {**kept, "classes": _digest(json.dumps(about["classes"]).encode()), "weights": weights[:16]}
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+class LogitCache:
+    """The stored logits of one seed's views: a folder with `cache.json` and a shard an epoch.
+
+    An epoch is stored once `cache.json` has its shard's size and sha256, and the shard is there. Any number of
+    processes may read and write it.
+
+    Args:
+        folder: DIR/seed-S; need not exist.
+        fingerprint: what the caller's logits depend on; that of the folder must be the same.
+    """
+
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
+        self.folder, self.fingerprint = folder, fingerprint
+
+    def check(self, keys: Collection[str] | None = None) -> None:
+        """Raises UserError where the folder holds anything else, and names what differs.
+
+        Args:
+            keys: the parts of the fingerprint to compare; None compares all.
+        """
+        if not (self.folder / CACHE).is_file():
+            own = (LOCK, f".{CACHE}.part", CACHE)  # another process may just have made it
+            if self.folder.exists() and (
+                not self.folder.is_dir() or any(path.name not in own for path in self.folder.iterdir())
+            ):
+                raise UserError(f"'{self.folder}' exists and is no logit cache; choose another folder")
+            return
+        old = self._contents()["fingerprint"]
+        kept = self.fingerprint.keys() if keys is None else keys
+        different = changes({k: old.get(k) for k in kept}, {k: self.fingerprint[k] for k in kept})
+        if different:
+            raise UserError(
+                f"the logit cache '{self.folder}' was made of something else: {'; '.join(different[:6])}"
+                + (f" and {len(different) - 6} more" if len(different) > 6 else "")
+                + "; choose another folder, or delete this one to have it made anew"
+            )
+
+    def create(self) -> None:
+        """Makes the folder where there is none. Raises UserError as `check`, and where it cannot be written."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._alone():
+                self.check()
+                if not (self.folder / CACHE).is_file():
+                    self._write({})
+        except OSError as error:
+            raise UserError(f"'{self.folder}' cannot be written: {error.strerror}; choose another folder") from None
+
+    def missing(self, epochs: int) -> list[int]:
+        """Which of epochs 0..epochs-1 are not stored. Raises UserError for a shard of the wrong size."""
+        if not (self.folder / CACHE).is_file():
+            return list(range(epochs))
+        shards = self._contents()["shards"]
+        missing = []
+        for epoch in range(epochs):
+            path = self.shard(epoch)
+            if path.name not in shards or not path.is_file():
+                missing.append(epoch)
+            elif path.stat().st_size != shards[path.name]["bytes"]:
+                raise _damaged(path, f"{path.stat().st_size} bytes, should be {shards[path.name]['bytes']}")
+        return missing
+
+    def read(self, epoch: int) -> Arrays:
+        """An epoch's arrays by name. Raises UserError for a shard that is not, to the bit, what was written."""
+        path = self.shard(epoch)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise _damaged(path, error.strerror) from None
+        wanted = self._contents()["shards"].get(path.name, {})
+        if len(data) != wanted.get("bytes"):
+            raise _damaged(path, f"{len(data)} bytes, should be {wanted.get('bytes')}")
+        if hashlib.sha256(data).hexdigest() != wanted["sha256"]:
+            raise _damaged(path, "its contents changed (sha256 differs)")
+        return load(data)
+
+    @contextmanager
+    def claim(self, epoch: int) -> Iterator[FileIO | None]:
+        """The file to write an epoch into, or None where another process is at it or has stored it.
+
+        The file is locked, so a claim ends with its process; unless `write` gave it its name, it is gone afterwards.
+        """
+        path = self._part(epoch)
+        with storing(path):
+            file = path.open("ab", buffering=0)
+        with file:
+            if not _locked(file, path):
+                yield None
+                return
+            try:
+                file.truncate(0)  # what a process that was killed has left
+                yield file if epoch in self.missing(epoch + 1) else None
+            finally:
+                path.unlink(missing_ok=True)
+
+    def write(self, epoch: int, file: FileIO, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Stores an epoch in its claimed file. Raises StorageError where it cannot be written."""
+        data = save(dict(arrays))
+        with storing(self.shard(epoch)):
+            rest = memoryview(data)
+            while rest:  # the system may take less than all
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+            with self._alone():  # first said, then there: a file that is there is never without its sha256
+                entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                self._write({**self._contents()["shards"], self.shard(epoch).name: entry})
+            self._part(epoch).rename(self.shard(epoch))
+
+    def sweep(self) -> None:
+        """Removes what processes that were killed have left half-written."""
+        for path in self.folder.glob(".epoch-*.part"):
+            with suppress(FileNotFoundError), path.open("ab", buffering=0) as file:
+                if _locked(file, path):
+                    path.unlink()
+
+    def shard(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch:05d}.safetensors"
+
+    def _part(self, epoch: int) -> Path:
+        return self.folder / f".epoch-{epoch:05d}.part"
+
+    def _contents(self) -> dict[str, Any]:
+        path = self.folder / CACHE
+        try:
+            contents = json.loads(path.read_text())
+            known = contents["format"] == FORMAT
+            if known and not (isinstance(contents["fingerprint"], dict) and _are_shards(contents["shards"])):
+                raise ValueError("it is not what describes a logit cache")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"'{path}' cannot be read: {error}; delete the folder '{self.folder}' to have it made anew"
+            ) from None
+        if not known:
+            raise UserError(
+                f"'{path}' has format {contents['format']!r}, this version reads {FORMAT}; choose another folder"
+            )
+        return contents
+
+    def _write(self, shards: Mapping[str, Mapping[str, Any]]) -> None:
+        contents = {"format": FORMAT, "fingerprint": self.fingerprint, "shards": shards}
+        write_text(self.folder / CACHE, json.dumps(contents, indent=1) + "\n")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with (self.folder / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _are_shards(shards: Any) -> bool:
+    return isinstance(shards, dict) and all(
+        isinstance(shard, dict) and {"bytes", "sha256"} <= shard.keys() for shard in shards.values()
+    )
+
+
+def refuse_stand_ins(batch: Batch) -> None:
+    """Raises UserError where a file is lost: what stands in its place, and what that is mixed with, are other views."""
+    if batch.unreadable:
+        raise UserError(
+            f"stored logits are of views of all files, and one can no longer be read: "
+            f"{next(iter(batch.unreadable.values()))}; restore it and run again to go on, or train without --cache"
+        )
+
+
+class StoredLogits:
+    """Answers for a batch of training views as `Teachers` does, from a cache; no teacher is asked.
+
+    An epoch is in memory at a time, as it is stored.
+
+    Args:
+        cache: checked here; its epochs must be stored.
+        teachers: their names.
+        form: how their answers are stored.
+    """
+
+    def __init__(self, cache: LogitCache, teachers: Sequence[str], form: Form) -> None:
+        cache.check()
+        self.cache, self.teachers, self.form = cache, tuple(teachers), form
+        self._epoch, self._arrays = -1, Arrays()
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """{teacher: [B, K] float32} on the batch's device.
+
+        Raises:
+            UserError: a damaged shard, or a view that is not the stored one since its file can no longer be read.
+        """
+        refuse_stand_ins(batch)
+        if batch.epoch != self._epoch:
+            self._epoch, self._arrays = batch.epoch, self.cache.read(batch.epoch)
+        rows = batch.index.cpu().numpy()
+        answers = {name: self.form.unpack(name, self._arrays, rows) for name in self.teachers}
+        if batch.images.is_cuda:  # from pinned memory the copy does not wait for the device
+            answers = {name: logits.pin_memory() for name, logits in answers.items()}
+        return {name: logits.to(batch.images.device, non_blocking=True) for name, logits in answers.items()}
+
+
+def seed_folder(cache: Path, seed: int) -> Path:
+    return cache / f"seed-{seed}"
+
+
+def _locked(file: FileIO, path: Path) -> bool:
+    """Locks an open file; False where another process has it locked, or has taken its name away meanwhile."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _damaged(path: Path, fault: str | None) -> UserError:
+    return UserError(f"'{path}' is damaged: {fault}; delete this file and run again: it is then made anew")

@@ -1,0 +1,124 @@
+"""The co-advising loss, Eq. (1) of the paper."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from coadvise.advice import CLASS, Advice, LossWeights
+from coadvise.data.views import Batch
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy in float32 or better.
+
+    Args:
+        logits: [B, K].
+        labels: [B] class indices, or [B, K] probabilities (mixed or smoothed labels).
+    """
+    return F.cross_entropy(_wide(logits), labels if labels.ndim == 1 else labels.to(_wide(logits).dtype))
+
+
+def advice_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """τ² · KL(softmax(teacher/τ) ‖ softmax(student/τ)), summed over classes, averaged over the batch.
+
+    Computed in float32 or better whatever the logits' precision: in bfloat16 its gradient is off by 3-19 %.
+
+    Args:
+        student: logits [B, K].
+        teacher: logits [B, K], no gradient taken.
+    """
+    student_log = F.log_softmax(_wide(student) / temperature, dim=-1)
+    teacher_log = F.log_softmax(_wide(teacher).detach() / temperature, dim=-1)
+    return F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True) * temperature**2
+
+
+def hard_advice(student: Tensor, teacher: Tensor) -> Tensor:
+    """Cross-entropy against the teacher's most likely class (Touvron et al. 2021, Eq. 3). Both are logits [B, K]."""
+    return cross_entropy(student, teacher.argmax(-1))
+
+
+def co_advise_loss(
+    tokens: Mapping[str, Tensor], teacher_logits: Mapping[str, Tensor], labels: Tensor, weights: LossWeights
+) -> dict[str, Tensor]:
+    """Eq. (1): L = λ_0 · CE(class, y) + Σ_k λ_k · τ_k² · KL(teacher_k ‖ token_k).
+
+    Args:
+        tokens: the student's logits [B, K] by token name, "class" among them. Tokens nobody advises are left alone.
+        teacher_logits: logits [B, K] by teacher.
+        labels: [B] class indices or [B, K] probabilities.
+        weights: λ and τ; exactly one `Advice` per teacher.
+
+    Returns:
+        "total" with its gradient, and every part by name, detached and before its λ: "class" and one entry per teacher,
+        the mean over the tokens it advises.
+
+    Raises:
+        ValueError: teachers, advice and tokens do not name the same things, or class counts differ.
+    """
+    if teacher_logits.keys() != weights.advice.keys():
+        raise ValueError(
+            f"teachers answered for {sorted(teacher_logits)} but λ and τ are given for {sorted(weights.advice)}; "
+            "give one Advice per teacher"
+        )
+    if missing := sorted(weights.by_token.keys() - tokens.keys()):
+        raise ValueError(f"no student token for the teacher(s) {missing}; the student has {sorted(tokens)}")
+    class_loss = cross_entropy(tokens[CLASS], labels)
+    parts = {CLASS: class_loss.detach()}
+    total = weights.label * class_loss
+    for token, names in weights.by_token.items():
+        student = tokens[token]
+        for name in names:
+            advice = weights.advice[name]
+            term = _advice(student, name, teacher_logits[name], advice)
+            parts[name] = parts.get(name, 0) + term.detach() / len(advice.tokens(name))
+            if len(names) == 1 or not weights.mean:
+                total = total + advice.weight * term
+        if len(names) > 1 and weights.mean:
+            total = total + _mean_advice(
+                student, [teacher_logits[n] for n in names], [weights.advice[n] for n in names]
+            )
+    return {"total": total, **parts}
+
+
+def _advice(student: Tensor, name: str, teacher: Tensor, advice: Advice) -> Tensor:
+    """One teacher's term, before its λ."""
+    if teacher.shape != student.shape:
+        raise ValueError(
+            f"teacher '{name}' answers with {tuple(teacher.shape)} logits, the student with "
+            f"{tuple(student.shape)}: both must be [batch, classes] of the same classes"
+        )
+    return hard_advice(student, teacher) if advice.hard else advice_divergence(student, teacher, advice.temperature)
+
+
+def _mean_advice(student: Tensor, teachers: Sequence[Tensor], advice: Sequence[Advice]) -> Tensor:
+    """mean(λ) · τ² · KL(Σ λ_k softmax(teacher_k/τ) / Σ λ_k ‖ softmax(student/τ))."""
+    total, temperature = sum(a.weight for a in advice), advice[0].temperature
+    if not total:
+        return torch.zeros_like(student[0, 0])
+    probabilities = [(_wide(logits).detach() / temperature).softmax(-1) for logits in teachers]
+    mean = torch.stack([a.weight / total * p for a, p in zip(advice, probabilities, strict=True)]).sum(0)
+    mean = mean.clamp_min(torch.finfo(mean.dtype).tiny)
+    return total / len(advice) * advice_divergence(student, mean.log() * temperature, temperature)
+
+
+def average_probabilities(tokens: Mapping[str, Tensor]) -> Tensor:
+    """Mean over all tokens' probabilities [B, K]: the explicit alternative to the class token's answer."""
+    return torch.stack([_wide(logits).softmax(-1) for logits in tokens.values()]).mean(0)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@dataclass(frozen=True)
+class CoAdvice:
+    """The losses of a training step by Eq. (1); without advice, the cross-entropy of the labels alone."""
+
+    weights: LossWeights
+
+    def __call__(self, student: nn.Module, batch: Batch, advice: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`co_advise_loss` of the student's answers for a batch; advice is logits [B, K] by teacher."""
+        return co_advise_loss(student(batch.images), advice, batch.labels, self.weights)

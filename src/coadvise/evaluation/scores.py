@@ -1,0 +1,167 @@
+"""Scores: every token's logits for every validation image, and what follows from them."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from coadvise.advice import AVERAGE
+from coadvise.data.loader import still_batches
+from coadvise.data.scan import AuditedSplit
+from coadvise.distill.loss import average_probabilities
+from coadvise.models.network import class_map
+from coadvise.storage import DamagedError, storing, write_weights
+from coadvise.training.engine import Engine
+
+BINS = 15  # of confidence, equally wide, for the calibration error
+
+
+def predict_logits(
+    network: nn.Module, split: AuditedSplit, image_size: int, engine: Engine, workers: int = 0
+) -> dict[str, Tensor]:
+    """Logits [N, K] float32 on the CPU by token, rows in the split's order. The network's mode is put back after."""
+    return predict_each({"": network}, still_batches(split, image_size, workers=workers), engine)[""]
+
+
+@torch.no_grad()
+def predict_each(
+    networks: Mapping[str, nn.Module], batches: Iterable[Tensor], engine: Engine
+) -> dict[str, dict[str, Tensor]]:
+    """The same of several networks, by their names, for batches of images that are made only once."""
+    were_training = {part: network.training for part, network in networks.items()}
+    collected: dict[str, dict[str, list[Tensor]]] = {part: {} for part in networks}
+    for network in networks.values():
+        network.eval()
+    for images in batches:
+        placed = images.to(engine.device, memory_format=engine.memory_format)
+        for part, network in networks.items():
+            with engine.autocast():
+                tokens = network(placed)
+            for name, logits in tokens.items():
+                collected[part].setdefault(name, []).append(logits.float())
+    for part, network in networks.items():
+        network.train(were_training[part])
+    return {part: {name: torch.cat(rows).cpu() for name, rows in tokens.items()} for part, tokens in collected.items()}
+
+
+def in_order(logits: Mapping[str, Tensor], known: Sequence[str], wanted: Sequence[str]) -> dict[str, Tensor]:
+    """Logits [N, K] over the known classes as those over the wanted ones, which are all known, in their order."""
+    if tuple(known) == tuple(wanted):
+        return dict(logits)
+    places = class_map(known, wanted)
+    assert places is not None
+    return {name: values[:, places] for name, values in logits.items()}
+
+
+def correct(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    """Which images each answer gets right, [N] bool: one entry a token, and "average" where there are several."""
+    answers = {name: values.argmax(-1) for name, values in logits.items()}
+    if len(logits) > 1:
+        answers[AVERAGE] = average_probabilities(logits).argmax(-1)
+    return {name: answer == labels for name, answer in answers.items()}
+
+
+def top1(logits: Mapping[str, Tensor], labels: Tensor, tokens: tuple[str, ...]) -> dict[str, float]:
+    """Share of right answers by token; tokens that nobody trained are left out."""
+    known = {name: logits[name] for name in tokens}
+    return {name: hits.double().mean().item() for name, hits in correct(known, labels).items()}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How good one answer is.
+
+    Attributes:
+        top1, top5: shares of images whose label is the likeliest class, or among the five likeliest.
+        ece: expected calibration error, the mean distance of confidence and accuracy in 15 equally wide bins of
+            confidence, each weighted by its images (Guo et al., ICML 2017).
+        nll: negative log-likelihood of the labels, mean over images, in nats.
+    """
+
+    top1: float
+    top5: float
+    ece: float
+    nll: float
+
+
+def scores(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Scores]:
+    """The `Scores` of each answer: one entry a token, and "average" where there are several."""
+    hits = correct(logits, labels)
+    return {
+        name: Scores(
+            top1=hits[name].double().mean().item(),
+            top5=_among_five(values, labels),
+            ece=calibration_error(values, labels),
+            nll=-values.gather(1, labels[:, None]).double().mean().item(),
+        )
+        for name, values in log_probabilities(logits).items()
+    }
+
+
+def log_probabilities(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each answer's log-probabilities [N, K]; those of "average" are of the mean of all tokens' probabilities."""
+    answers = {name: values.log_softmax(-1) for name, values in logits.items()}
+    if len(logits) > 1:
+        answers[AVERAGE] = torch.stack(list(answers.values())).logsumexp(0) - math.log(len(logits))
+    return answers
+
+
+def calibration_error(log_probabilities: Tensor, labels: Tensor) -> float:
+    """Expected calibration error of answers [N, K], see `Scores`."""
+    best = log_probabilities.max(-1)
+    confidence = best.values.double().exp()
+    bins = torch.bucketize(confidence, torch.linspace(0, 1, BINS + 1, dtype=torch.float64)[1:-1])
+    excess = torch.zeros(BINS, dtype=torch.float64)
+    excess.index_add_(0, bins, confidence - (best.indices == labels).double())
+    return excess.abs().sum().item() / len(labels)
+
+
+def _among_five(values: Tensor, labels: Tensor) -> float:
+    best = values.topk(min(5, values.shape[-1]), dim=-1).indices
+    return (best == labels[:, None]).any(-1).double().mean().item()
+
+
+def predictions_path(run: Path, part: str) -> Path:
+    return run / "predictions" / f"{part.replace('/', '.')}.safetensors"
+
+
+def save_predictions(run: Path, part: str, logits: Mapping[str, Tensor], labels: Tensor) -> None:
+    """Keeps what verdict and report are computed from."""
+    path = predictions_path(run, part)
+    tensors = {"labels": labels, **{f"logits.{name}": values.contiguous() for name, values in logits.items()}}
+    with storing(path):
+        path.parent.mkdir(exist_ok=True)  # not its parents: a run directory that is gone stays gone
+    write_weights(path, tensors, {"sha256": _digest(tensors)})
+
+
+def load_predictions(run: Path, part: str) -> tuple[dict[str, Tensor], Tensor]:
+    """(logits by token, labels) as `save_predictions` kept them.
+
+    Raises:
+        DamagedError: the file is missing, truncated or changed.
+    """
+    path = predictions_path(run, part)
+    try:
+        with safe_open(path, framework="pt") as file:
+            wanted = (file.metadata() or {}).get("sha256")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(f"{path}: {error}") from None
+    if wanted not in (None, _digest(tensors)):  # earlier versions wrote none
+        raise DamagedError(f"{path}: its contents changed (sha256 differs)")
+    if "labels" not in tensors:
+        raise DamagedError(f"{path}: holds no labels")
+    labels = tensors.pop("labels")
+    return {name.removeprefix("logits."): values for name, values in tensors.items()}, labels
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()

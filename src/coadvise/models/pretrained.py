@@ -1,0 +1,162 @@
+"""Networks that others trained: timm's published weights, a hub's model, a file of weights, another run's teacher.
+
+All of them answer for classes that have names, or are refused: nobody may guess which of a thousand outputs is which.
+What a run keeps of one names its architecture, so that it is read again without the hub or the file.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.models import load_model_config_from_hf
+
+from coadvise.config import ModelConfig, TeacherConfig
+from coadvise.errors import UserError
+from coadvise.models.network import HUB, Network, build_network, check_name, create_network, load_network, load_weights
+from coadvise.models.published import load_with_notes, read_published, read_tensors
+from coadvise.models.student import Student
+
+_TIMM = f"{HUB}timm/"  # timm's own place there
+
+
+def given_network(teacher: TeacherConfig, image_size: int) -> Network:
+    """A teacher that is not trained here, with the classes that it was trained on.
+
+    Args:
+        image_size: in pixels, for models that are built for one size; position embeddings of published weights follow.
+
+    Raises:
+        UserError: there is none, it cannot be fetched or read, or nobody says what its classes are.
+    """
+    if teacher.checkpoint is not None:
+        path = Path(teacher.checkpoint)
+        return _from_file(teacher, path, image_size) if path.is_file() else load_network(path)
+    if teacher.model.startswith(HUB):
+        return _from_hub(teacher, image_size)
+    return build_network(teacher, pretrained_classes(teacher.model), image_size, seed=0, pretrained=True)
+
+
+def start_from(network: Network, path: str | Path, seed: int) -> list[str]:
+    """Gives an untrained student the weights of a file that `coadvise.load_published` reads.
+
+    Heads for other classes than the file's are fresh, a function of `seed`, and so are tokens that it does not have;
+    position embeddings follow the image size.
+
+    Returns:
+        What is fresh, a sentence each.
+
+    Raises:
+        UserError: no such file, a layout or sizes other than the student's, or a student that is no vision transformer.
+    """
+    model = network.model
+    if not isinstance(model, Student):
+        raise UserError(f"student.start: '{network.about['model']}' is no vision transformer; leave it out")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        published, notes = load_with_notes(
+            path,
+            token_names=list(model.token_names),
+            num_heads=model.blocks[0].attn.num_heads,
+            num_classes=len(network.classes),
+            img_size=network.about["image_size"],
+        )
+    load_weights(network, published.state_dict(), Path(path))
+    return [f"{path}: {note}" for note in notes]
+
+
+def pretrained_classes(model: str) -> list[str]:
+    """The classes of timm's published weights: ImageNet's WordNet ids, which are also its folders' names.
+
+    Raises:
+        UserError: no such model, no such weights, or weights for classes that timm does not name.
+    """
+    check_name(model)
+    settings = timm.get_pretrained_cfg(model)
+    if settings is None or not settings.has_weights:
+        raise UserError(f"timm has no published weights for '{model}'; train the teacher here, or give its checkpoint")
+    classes = _imagenet(settings.num_classes)
+    if not classes:
+        raise UserError(f"timm does not say what the {settings.num_classes} classes of '{model}' are; train it here")
+    return classes
+
+
+def _from_hub(config: ModelConfig, image_size: int) -> Network:
+    """Fetched by timm: `config.json`, which names architecture, arguments and classes, and the weights."""
+    hub_name = config.model
+    try:
+        settings, model, arguments = load_model_config_from_hf(hub_name.removeprefix(HUB))
+        arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
+        colours = arguments.get("in_chans", settings.get("input_size", [3])[0])
+    except Exception as error:  # of the connection, the hub's client or a stranger's file: of hundreds of kinds
+        said = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        raise UserError(
+            f"'{hub_name}' cannot be had: {said}; look at its name and your connection, or give a teacher's checkpoint"
+        ) from None
+    if settings.get("custom_load") or colours != 3:  # timm could leave some weights as they fall
+        raise UserError(
+            f"'{hub_name}' has weights in a form of their own (custom_load) or for {colours} colours; give one "
+            "in timm's form for 3"
+        )
+    about = {
+        "model": str(model),
+        "model_kwargs": {**arguments, **config.model_kwargs},
+        "classes": _hub_classes(hub_name, settings),
+        "image_size": image_size,
+    }
+    return create_network(about, source=hub_name)
+
+
+def _hub_classes(hub_name: str, settings: dict[str, Any]) -> list[str]:
+    names, count = settings.get("label_names"), settings.get("num_classes")
+    if isinstance(names, dict):  # by number
+        names = [names.get(str(number)) for number in range(len(names))]
+    if names is None and hub_name.startswith(_TIMM) and count:
+        names = _imagenet(count)
+    if not names or len(names) != count or not all(isinstance(name, str) for name in names):
+        raise UserError(
+            f"'{hub_name}' does not say what its {count} classes are (label_names in its config.json), so they cannot "
+            "be mapped to the data's; give a model that does, one of timm's, or none to have a teacher trained here"
+        )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"'{hub_name}' has several classes of the name '{twice[0]}'; give a model with unique names")
+    return list(names)
+
+
+def _from_file(config: ModelConfig, path: Path, image_size: int) -> Network:
+    """Weights of the named model, or in a layout that `models/published.py` knows, for ImageNet's classes."""
+    tensors, metadata = read_tensors(path)
+    head = _head(config.model)
+    if f"{head}.weight" in tensors and "model" not in metadata:
+        model, count = config.model, next(iter(tensors[f"{head}.weight"].shape), 0)
+        arguments: dict[str, Any] = dict(config.model_kwargs)
+    else:
+        found = read_published(path)
+        model, arguments, tensors = found.model, dict(found.arguments), found.weights
+        count, image_size = arguments.pop("num_classes"), arguments.pop("img_size", image_size)
+    classes = _imagenet(count)
+    if not classes:
+        raise UserError(
+            f"'{path}' answers for {count} classes and does not say which; of a file only ImageNet's 1000 are known; "
+            "give the folder of a teacher that a run trained, which names them"
+        )
+    about = {"model": model, "model_kwargs": arguments, "classes": classes, "image_size": image_size}
+    network = create_network(about)
+    load_weights(network, tensors, path)
+    return network.eval()
+
+
+def _head(model: str) -> str:
+    """The layer whose rows are a model's classes."""
+    check_name(model)
+    settings = timm.get_pretrained_cfg(model)
+    head = settings.classifier if settings else None
+    return head if isinstance(head, str) else next(iter(head or ()), "")
+
+
+def _imagenet(count: int) -> list[str]:
+    """The WordNet ids of ImageNet in the form that has so many classes; none where there is no such form."""
+    subset = infer_imagenet_subset({"num_classes": count})
+    classes: list[str] = ImageNetInfo(subset).label_names() if subset else []
+    return classes if len(classes) == count else []

@@ -1,0 +1,95 @@
+"""How long networks will train here: some steps of each are timed and thrown away."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from coadvise.config import RunConfig
+from coadvise.data.loader import whole_batch
+from coadvise.data.scan import Dataset
+from coadvise.data.views import Views
+from coadvise.data.workers import seconds_with_workers
+from coadvise.models.network import Network
+from coadvise.models.pretrained import given_network
+from coadvise.runs.network_job import initial_network, is_trained, recipe_of, trained_here
+from coadvise.runs.plan import ADVISED, TEACHER, Arm
+from coadvise.training.engine import Engine
+from coadvise.training.optim import average_of, make_optimiser
+
+TIMED_IMAGES = 64  # images of a step to be timed on a CPU, where more of them take as much longer
+TIMED_SECONDS = 2.0  # of steps whose median is taken; two at least, of which the first does not count
+
+
+def foresee(arms: Sequence[Arm], folder: Path, config: RunConfig, dataset: Dataset) -> Iterator[tuple[Arm, float]]:
+    """The networks that a run in `folder` trains, and the seconds that each will take on this machine as it is now.
+
+    0 where it is trained. Evaluation, compiling and filling a cache are not counted.
+    """
+    seconds: dict[tuple[str, str], float] = {}  # seeds take the same time
+    for arm in arms:
+        if not trained_here(arm, config):
+            continue
+        if is_trained(folder, arm):
+            yield arm, 0.0
+            continue
+        kind = arm.role, arm.teacher
+        if kind not in seconds:
+            seconds[kind] = _training_seconds(arm, config, dataset)
+        yield arm, seconds[kind]
+
+
+def _adviser(arm: Arm, config: RunConfig, dataset: Dataset) -> Network:
+    """A teacher as it will advise, or one like it where that is still to be trained."""
+    teacher = config.teachers[arm.teacher]
+    if teacher.checkpoint is not None and not Path(teacher.checkpoint).exists():  # a study's
+        teacher = teacher.model_copy(update={"checkpoint": None})
+    if not teacher.trained_here:
+        return given_network(teacher, config.data.image_size)
+    return initial_network(arm, config.model_copy(update={"teachers": {arm.teacher: teacher}}), dataset.classes)
+
+
+def _training_seconds(arm: Arm, config: RunConfig, dataset: Dataset) -> float:
+    """How long an arm will train: its steps, by the median of some that are made and thrown away."""
+    engine, recipe = Engine(config.engine), recipe_of(arm, config)
+    augment = config.teachers[arm.teacher].augment if arm.role == TEACHER else None
+    views = Views(dataset.train, augment or config.augment, len(dataset.classes), config.data.image_size, arm.seed).on(
+        engine.device
+    )
+    whole = whole_batch(recipe.batch_size, len(views), recipe.accumulate, engine.processes)
+    images = whole // (recipe.accumulate * engine.processes)
+    timed = min(images, TIMED_IMAGES) if engine.device.type == "cpu" else images
+    network = initial_network(arm, config, dataset.classes)
+    asked = config.teachers if arm.role == ADVISED and config.cache is None else ()
+    advisers = [_adviser(replace(arm, role=TEACHER, teacher=name), config, dataset) for name in asked]
+    for module in (network, *advisers):
+        engine.prepare(module)
+    for adviser in advisers:
+        adviser.requires_grad_(False).eval()
+    optimiser = make_optimiser(network.model, recipe)
+    averaged = average_of(network, recipe)
+    seeing, stepping = list[float](), list[float]()
+    while len(stepping) < 2 or sum(seeing + stepping) < TIMED_SECONDS:
+        began = time.perf_counter()
+        batch = engine.place(views[0, np.arange(timed)])
+        engine.synchronise()
+        seen = time.perf_counter()
+        with engine.autocast():
+            for adviser in advisers:
+                adviser(batch.images)
+            answers = network.train()(batch.images)
+        engine.backward(sum(logits.float().logsumexp(-1).mean() for logits in answers.values()))
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if averaged is not None:
+            averaged.update(network, len(stepping))
+        engine.synchronise()
+        seeing.append(seen - began)
+        stepping.append(time.perf_counter() - seen)
+    view, step = median(seeing[1:]), median(stepping[1:])  # the first builds and allocates
+    workers = config.data.workers if views.device.type == "cpu" else 0
+    seconds = seconds_with_workers(view, step, workers, engine.device.type)
+    return seconds * images / timed * recipe.accumulate * recipe.epochs * (len(views) // whole)

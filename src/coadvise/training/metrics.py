@@ -1,0 +1,100 @@
+"""The run's record: `metrics.jsonl`, one JSON object a line, the one source of every number shown."""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from coadvise.errors import UserError
+from coadvise.storage import storing, write_text
+from coadvise.training.trackers import Tracker
+
+FILE = "metrics.jsonl"
+
+
+class Recorder:
+    """Appends records; every process may call it, one of them writes.
+
+    Args:
+        folder: the run directory.
+        write: False makes this a recorder that writes nothing (all processes but the first).
+        say: where sentences for the user go.
+        trackers: called with each record as well.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        write: bool,
+        say: Callable[[str], None],
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
+        self.path, self.write, self.say, self.trackers = folder / FILE, write, say, tuple(trackers)
+        if write and self.path.exists():
+            with self._alone():
+                if not self.path.read_bytes().endswith(b"\n"):  # a crash cut the last line
+                    self._replace(read_records(folder))
+
+    def add(self, kind: str, **values: Any) -> None:
+        """Appends one record."""
+        record = {"kind": kind, **values}
+        if self.write:
+            with self._alone(), storing(self.path), self.path.open("ab", buffering=0) as file:
+                before, line = file.seek(0, os.SEEK_END), (json.dumps(record) + "\n").encode()
+                try:
+                    while line:
+                        line = line[file.write(line) :]
+                except OSError:  # the next record must not follow half of this one
+                    file.truncate(before)
+                    raise
+        for track in self.trackers:
+            track(record)
+
+    def rewind(self, part: str, step: int) -> None:
+        """Drops what `part` recorded after `step`, and its result: training is about to say it again."""
+        if self.write and self.path.exists():
+            with self._alone():
+                records = read_records(self.path.parent)
+                self._replace(
+                    r for r in records
+                    if r.get("part") != part or (r.get("step", 0) <= step and r["kind"] != "result")
+                )  # fmt: skip
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps networks that are trained at the same time from writing at the same time."""
+        with storing(self.path):
+            lock = self.path.with_name(f".{FILE}.lock").open("w")
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _replace(self, records: Iterable[dict[str, Any]]) -> None:
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """All records of a run, in order; a last line cut short by a crash is left out."""
+    path = folder / FILE
+    return list(_parse(path, path.read_bytes().splitlines())) if path.exists() else []
+
+
+def last_of(records: Iterable[dict[str, Any]], kind: str, part: str | None = None) -> dict[str, Any] | None:
+    """The last record of a kind (and part), or None."""
+    found = [r for r in records if r["kind"] == kind and (part is None or r.get("part") == part)]
+    return found[-1] if found else None
+
+
+def _parse(path: Path, lines: list[bytes]) -> Iterable[dict[str, Any]]:
+    for number, line in enumerate(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and "kind" in record:
+            yield record
+        elif number + 1 < len(lines):
+            raise UserError(f"damaged record: {path}, line {number + 1} is no record; restore or remove the line")

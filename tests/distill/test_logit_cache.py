@@ -1,0 +1,325 @@
+"""What is stored of teachers' answers, and how a cache that is damaged or of something else is found out."""
+
+import fcntl
+import json
+import math
+import multiprocessing
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import CLASSES
+
+from coadvise.config import RunConfig, changes, load_config
+from coadvise.data.scan import Dataset, audit
+from coadvise.data.sources import open_source
+from coadvise.distill.logit_cache import CACHE, Form, LogitCache, fingerprint
+from coadvise.errors import StorageError, UserError
+from coadvise.models.network import Network, build_network
+
+FINGERPRINT = {"data": {"images": 3}, "views": {"flip": True, "seed": 0}, "stored": "float16"}
+ARRAYS = {"conv": np.arange(12, dtype=np.float16).reshape(3, 4), "inv": np.ones((3, 4), np.float16)}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> LogitCache:
+    cache = LogitCache(tmp_path / "cache" / "seed-0", FINGERPRINT)
+    cache.create()
+    return cache
+
+
+def store(cache: LogitCache, epoch: int) -> bool:
+    with cache.claim(epoch) as file:
+        if file is not None:
+            cache.write(epoch, file, ARRAYS)
+        return file is not None
+
+
+def names(cache: LogitCache) -> set[str]:
+    return {path.name for path in cache.folder.iterdir()} - {".lock"}
+
+
+# The form of an answer
+
+
+@given(st.integers(2, 2000), st.integers(1, 40), st.integers(1, 9), st.integers(0, 99))
+def test_an_answer_comes_back_as_it_was_to_half_precision(classes: int, top_k: int, rows: int, seed: int) -> None:
+    logits = 8 * torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed))
+    form = Form(classes, top_k)
+    arrays = form.pack("conv", logits)
+    assert sum(array.nbytes for array in arrays.values()) == rows * form.bytes_an_answer
+    some = np.random.default_rng(seed).integers(0, rows, 5)
+    got, wanted = form.unpack("conv", arrays, some), logits[some].half().float()
+    assert got.dtype == torch.float32
+    assert form.bytes_an_answer <= 2 * classes, "never larger than all of it"
+    if form.dense:
+        assert torch.equal(got, wanted)
+        return
+    kept = logits[some].topk(top_k).indices
+    assert torch.equal(got.gather(1, kept), wanted.gather(1, kept))
+    others = torch.ones_like(got, dtype=torch.bool).scatter_(1, kept, False)
+    assert (got[others].view(5, -1).max(1).values == got[others].view(5, -1).min(1).values).all()
+    mass, wanted_mass = ((logits.softmax(1) * others).sum(1) for logits in (got, logits[some]))
+    torch.testing.assert_close(mass, wanted_mass, rtol=0.02, atol=1e-4)
+
+
+def test_few_classes_are_kept_whole_and_many_are_not() -> None:
+    assert [Form(classes, 32).dense for classes in (2, 10, 65, 66, 1000, 70_000)] == [True] * 3 + [False] * 3
+    assert Form(1000, 32).bytes_an_answer == 130
+    logits = torch.zeros(1, 70_000).index_fill_(1, torch.tensor([69_999]), 5.0)  # more classes than 16 bits count
+    form = Form(70_000, 2)
+    assert form.unpack("t", form.pack("t", logits), np.array([0])).argmax() == 69_999
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e5])
+def test_logits_that_cannot_be_stored_are_said(value: float) -> None:
+    logits = torch.zeros(4, 3)
+    logits[2, 1] = value
+    with pytest.raises(UserError, match=r"teacher 'inv' answers with logits up to .*, float16 holds up to 65504"):
+        Form(3, 32).pack("inv", logits)
+
+
+# Files
+
+
+def test_what_is_stored_is_read_again_and_not_stored_twice(cache: LogitCache) -> None:
+    assert cache.missing(3) == [0, 1, 2]
+    assert store(cache, 1)
+    assert not store(cache, 1)
+    assert cache.missing(3) == [0, 2]
+    for name, array in cache.read(1).items():
+        assert array.dtype == np.float16
+        assert np.array_equal(array, ARRAYS[name])
+    assert names(cache) == {CACHE, "epoch-00001.safetensors"}
+    cache.create()
+    assert cache.missing(3) == [0, 2], "making it again leaves it as it is"
+
+
+def test_what_differs_is_named(cache: LogitCache) -> None:
+    store(cache, 0)
+    before = (cache.folder / CACHE).read_bytes()
+    other = LogitCache(cache.folder, {**FINGERPRINT, "views": {"flip": False, "seed": 0}, "data": {"images": 4}})
+    for ask in (other.check, other.create):
+        with pytest.raises(
+            UserError, match=r"something else: data\.images: 3 -> 4; views\.flip: True -> False; choose"
+        ):
+            ask()
+    with pytest.raises(UserError, match=r"something else: views\.flip: True -> False; choose"):
+        other.check(["views"])
+    other.check(["stored"])
+    assert (cache.folder / CACHE).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda data: data[:-1], r"\d+ bytes, should be \d+"),
+        (lambda data: b"", "0 bytes, should be"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "its contents changed"),
+    ],
+)
+def test_a_damaged_shard_is_named_and_made_anew_once_it_is_deleted(change, fault: str, cache: LogitCache) -> None:
+    store(cache, 0)
+    path = cache.shard(0)
+    whole = path.read_bytes()
+    path.write_bytes(change(whole))
+    with pytest.raises(UserError, match=f"'{path}' is damaged: {fault}.*; delete this file and run again"):
+        cache.read(0)
+    if "bytes" in fault:  # found before anything is trained
+        with pytest.raises(UserError, match=f"'{path}' is damaged: {fault}"):
+            cache.missing(1)
+    path.unlink()
+    assert cache.missing(1) == [0]
+    with pytest.raises(UserError, match=f"'{path}' is damaged: No such file"):
+        cache.read(0)
+    assert store(cache, 0)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"format": 1}', "cannot be read"),
+        ('{"format": 1, "fingerprint": []}', "cannot be read"),
+        ('{"format": 1, "fingerprint": {}}', "cannot be read"),
+        ('{"format": 1, "fingerprint": {}, "shards": {"epoch-00000.safetensors": {"bytes": 1}}}', "cannot be read"),
+        ('{"format": 9}', "has fo"),
+    ],
+)
+def test_a_damaged_or_newer_cache_file_is_said(text: str, fault: str, cache: LogitCache) -> None:
+    (cache.folder / CACHE).write_text(text)
+    with pytest.raises(UserError, match=f"{CACHE}' {fault}"):
+        cache.check()
+    assert (cache.folder / CACHE).read_text() == text
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years")
+    for folder in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(UserError, match="exists and is no logit cache"):
+            LogitCache(folder, FINGERPRINT).check()
+    with pytest.raises(UserError, match=r"thesis.txt/seed-0' cannot be written: Not a directory"):
+        LogitCache(tmp_path / "thesis.txt" / "seed-0", FINGERPRINT).create()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Files cannot grow beyond so many bytes: the system refuses a write in its middle, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_where_the_disk_is_full_nothing_half_written_is_left(cache: LogitCache) -> None:
+    store(cache, 0)
+    before = {path: path.read_bytes() for path in cache.folder.iterdir()}
+    for size in (100, cache.shard(0).stat().st_size):  # too little for the shard; enough for it, not for cache.json
+        with full_disk(size), pytest.raises(StorageError, match=r"cannot write .*: File too large; .*make room"):
+            store(cache, 1)
+        assert {path: path.read_bytes() for path in cache.folder.iterdir()} == before
+    assert store(cache, 1)
+
+
+def test_a_shard_is_on_the_disk_and_said_before_it_has_its_name(
+    cache: LogitCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def synced(descriptor: int) -> None:
+        order.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", lambda self, to: (order.append(f"-> {to.name}"), rename(self, to))[1])
+    assert store(cache, 0)
+    folder, shard = cache.folder.name, cache.shard(0).name
+    assert order == [".epoch-00000.part", f".{CACHE}.part", f"-> {CACHE}", folder, f"-> {shard}"]
+
+
+# What it is of
+
+
+def test_the_fingerprint_has_all_that_the_numbers_depend_on(
+    tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(tiny_preset, ["cache.top_k=32"])
+    dataset = audit(open_source(tiny_images, 0.2, 0), 16, in_memory=True)
+    network = build_network(config.teachers["conv"], CLASSES, 16, seed=0)
+
+    def taken(config: RunConfig = config, dataset: Dataset = dataset, seed: int = 0, **about: Any) -> dict[str, Any]:
+        Network(network.model, {**network.about, **about}).save(tmp_path / "conv")
+        return fingerprint(config, dataset, {"conv": tmp_path / "conv"}, seed)
+
+    def differing(other: dict[str, Any]) -> list[str]:
+        return [line.partition(":")[0] for line in changes(before, other)]
+
+    before, train = taken(), dataset.train
+    assert differing(taken()) == []
+    data = config.data.model_copy(update={"presize": 32})
+    assert differing(taken(config.model_copy(update={"data": data}))) == ["views.presize"]
+    assert differing(taken(seed=1)) == ["views.seed"]
+    renamed = replace(dataset, source=replace(dataset.source, classes=(*CLASSES[:2], "rot")))
+    assert differing(taken(dataset=renamed)) == ["data.classes"]
+    relabelled = replace(dataset, train=replace(train, labels=train.labels[::-1]))
+    assert differing(taken(dataset=relabelled)) == ["data.labels"]
+    for about in ({"mean": [0.1, 0.2, 0.3]}, {"std": [0.1, 0.2, 0.3]}, {"classes": CLASSES[::-1]}, {"model": "other"}):
+        assert differing(taken(**about)) == [f"teachers.conv.{name}" for name in about]
+    for library in ("coadvise", "pillow", "timm", "torch", "torchvision"):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "coadvise.distill.logit_cache.version", lambda name, new=library: "9" if name == new else version(name)
+            )
+            assert differing(taken()) == [f"code.{library}"]
+
+
+# Several processes
+
+
+def hold(cache: LogitCache, epoch: int, holding: object, done: object) -> None:
+    with cache.claim(epoch) as file:
+        assert file is not None
+        file.write(b"half")
+        holding.set()  # type: ignore[attr-defined]
+        done.wait()  # type: ignore[attr-defined]
+
+
+def test_an_epoch_is_one_process_s_until_it_dies(cache: LogitCache) -> None:
+    context = multiprocessing.get_context("fork")
+    holding, done = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(cache, 0, holding, done))
+    process.start()
+    assert holding.wait(60)
+    assert not store(cache, 0)
+    cache.sweep()
+    assert ".epoch-00000.part" in names(cache), "what another process is at is not swept"
+    assert store(cache, 1)
+    process.kill()
+    process.join()
+    assert ".epoch-00000.part" in names(cache)
+    cache.sweep()
+    assert names(cache) == {CACHE, "epoch-00001.safetensors"}
+    assert store(cache, 0)
+    assert cache.missing(2) == []
+
+
+def test_an_epoch_that_another_process_stores_just_before_the_lock_stays(
+    cache: LogitCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, others = fcntl.flock, [LogitCache(cache.folder, FINGERPRINT)]
+
+    def late(file: Any, how: int) -> None:
+        if others:
+            assert store(others.pop(), 0)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert not store(cache, 0)
+    assert np.array_equal(cache.read(0)["conv"], ARRAYS["conv"])
+
+
+def test_what_a_killed_process_left_is_not_taken_for_stored(cache: LogitCache) -> None:
+    (cache.folder / ".epoch-00000.part").write_bytes(b"x" * 1000)
+    assert store(cache, 0)
+    assert np.array_equal(cache.read(0)["conv"], ARRAYS["conv"])
+    contents = json.loads((cache.folder / CACHE).read_text())
+    contents["shards"]["epoch-00001.safetensors"] = {"bytes": 5, "sha256": "0"}  # said, but not there yet
+    (cache.folder / CACHE).write_text(json.dumps(contents))
+    assert cache.missing(2) == [1]
+    assert store(cache, 1)
+    assert cache.missing(2) == []
+
+
+def test_many_processes_store_every_epoch_once(cache: LogitCache) -> None:
+    context = multiprocessing.get_context("fork")
+    stored = context.Queue()
+
+    def work() -> None:
+        stored.put([epoch for epoch in range(20) if store(cache, epoch)])
+
+    processes = [context.Process(target=work) for _ in range(4)]
+    for process in processes:
+        process.start()
+    mine = [stored.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert sorted(epoch for epochs in mine for epoch in epochs) == list(range(20))
+    assert cache.missing(20) == []
+    assert names(cache) == {CACHE, *(cache.shard(epoch).name for epoch in range(20))}

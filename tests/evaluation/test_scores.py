@@ -1,0 +1,171 @@
+"""Scores against the plainest possible loop."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from coadvise.config import EngineConfig
+from coadvise.data.images import read_image, square, to_array
+from coadvise.data.loader import still_batches
+from coadvise.data.scan import AuditedSplit, audit
+from coadvise.data.sources import open_source
+from coadvise.evaluation.scores import (
+    calibration_error,
+    correct,
+    load_predictions,
+    predict_each,
+    predict_logits,
+    predictions_path,
+    save_predictions,
+    scores,
+    top1,
+)
+from coadvise.storage import DamagedError
+from coadvise.training.engine import Engine
+
+
+class TwoTokens(nn.Module):
+    """Answers as "class" and "conv"; in training mode it would answer otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm1d(3 * 16), nn.Linear(3 * 16, 6)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        values = self.layer(self.norm(images.mean(3).flatten(1)))
+        return {"class": values[:, :3], "conv": values[:, 3:]}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(EngineConfig(device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def val(image_folder: Path) -> AuditedSplit:
+    return audit(open_source(image_folder, 0.2, 0), 16, in_memory=True).val
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_logits_and_top1_against_a_loop_over_files(engine: Engine, val: AuditedSplit, training: bool) -> None:
+    torch.manual_seed(0)
+    network = TwoTokens().train(training)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    logits = predict_logits(network, val, 16, engine)
+    assert network.training is training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+    network.eval()
+    right = {"class": 0, "conv": 0, "average": 0}
+    for number, (path, label) in enumerate(zip(val.paths, val.labels.tolist(), strict=True)):
+        image = torch.from_numpy(to_array(square(read_image(path), 16)))[None] / 255
+        with torch.no_grad():
+            answer = {name: value[0] for name, value in network(image).items()}
+        for name, values in answer.items():
+            assert torch.allclose(logits[name][number], values, atol=1e-5)
+            right[name] += max(range(3), key=lambda k: values[k].item()) == label
+        mean = sum(values.softmax(0) for values in answer.values())
+        right["average"] += max(range(3), key=lambda k: mean[k].item()) == label
+    scores = top1(logits, torch.from_numpy(val.labels), ("class", "conv"))
+    assert scores == pytest.approx({name: count / len(val) for name, count in right.items()})
+    assert {value.dtype for value in logits.values()} == {torch.float32}
+
+
+def test_logits_are_float32_whatever_is_computed_in(val: AuditedSplit) -> None:
+    logits = predict_logits(TwoTokens(), val, 16, Engine(EngineConfig(device="cpu", precision="bfloat16")))
+    assert {value.dtype for value in logits.values()} == {torch.float32}
+
+
+def test_tokens_nobody_trained_are_left_out() -> None:
+    logits = {"class": torch.eye(4), "conv": -torch.eye(4), "inv": torch.eye(4)}
+    labels = torch.arange(4)
+    assert top1(logits, labels, ("class",)) == {"class": 1.0}
+    assert top1(logits, labels, ("class", "conv")).keys() == {"class", "conv", "average"}
+    assert correct(logits, labels)["conv"].tolist() == [False] * 4
+
+
+@pytest.mark.parametrize("classes", [3, 5, 12])
+def test_top5_against_sorting(classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, classes, generator=generator)
+    labels = torch.randint(classes, (200,), generator=generator)
+    expected = sum(
+        label in sorted(range(classes), key=lambda k: -row[k])[:5]
+        for row, label in zip(logits.tolist(), labels.tolist(), strict=True)
+    )
+    assert scores({"class": logits}, labels)["class"].top5 == pytest.approx(expected / 200)
+
+
+def test_several_networks_answer_for_the_same_images_as_one_by_one(engine: Engine, val: AuditedSplit) -> None:
+    torch.manual_seed(0)
+    networks = {"a": TwoTokens(), "b": TwoTokens().eval()}
+    batches = still_batches(val, 16, batch_size=5)
+    together = predict_each(networks, batches, engine)
+    assert [network.training for network in networks.values()] == [True, False]
+    for part, network in networks.items():
+        alone = predict_logits(network, val, 16, engine)
+        assert together[part].keys() == alone.keys()
+        assert all(torch.allclose(together[part][name], alone[name], atol=1e-6) for name in alone)
+
+
+@given(st.integers(1, 40), st.integers(2, 7), st.floats(0.1, 4), st.integers(0, 10**6))
+def test_scores_against_the_plainest_loop(images: int, classes: int, sharpness: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = {name: sharpness * torch.randn(images, classes, generator=generator) for name in ("class", "conv")}
+    labels = torch.randint(classes, (images,), generator=generator)
+    found = scores(logits, labels)
+    shares = {name: values.double().softmax(-1) for name, values in logits.items()}
+    shares["average"] = (shares["class"] + shares["conv"]) / 2
+    assert found.keys() == shares.keys()
+    for name, rows in shares.items():
+        bins: list[list[tuple[float, bool]]] = [[] for _ in range(15)]
+        loss = 0.0
+        for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
+            confidence = max(row)
+            bins[math.ceil(confidence * 15) - 1].append((confidence, row.index(confidence) == label))
+            loss -= math.log(max(row[label], 1e-300)) / images
+        gap = sum(abs(sum(c for c, _ in b) - sum(hit for _, hit in b)) for b in bins) / images
+        assert found[name].nll == pytest.approx(loss, rel=1e-4, abs=1e-5)
+        assert found[name].ece == pytest.approx(gap, abs=1e-5)
+        assert found[name].top1 == pytest.approx(sum(hit for b in bins for _, hit in b) / images)
+        assert found[name].top1 == top1(logits, labels, ("class", "conv"))[name]
+        assert 0 <= found[name].ece <= 1
+
+
+def test_calibration_of_known_cases() -> None:
+    sure = torch.tensor([[0.0, -40.0]]).expand(10, 2)
+    right, wrong = torch.zeros(10, dtype=torch.int64), torch.ones(10, dtype=torch.int64)
+    assert calibration_error(sure, right) == pytest.approx(0, abs=1e-9)
+    assert calibration_error(sure, wrong) == pytest.approx(1)
+    even = torch.full((10, 2), math.log(0.5))  # half sure, and right in half of the cases
+    assert calibration_error(even, torch.arange(10) % 2) == pytest.approx(0, abs=1e-6)
+
+
+def test_predictions_are_kept(tmp_path: Path) -> None:
+    logits = {"class": torch.randn(5, 6).T, "conv": torch.randn(6, 5)}
+    labels = torch.arange(6)
+    save_predictions(tmp_path, "students/advised-0", logits, labels)
+    save_predictions(tmp_path, "students/advised-0", logits, labels)
+    read, read_labels = load_predictions(tmp_path, "students/advised-0")
+    assert torch.equal(read_labels, labels)
+    assert read.keys() == logits.keys()
+    assert all(torch.equal(read[name], logits[name]) for name in logits)
+    assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["students.advised-0.safetensors"]
+    path = predictions_path(tmp_path, "students/advised-0")
+    save_file({**load_file(path)}, path)  # as earlier versions did, without a sum
+    assert torch.equal(load_predictions(tmp_path, "students/advised-0")[1], labels)
+
+
+def test_a_changed_prediction_is_noticed(tmp_path: Path) -> None:
+    save_predictions(tmp_path, "teachers/conv", {"class": torch.randn(6, 5)}, torch.arange(6))
+    path = predictions_path(tmp_path, "teachers/conv")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DamagedError, match=r"teachers\.conv\.safetensors: its contents changed"):
+        load_predictions(tmp_path, "teachers/conv")

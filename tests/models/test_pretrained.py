@@ -1,0 +1,341 @@
+"""Teachers that others trained: by timm's name, a hub's, a file. A hub's files are served from a folder here."""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from timm.data import ImageNetInfo
+from timm.models import save_for_hf
+from tiny import Stopper, make_images, records, write_preset
+from torch import nn
+
+from coadvise import fit
+from coadvise.config import TeacherConfig, load_config
+from coadvise.distill.teachers import Teacher
+from coadvise.errors import Interrupted, UserError
+from coadvise.models.network import Network, load_network
+from coadvise.models.pretrained import given_network, pretrained_classes
+from coadvise.runs.evaluate import evaluate_run
+from coadvise.runs.network_job import initial_network
+from coadvise.runs.plan import ADVISED, ALONE, Arm
+
+TINY = {"widths": [8, 16], "depths": [1, 1], "strides": [2, 2]}
+NAMES = ["green", "red", "blue", "black"]
+HUB = TeacherConfig(model="hf-hub:some/one", pretrained=True)
+IMAGENET = ImageNetInfo().label_names()
+Serve = Callable[..., list[tuple[str, str]]]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """Puts a model onto the hub `tmp_path/hub`, and returns what is asked of it."""
+
+    def put(model: nn.Module, **config: Any) -> list[tuple[str, str]]:
+        save_for_hf(
+            model, str(tmp_path / "hub"), model_config=config, model_args=model.arguments, safe_serialization=True
+        )
+        asked: list[tuple[str, str]] = []
+
+        def download(repo_id: str, filename: str, **_: Any) -> str:
+            asked.append((repo_id, filename))
+            if not (tmp_path / "hub" / filename).is_file():
+                raise EntryNotFoundError(filename)
+            return str(tmp_path / "hub" / filename)
+
+        monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+        return asked
+
+    return put
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: Any, **__: Any) -> None:
+        raise LocalEntryNotFoundError("no connection,\nand the file is not in the cache")
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+
+
+def edit(config: Path, **changes: Any) -> None:
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+
+
+def made(name: str = "resnet_small", classes: int = len(NAMES), **arguments: Any) -> nn.Module:
+    torch.manual_seed(3)
+    model = timm.create_model(name, num_classes=classes, **arguments).eval()
+    model.arguments = arguments  # what timm before 1.0.31 does not write into a hub's config.json by itself
+    return model
+
+
+def same_answers(network: Network, model: nn.Module, size: int = 32) -> bool:
+    images = torch.rand(2, 3, size, size)
+    return torch.allclose(network.eval()(images)["class"], model((images - network.mean) / network.std), atol=1e-6)
+
+
+# A hub
+
+
+@pytest.mark.parametrize("names", [NAMES, dict(enumerate(NAMES))])
+def test_a_hub_s_model_comes_with_its_classes_and_is_kept_without_the_hub(
+    names: Any, serve: Serve, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = made(**TINY)
+    asked = serve(model, label_names=names)
+    network = given_network(HUB, 32)
+    assert network.classes == tuple(NAMES)
+    assert (network.about["model"], network.about["model_kwargs"]["widths"]) == ("resnet_small", [8, 16])
+    assert same_answers(network, model)
+    assert set(asked) == {("some/one", "config.json"), ("some/one", "model.safetensors")}
+    network.save(tmp_path / "kept")
+    request.getfixturevalue("offline")
+    assert same_answers(load_network(tmp_path / "kept"), model)
+
+
+def test_a_hub_s_transformer_takes_the_data_s_image_size(serve: Serve, tmp_path: Path) -> None:
+    arguments = {"patch_size": 4, "embed_dim": 24, "depth": 1, "img_size": 16}
+    serve(made("deit_tiny_patch16_224", **arguments), label_names=NAMES)
+    network = given_network(HUB, 32)
+    assert network.about["image_size"] == 32
+    network.save(tmp_path / "kept")
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(load_network(tmp_path / "kept")(images)["class"], network.eval()(images)["class"])
+
+
+def test_offline_a_hub_s_model_is_one_sentence(offline: None) -> None:
+    with pytest.raises(UserError, match="'hf-hub:some/one' cannot be had: no connection, and the file is not in the c"):
+        given_network(HUB, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label_names": None}, r"does not say what its 4 classes are \(label_names in its config.json\)"),
+        ({"label_names": NAMES[:3]}, "does not say what its 4 classes are"),
+        ({"label_names": {"1": "a", "2": "b", "3": "c", "4": "d"}}, "does not say what its 4 classes are"),
+        ({"label_names": ["crane", "red", "crane", "black"]}, "has several classes of the name 'crane'"),
+        ({"architecture": "../../model"}, r"unknown model '\.\./\.\./model'"),
+        ({"architecture": None}, "unknown model 'None'"),
+        ({"model_args": [3]}, "'hf-hub:some/one' cannot be had"),
+        ({"model_args": {**TINY, "pretrained_strict": False}}, "may not hold pretrained_strict"),
+        ({"model_args": {**TINY, "checkpoint_path": "/etc/passwd"}}, "may not hold checkpoint_path"),
+        ({"model_args": {**TINY, "widths": [8, 24]}}, "model 'resnet_small' cannot be made with"),
+        ({"num_classes": 3, "label_names": NAMES[:3]}, "model 'resnet_small' cannot be made with"),
+        ({"pretrained_cfg": {"custom_load": True, "num_classes": 4}}, "in a form of their own"),
+        ({"model_args": {**TINY, "in_chans": 1}}, "for 1 colours"),
+    ],
+)
+def test_a_hub_s_model_that_is_not_whole_is_refused(
+    changes: dict[str, Any], message: str, serve: Serve, tmp_path: Path
+) -> None:
+    serve(made(**TINY), label_names=NAMES)
+    edit(tmp_path / "hub" / "config.json", **changes)
+    with pytest.raises(UserError, match=message):
+        given_network(HUB, 32)
+
+
+def test_of_timm_s_own_place_a_thousand_classes_are_imagenet_s(serve: Serve) -> None:
+    serve(made(classes=1000, **TINY))
+    timms = TeacherConfig(model="hf-hub:timm/some.in1k", pretrained=True)
+    assert given_network(timms, 32).classes == tuple(IMAGENET)
+    with pytest.raises(UserError, match="does not say what its 1000 classes are"):
+        given_network(HUB, 32)
+
+
+# timm's names
+
+
+def test_published_weights_bring_their_own_classes() -> None:
+    for name in ("resnet18", "regnety_040", "regnety_040.ra3_in1k", "regnety_040.pycls_in1k"):
+        assert pretrained_classes(name) == IMAGENET
+    for name, message in {
+        "rednet26": "no published weights for 'rednet26'",
+        "resnet1888": "unknown model 'resnet1888'",
+        "regnety_040.ra4_in1k": "of regnety_040 timm has regnety_040.pycls_in1k, regnety_040.ra3_in1k",
+        "vit_base_patch16_clip_224.openai": "does not say what the 512 classes",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            pretrained_classes(name)
+
+
+def test_a_tag_names_the_weights(serve: Serve, tmp_path: Path) -> None:
+    model = made("regnety_002", classes=1000)
+    asked = serve(model)
+    network = given_network(TeacherConfig(model="regnety_002.pycls_in1k", pretrained=True), 32)
+    assert asked == [("timm/regnety_002.pycls_in1k", "model.safetensors")]
+    assert same_answers(network, model)
+    network.save(tmp_path / "kept")
+    assert same_answers(load_network(tmp_path / "kept"), model)
+
+
+def test_offline_timm_s_weights_are_one_sentence(offline: None) -> None:
+    with pytest.raises(UserError, match=r"published weights of 'regnety_002\.pycls_in1k' cannot be had: no connection"):
+        given_network(TeacherConfig(model="regnety_002.pycls_in1k", pretrained=True), 32)
+
+
+# Files
+
+
+def given_file(model: str, path: Path, **arguments: Any) -> Network:
+    return given_network(TeacherConfig(model=model, checkpoint=str(path), model_kwargs=arguments), 32)
+
+
+def test_a_file_has_the_named_model_s_weights(tmp_path: Path) -> None:
+    model = made(classes=1000, **TINY)
+    torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "conv_teacher.pth")
+    network = given_file("resnet_small", tmp_path / "conv_teacher.pth", **TINY)
+    assert network.classes == tuple(IMAGENET)
+    assert same_answers(network, model)
+    with pytest.raises(UserError, match=r"weights are not those of 'resnet_small': .*size mismatch"):
+        given_file("resnet_small", tmp_path / "conv_teacher.pth", **{**TINY, "widths": [8, 24]})
+
+
+def test_a_file_in_a_published_layout_is_recognised(tmp_path: Path) -> None:
+    model = made("rednet26", classes=1000, widths=(64, 64, 64, 64), stem_width=32)
+    renamed = {key.replace("fc.", "head.fc.") if key.startswith("fc.") else f"backbone.{key}": value
+               for key, value in model.state_dict().items()}  # fmt: skip
+    torch.save({"state_dict": renamed}, tmp_path / "inv_teacher.pth")
+    network = given_file("rednet101", tmp_path / "inv_teacher.pth")  # its depth is read off its shapes
+    assert network.about["model"] == "rednet26"
+    assert same_answers(network, model)
+    network.save(tmp_path / "kept")
+    assert same_answers(load_network(tmp_path / "kept"), model)
+
+
+def test_a_file_of_unnamed_classes_or_of_no_model_is_refused(tmp_path: Path) -> None:
+    torch.save(made(classes=100, **TINY).state_dict(), tmp_path / "hundred.pth")
+    with pytest.raises(UserError, match=r"hundred.pth' answers for 100 classes and does not say which"):
+        given_file("resnet_small", tmp_path / "hundred.pth", **TINY)
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"other.pth' has none of the layouts that are known"):
+        given_file("resnet_small", tmp_path / "other.pth", **TINY)
+    with pytest.raises(UserError, match="unknown model 'resnet_smal'"):
+        given_file("resnet_smal", tmp_path / "other.pth")
+    with pytest.raises(UserError, match="no model in"):
+        given_file("resnet_small", tmp_path / "nowhere.pth")
+
+
+# In a run
+
+
+def test_a_teacher_of_a_thousand_classes_advises_on_two_chosen_folders_by_their_wordnet_ids(
+    serve: Serve, tiny_preset: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """From an ordinary ImageNet folder, of which two classes are wanted; the run goes on without a connection."""
+    model = made(classes=1000, **TINY)
+    serve(model)
+    data = make_images(tmp_path / "imagenet", classes=[IMAGENET[7], IMAGENET[3], IMAGENET[500]])
+    overrides = [
+        "teachers.conv.model=hf-hub:timm/some.in1k", "teachers.conv.pretrained=true",
+        f"data.classes=[{IMAGENET[500]}, {IMAGENET[3]}]",
+    ]  # fmt: skip
+    start = partial(fit, data, tiny_preset, tmp_path / "run", overrides=overrides)
+    run = start()
+    about = json.loads((run / "data.json").read_text())
+    assert about["classes"] == [IMAGENET[3], IMAGENET[500]]
+    assert (about["splits"]["train"]["images"], about["splits"]["val"]["images"]) == (16, 8)
+    network = load_network(run / "teachers/conv")
+    images = torch.rand(2, 3, 16, 16)
+    expected = model((images - network.mean) / network.std)[:, [3, 500]]
+    torch.testing.assert_close(Teacher("conv", network, tuple(about["classes"]))(images), expected)
+    assert records(run, "result")[0]["model"] == "resnet_small"
+    own, folder = evaluate_run(run), evaluate_run(run, str(data))  # which holds a third class
+    assert own["images"] == folder["images"] == 8
+    assert own["parts"] == folder["parts"]
+
+    request.getfixturevalue("offline")
+    shutil.rmtree(run / "students")
+    start(baseline=True)
+    assert len(list((run / "students").iterdir())) == 2
+
+
+# a student that starts from published weights -------------------------------------------------------------------------
+
+TINY_VIT = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 3, "mlp_ratio": 2.0}
+
+
+def write_deit(path: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """A distilled DeiT of the tiny preset's widths, for half its image size and other classes."""
+    torch.manual_seed(5)
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5, **{**TINY_VIT, **changes})
+    torch.save({"model": model.state_dict()}, path)
+    return model.state_dict()
+
+
+def test_students_start_from_published_weights(tmp_path: Path) -> None:
+    weights = write_deit(tmp_path / "deit.pth")
+    config = load_config(write_preset(tmp_path), [f"student.start={tmp_path / 'deit.pth'}"])
+    said: list[str] = []
+    students = {
+        role: initial_network(Arm(f"students/{role}-0", role, 0), config, ("blue", "green", "red"), said.append).model
+        for role in (ADVISED, ALONE)
+    }
+    for name in ("blocks.0.attn.qkv.weight", "patch_embed.proj.weight", "norm.bias", "cls_token"):
+        assert all(torch.equal(student.state_dict()[name], weights[name]) for student in students.values())
+    advised, alone = (student.state_dict() for student in students.values())
+    assert torch.equal(
+        advised["reg_token"][:, 0], weights["dist_token"][:, 0]
+    )  # the conv token: DeiT's teacher was one
+    assert advised["pos_embed"].shape == (1, 3 + 16, 24)
+    assert all(torch.equal(advised[name], alone[name]) for name in advised)
+    torch.manual_seed(99)  # no global generator has a say
+    again, other = (
+        initial_network(Arm("part", ALONE, seed), config, ("blue", "green", "red")).model.state_dict()
+        for seed in (0, 1)
+    )
+    assert all(torch.equal(again[name], alone[name]) for name in alone)
+    assert not torch.equal(other["head.weight"], alone["head.weight"])
+    fresh = [f"{tmp_path / 'deit.pth'}: {what}" for what in (
+        "token 'inv' is freshly initialised: its vector, its position and its head",
+        "heads for 3 classes instead of 5 are freshly initialised",
+    )]  # fmt: skip
+    assert said == 2 * fresh
+
+
+def test_a_run_starts_from_published_weights_and_goes_on(tmp_path: Path) -> None:
+    write_deit(tmp_path / "deit.pth")
+    images, preset = make_images(tmp_path / "data"), write_preset(tmp_path)
+    start = [f"student.start={tmp_path / 'deit.pth'}"]
+    stopped = tmp_path / "stopped"
+    with pytest.raises(Interrupted):
+        fit(
+            images,
+            preset,
+            stopped,
+            overrides=start,
+            listener=Stopper(lambda part, done: "advised" in part and done == 1),
+        )
+    fit(images, preset, stopped, overrides=start)
+    fit(images, preset, tmp_path / "whole", overrides=start)
+    fit(images, preset, tmp_path / "anew")
+    runs = [load_network(tmp_path / run / "students/advised-0").state_dict() for run in ("stopped", "whole", "anew")]
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    assert not torch.equal(runs[1]["model.norm.weight"], runs[2]["model.norm.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "match"),
+    [
+        ({"embed_dim": 48}, [], "deit.pth': its weights are not those of 'cit_micro_patch4_32'"),
+        ({}, ["student.start=nowhere.pth"], "no checkpoint 'nowhere.pth'; give a .pth?"),
+        (
+            {},
+            ["student.model=resnet10_coadvised", "student.model_kwargs={}"],
+            "resnet10_coadvised' is no vision transfor",
+        ),
+    ],
+)
+def test_a_start_that_does_not_fit(changes: dict[str, Any], overrides: list[str], match: str, tmp_path: Path) -> None:
+    write_deit(tmp_path / "deit.pth", **changes)
+    with pytest.raises(UserError, match=match):
+        fit(
+            make_images(tmp_path / "data"), write_preset(tmp_path), tmp_path / "out",
+            overrides=[f"student.start={tmp_path / 'deit.pth'}", *overrides],
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()

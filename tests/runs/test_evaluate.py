@@ -1,0 +1,233 @@
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data import ImageNetInfo
+from tiny import Stopper, make_images, never, records
+
+from coadvise import fit
+from coadvise.config import ModelConfig
+from coadvise.deploy.predict import load
+from coadvise.errors import UserError
+from coadvise.evaluation.corruptions import CORRUPTIONS
+from coadvise.evaluation.robustness import made_cases
+from coadvise.evaluation.shifts import IMAGENET_A, subset
+from coadvise.models.network import build_network
+from coadvise.runs import evaluate as rescore
+from coadvise.runs.evaluate import evaluate_run
+from coadvise.runs.run import trained_parts
+
+
+def test_it_finds_the_run_s_own_scores_again(finished: Path) -> None:
+    scores = evaluate_run(finished)
+    for result in records(finished, "result"):
+        for figure in ("top1", "top5", "ece", "nll"):
+            again = {answer: score[figure] for answer, score in scores["parts"][result["part"]].items()}
+            assert again == pytest.approx(result[figure], abs=1e-6)
+    assert [row["kl"] for row in scores["divergences"]] == pytest.approx(
+        [row["kl"] for row in records(finished, "verdict")[-1]["divergences"]], abs=1e-6
+    )
+    voices = [(part, answer) for part, answers in scores["parts"].items() for answer in answers]
+    assert len(scores["agreements"]) == len(voices) * (len(voices) - 1) / 2
+    assert (scores["layout"], scores["classes"]) == ("folder", 3)
+    assert list(scores["parts"]) == trained_parts(finished)
+    assert scores["images"] == 12
+    assert scores["unreadable"] == []
+    assert scores["data"].endswith("(validation)")
+
+
+def test_other_images_are_scored_one_by_one(finished: Path, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data", 1, 3)
+    wrong = shutil.copytree(data / "val", tmp_path / "wrong")  # every image in another class's folder
+    (wrong / "blue").rename(wrong / "x")
+    (wrong / "green").rename(wrong / "blue")
+    (wrong / "red").rename(wrong / "green")
+    (wrong / "x").rename(wrong / "red")
+    right, rotated = evaluate_run(finished, str(data)), evaluate_run(finished, str(wrong))
+    assert right["images"] == rotated["images"] == 9
+    assert right["data"] == str(data)
+    for part in trained_parts(finished):
+        assert right["parts"][part]["class"]["top1"] + rotated["parts"][part]["class"]["top1"] <= 1
+    assert right["parts"] != rotated["parts"]
+
+
+def test_some_of_the_classes_are_enough_and_keep_their_numbers(finished: Path, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data", 1, 3) / "val"
+    each = []
+    for name in ("blue", "green", "red"):
+        shutil.copytree(data / name, tmp_path / f"only {name}" / name)
+        only = evaluate_run(finished, str(tmp_path / f"only {name}"))["parts"]
+        each.append(only["students/advised-0"]["class"]["top1"])
+    everything = evaluate_run(finished, str(data))["parts"]["students/advised-0"]["class"]["top1"]
+    assert sum(each) / 3 == pytest.approx(everything)
+
+
+def test_an_unreadable_image_is_named_and_no_other_is_scored_for_it(finished: Path, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data", 1, 4) / "val"
+    bad = data / "green" / "2.png"
+    bad.unlink()
+    readable = evaluate_run(finished, str(data))
+    bad.write_bytes(b"no image")
+    scores = evaluate_run(finished, str(data))
+    assert scores["images"] == readable["images"] == 11
+    assert scores["parts"] == readable["parts"]
+    assert len(scores["unreadable"]) == 1
+    assert str(bad) in scores["unreadable"][0]
+
+
+def test_unreadable_among_the_run_s_own_images(tiny_preset: str, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data")
+    bad = data / "val" / "red" / "1.png"
+    bad.write_bytes(bad.read_bytes()[:-30])
+    once = [f"{part}.recipe.epochs=1" for part in ("teachers.conv", "teachers.inv", "student")]
+    run = fit(data, tiny_preset, tmp_path / "run", overrides=once)
+    assert records(run, "verdict")[-1]["images"] == 11
+    scores = evaluate_run(run)
+    assert scores["images"] == 11
+    assert str(bad) in scores["unreadable"][0]
+    for result in records(run, "result"):
+        assert {a: score["top1"] for a, score in scores["parts"][result["part"]].items()} == result["top1"]
+
+
+def test_what_cannot_be_scored_is_said(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no run directory"):
+        evaluate_run(tmp_path)
+    with pytest.raises(UserError, match=r"data folder .*nothing.* does not exist"):
+        evaluate_run(finished, str(tmp_path / "nothing"))
+    other = make_images(tmp_path / "other", 1, 1, classes=("blue", "violet"))
+    with pytest.raises(UserError, match=r"has classes the student does not know: 'violet'; it knows 'blue', 'green'"):
+        evaluate_run(finished, str(other))
+    all_bad = make_images(tmp_path / "bad", 1, 1)
+    for path in (all_bad / "val").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"none of the 3 images can be read; first fault: .*blue"):
+        evaluate_run(finished, str(all_bad))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(finished / "config.yaml", bare)
+    with pytest.raises(UserError, match="no finished network yet"):
+        evaluate_run(bare)
+
+
+def test_corrupted_images_are_scored_besides(finished: Path) -> None:
+    plain = evaluate_run(finished)
+    once = evaluate_run(finished, corruptions=True, severities=(1, 5))
+    again = evaluate_run(finished, corruptions=True, severities=(1, 5))
+    found = once.pop("corruptions")
+    assert once == plain
+    assert found["parts"] == again["corruptions"]["parts"]
+    assert (found["images"], found["severities"]) == (12, [1, 5])
+    assert list(found["parts"]) == trained_parts(finished)
+    for part, answers in found["parts"].items():
+        assert answers.keys() == plain["parts"][part].keys()
+        for summary in answers.values():
+            assert list(summary["top1"]) == list(CORRUPTIONS)
+            for name, rows in summary["by_severity"].items():
+                assert summary["top1"][name] == pytest.approx((rows["1"] + rows["5"]) / 2)
+            assert summary["mean_corruption_error"] == pytest.approx(1 - np.mean(list(summary["top1"].values())))
+            assert "relative_to_alexnet" not in summary
+
+
+def test_some_of_the_images_are_evenly_chosen(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_images(tmp_path / "data", 1, 4) / "val"
+    numbers: list[Sequence[int]] = []
+    monkeypatch.setattr(rescore, "made_cases", lambda *given: numbers.append(given[1]) or made_cases(*given))
+    assert evaluate_run(finished, str(data), images=99)["images"] == 12
+    some = evaluate_run(finished, str(data), images=3, corruptions=True, severities=(3,))
+    assert some["images"] == some["corruptions"]["images"] == 3
+    assert numbers == [[0, 4, 8]], "each is corrupted as it is among all"
+    for path in data.rglob("[1-3].png"):  # so what is left is the first image of each class
+        path.unlink()
+    assert evaluate_run(finished, str(data), corruptions=True, severities=(3,))["parts"] == some["parts"]
+
+
+def lay_out_imagenet_c(root: Path) -> Path:
+    images = make_images(root / "images", 1, 2) / "val"
+    for name in CORRUPTIONS:
+        for severity in range(1, 6):
+            shutil.copytree(images, root / "c" / name / str(severity))
+    return root / "c"
+
+
+def test_imagenet_c_is_scored_from_its_files(finished: Path, tmp_path: Path) -> None:
+    root = lay_out_imagenet_c(tmp_path)
+    same = evaluate_run(finished, str(tmp_path / "images"))["parts"]
+    bad = root / "fog" / "2" / "red" / "0.png"
+    bad.write_bytes(b"no image")
+    found = evaluate_run(finished, str(root))
+    assert (found["layout"], found["images"]) == ("imagenet-c", 6)
+    assert len(found["unreadable"]) == 1
+    assert str(bad) in found["unreadable"][0]
+    for part, answers in found["corruptions"]["parts"].items():
+        for answer, summary in answers.items():
+            clean = same[part][answer]["top1"]  # the images were not corrupted, so every folder scores the same
+            assert all(summary["top1"][name] == pytest.approx(clean) for name in CORRUPTIONS if name != "fog")
+            assert summary["mean_corruption_error"] == pytest.approx(1 - clean, abs=0.01)
+            assert summary["relative_to_alexnet"] == pytest.approx((1 - clean) / 0.7888, rel=0.05, abs=0.01)
+    bad.unlink()
+    assert evaluate_run(finished, str(root), layout="imagenet-c", images=3)["images"] == 3
+    shutil.rmtree(root / "contrast")
+    with pytest.raises(UserError, match="lacks contrast of ImageNet-C"):
+        evaluate_run(finished, str(root))
+
+
+@pytest.fixture(scope="module")
+def imagenet_run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose only network is an untrained one of 1,000 classes, in an order of its own."""
+    run = tmp_path_factory.mktemp("imagenet") / "run"
+    run.mkdir()
+    shutil.copy(finished / "config.yaml", run)
+    config = ModelConfig(model="resnet_small", model_kwargs={"widths": [8, 16], "depths": [1, 1], "strides": [2, 2]})
+    build_network(config, ImageNetInfo().label_names()[::-1], 16, seed=0).save(run / "students" / "alone-0")
+    return run
+
+
+def test_imagenet_a_is_answered_among_its_200_classes(imagenet_run: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in subset(IMAGENET_A):
+        (tmp_path / "a" / name).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "a" / name / "0.png")
+    found = evaluate_run(imagenet_run, str(tmp_path / "a"))
+    assert (found["layout"], found["classes"], found["images"]) == ("imagenet-a", 200, 200)
+    among_all = evaluate_run(imagenet_run, str(tmp_path / "a"), layout="folder")
+    assert (among_all["layout"], among_all["classes"], among_all["images"]) == ("folder", 1000, 200)
+    network = load(imagenet_run, "students/alone-0")
+    rows = network.predict(sorted((tmp_path / "a").rglob("*.png")))
+    hits = [max(subset(IMAGENET_A), key=row.probabilities.__getitem__) for row in rows]
+    right = np.mean([hit == name for hit, name in zip(hits, subset(IMAGENET_A), strict=True)])
+    assert found["parts"]["students/alone-0"]["class"]["top1"] == pytest.approx(right)
+    among = np.mean([row.label == name for row, name in zip(rows, subset(IMAGENET_A), strict=True)])
+    assert among_all["parts"]["students/alone-0"]["class"]["top1"] == pytest.approx(among)
+    assert found["parts"]["students/alone-0"]["class"]["nll"] < among_all["parts"]["students/alone-0"]["class"]["nll"]
+    shutil.rmtree(tmp_path / "a" / subset(IMAGENET_A)[0])
+    with pytest.raises(UserError, match="lacks 1 of the 200 classes of imagenet-a"):
+        evaluate_run(imagenet_run, str(tmp_path / "a"), layout="imagenet-a")
+
+
+def test_requests_that_make_no_sense_are_said(finished: Path, tmp_path: Path) -> None:
+    data = str(make_images(tmp_path / "data", 1, 1))
+    with pytest.raises(UserError, match=r"no layout 'imagenet-q', did you mean 'imagenet-[acr]'\?; there are folder,"):
+        evaluate_run(finished, data, layout="imagenet-q")
+    with pytest.raises(UserError, match="give the folder with --data"):
+        evaluate_run(finished, layout="imagenet-a")
+    with pytest.raises(UserError, match="do not know 200 of the 200 classes of imagenet-a"):
+        evaluate_run(finished, data, layout="imagenet-a")
+    for severities in ((), (0, 1), (1, 1), (6,)):
+        with pytest.raises(UserError, match="give some of 1, 2, 3, 4 and 5, each once"):
+            evaluate_run(finished, corruptions=True, severities=severities)
+    with pytest.raises(UserError, match="severities are those of --corruptions"):
+        evaluate_run(finished, severities=(1,))
+    with pytest.raises(UserError, match="0 images cannot be scored"):
+        evaluate_run(finished, images=0)
+    with pytest.raises(UserError, match="is ImageNet-C, whose images are corrupted already"):
+        evaluate_run(finished, str(lay_out_imagenet_c(tmp_path)), corruptions=True)
+
+
+def test_classes_without_an_image_are_named(finished: Path, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data", 1, 2, classes=("green", "red"))
+    listener = Stopper(never)
+    evaluate_run(finished, str(data), listener=listener)
+    assert listener.said == ["no images of 'blue'; answers are among all 3 classes"]
