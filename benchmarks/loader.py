@@ -40,7 +40,7 @@ from torchvision.transforms import (
 from benchmarks.table import Row, Setting, Table, machine
 from coadvise.config import AugmentConfig, load_config
 from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, take_no_bits
-from coadvise.data.scan import AuditedSplit, audit_split, presized_split
+from coadvise.data.scan import ScannedSplit, presized_split, scan_split
 from coadvise.data.sources import Source, Split
 from coadvise.data.views import Views
 from coadvise.evaluation.speed import interleaved
@@ -76,7 +76,7 @@ def photographs(folder: Path, count: int) -> Source:
 class InMemory(torch.utils.data.Dataset[Any]):
     """The peer's data set of small images: Pillow images, decoded before."""
 
-    def __init__(self, split: AuditedSplit) -> None:
+    def __init__(self, split: ScannedSplit) -> None:
         assert split.pixels is not None
         self.images = [Image.fromarray(pixels.transpose(1, 2, 0)) for pixels in split.pixels]
         self.labels = split.labels.tolist()
@@ -149,7 +149,7 @@ def large(folder: Path, batch_size: int, repeats: int) -> tuple[list[Row], str]:
     made = time.perf_counter()
     kept = presized_split(source, "train", presize, folder / "store", lambda text: None)
     opened = time.perf_counter()
-    plain = audit_split(source.train, 224, in_memory=False)
+    plain = scan_split(source.train, 224, in_memory=False)
     peer = timm_loader(ImageDataset(str(source.root)), 224, batch_size, torch.device("cpu"))
     take_no_bits(peer.loader.dataset.transform)
     store = kept.presized
@@ -184,7 +184,7 @@ def small(setting: Setting, batch_size: int) -> Row:
     count = SMALL_BATCHES * batch_size
     pixels = np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
     paths = tuple(Path(str(n)) for n in range(count))
-    split = AuditedSplit(paths, np.arange(count) % CLASSES, pixels, (), Counter({(32, 32): count}))
+    split = ScannedSplit(paths, np.arange(count) % CLASSES, pixels, (), Counter({(32, 32): count}))
     dataset = InMemory(split)
     peer = timm_loader(dataset, 32, batch_size, setting.device)
     peer.loader.dataset.transform = Compose(

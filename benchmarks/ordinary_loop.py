@@ -22,7 +22,7 @@ from torch import Tensor
 
 from coadvise.advice import Advice, LossWeights
 from coadvise.config import ModelConfig, load_config, read_config
-from coadvise.data.scan import AuditedSplit, audit
+from coadvise.data.scan import ScannedSplit, scan
 from coadvise.data.sources import open_source
 from coadvise.distill.loss import co_advise_loss
 from coadvise.models.network import Network, build_network
@@ -76,7 +76,7 @@ def flipped_and_cropped(images: Tensor) -> Tensor:
     )
 
 
-def train(network: Network, split: AuditedSplit, epochs: int, teachers: Mapping[str, Network], steps: int) -> float:
+def train(network: Network, split: ScannedSplit, epochs: int, teachers: Mapping[str, Network], steps: int) -> float:
     """Trains a network. Returns the seconds that all epochs take: measured, or by `steps` steps where that is not 0."""
     images, labels = torch.from_numpy(split.pixels), torch.from_numpy(split.labels)
     per_epoch = len(labels) // BATCH_SIZE
@@ -105,7 +105,7 @@ def train(network: Network, split: AuditedSplit, epochs: int, teachers: Mapping[
 
 
 @torch.inference_mode()
-def top1(network: Network, split: AuditedSplit) -> float:
+def top1(network: Network, split: ScannedSplit) -> float:
     images, labels = torch.from_numpy(split.pixels), torch.from_numpy(split.labels)
     answers = torch.cat([network.eval()(batch / 255)["class"].argmax(-1) for batch in images.split(250)])
     return (answers == labels).float().mean().item()
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="steps of each network; 0: all")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    dataset = audit(open_source(arguments.data, 0.2, 0), SIZE, in_memory=True)
+    dataset = scan(open_source(arguments.data, 0.2, 0), SIZE, in_memory=True)
     found = networks(dataset.classes)
     print(f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'':22}{'ordinary loop':^22}{f'{arguments.run}' if arguments.run else '':^28}")

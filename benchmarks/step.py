@@ -31,7 +31,7 @@ from benchmarks.floor import operations, peak_operations, product_note
 from benchmarks.table import Row, Setting, Table, in_turns, machine
 from coadvise.advice import LossWeights
 from coadvise.config import EngineConfig, ModelConfig, RecipeConfig, RunConfig, load_config
-from coadvise.data.scan import AuditedSplit
+from coadvise.data.scan import ScannedSplit
 from coadvise.data.views import Views
 from coadvise.distill.teachers import Teacher, Teachers
 from coadvise.models import TokenModel
@@ -47,11 +47,11 @@ SKIP, TARGET = 4, 0.85
 TOKENS = ("conv", "inv")
 
 
-def random_split(images: int, size: int = SIZE, classes: int = len(CLASSES)) -> AuditedSplit:
+def random_split(images: int, size: int = SIZE, classes: int = len(CLASSES)) -> ScannedSplit:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (images, 3, size, size), dtype=np.uint8)
     labels = rng.integers(0, classes, images)
-    return AuditedSplit(tuple(map(Path, map(str, range(images)))), labels, pixels, (), Counter({(size, size): images}))
+    return ScannedSplit(tuple(map(Path, map(str, range(images)))), labels, pixels, (), Counter({(size, size): images}))
 
 
 def student(name: str, advised: bool) -> Network:

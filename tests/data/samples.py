@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from coadvise.config import AugmentConfig
-from coadvise.data.scan import AuditedSplit
+from coadvise.data.scan import ScannedSplit
 from coadvise.data.views import Batch, Views
 
 NOTHING = AugmentConfig(kind="none")
@@ -18,10 +18,10 @@ EVERYTHING = AugmentConfig(
 )  # fmt: skip
 
 
-def made_split(images: int, size: int = 12, classes: int = 3) -> AuditedSplit:
+def made_split(images: int, size: int = 12, classes: int = 3) -> ScannedSplit:
     """Random pixels without files."""
     pixels = np.random.default_rng(images).integers(0, 256, (images, 3, size, size), dtype=np.uint8)
-    return AuditedSplit(tuple(map(Path, map(str, range(images)))), np.arange(images) % classes, pixels, (), Counter())
+    return ScannedSplit(tuple(map(Path, map(str, range(images)))), np.arange(images) % classes, pixels, (), Counter())
 
 
 def made_views(images: int, augment: AugmentConfig, size: int = 12, classes: int = 3, seed: int = 0) -> Views:

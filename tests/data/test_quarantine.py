@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coadvise.data.quarantine import FILE, Quarantine, check_share
-from coadvise.data.scan import AuditedSplit
+from coadvise.data.scan import ScannedSplit
 from coadvise.errors import UserError
 
 
-def split_of(*names: str, unreadable: tuple[str, ...] = ()) -> AuditedSplit:
-    return AuditedSplit(tuple(map(Path, names)), np.zeros(len(names), np.int64), None, unreadable, Counter())
+def split_of(*names: str, unreadable: tuple[str, ...] = ()) -> ScannedSplit:
+    return ScannedSplit(tuple(map(Path, names)), np.zeros(len(names), np.int64), None, unreadable, Counter())
 
 
 def fault(name: str, why: str = "truncated") -> str:
@@ -48,7 +48,7 @@ def test_it_is_begun_with_the_audit_s_and_keeps_what_is_still_gone(tmp_path: Pat
     empty.begin()
     assert not (tmp_path / FILE).exists()
     assert empty.add({0: fault("a", "gone"), 1: fault("b", "gone"), 2: fault("c", "gone")}) != []
-    # a was mended, b is named by the audit now, c has vanished
+    # a was mended, b is named by the scan now, c has vanished
     Quarantine(tmp_path, split_of("a", "d", unreadable=(fault("b", "empty"),)), 1.0).begin()
     assert (tmp_path / FILE).read_text().splitlines() == [fault("b", "empty"), fault("c", "gone")]
     Quarantine(tmp_path, split_of("a", "b", "c", "d"), 1.0).begin()

@@ -20,7 +20,7 @@ from coadvise.data import draws
 from coadvise.data import views as views_module
 from coadvise.data.images import read_image
 from coadvise.data.pipeline import Pipeline
-from coadvise.data.scan import AuditedSplit, audit, audit_split
+from coadvise.data.scan import ScannedSplit, scan, scan_split
 from coadvise.data.sources import Split, open_source
 from coadvise.data.views import VIEWS, Views, light_views
 from coadvise.errors import UserError
@@ -40,8 +40,8 @@ seeds = st.integers(0, 2**31 - 1)
 
 
 @pytest.fixture(scope="module")
-def on_disk(image_folder: Path) -> AuditedSplit:
-    return audit(open_source(image_folder, 0.2, 0), 16, in_memory=False).train
+def on_disk(image_folder: Path) -> ScannedSplit:
+    return scan(open_source(image_folder, 0.2, 0), 16, in_memory=False).train
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
@@ -115,8 +115,8 @@ def test_without_augmentation_the_view_is_the_image() -> None:
         assert batch.images.dtype == torch.float32
 
 
-def test_pixels_in_memory_and_on_disk_give_the_same_views(image_folder: Path, on_disk: AuditedSplit) -> None:
-    in_memory = audit(open_source(image_folder, 0.2, 0), 16, in_memory=True).train
+def test_pixels_in_memory_and_on_disk_give_the_same_views(image_folder: Path, on_disk: ScannedSplit) -> None:
+    in_memory = scan(open_source(image_folder, 0.2, 0), 16, in_memory=True).train
     positions = np.arange(len(on_disk))
     for augment in (NOTHING, EVERYTHING):
         assert same(Views(in_memory, augment, 3, 16, 5)[3, positions], Views(on_disk, augment, 3, 16, 5)[3, positions])
@@ -354,7 +354,7 @@ def global_state() -> list[bytes]:
     ]
 
 
-def test_deit_views_neither_disturb_nor_heed_global_random_state(on_disk: AuditedSplit) -> None:
+def test_deit_views_neither_disturb_nor_heed_global_random_state(on_disk: ScannedSplit) -> None:
     results = []
     for seed in (1, 2):
         random.seed(seed)
@@ -366,15 +366,15 @@ def test_deit_views_neither_disturb_nor_heed_global_random_state(on_disk: Audite
     assert same(*results)
 
 
-def test_global_state_is_put_back_after_a_broken_image(on_disk: AuditedSplit, tmp_path: Path) -> None:
-    broken = AuditedSplit((tmp_path / "gone.png",), np.zeros(1, np.int64), None, (), Counter())
+def test_global_state_is_put_back_after_a_broken_image(on_disk: ScannedSplit, tmp_path: Path) -> None:
+    broken = ScannedSplit((tmp_path / "gone.png",), np.zeros(1, np.int64), None, (), Counter())
     before = global_state()
     with pytest.raises(ValueError, match=r"gone\.png"):
         Views(broken, DEIT, 3, 16, 0)[0, np.arange(1)]
     assert global_state() == before
 
 
-def test_deit_views_do_not_depend_on_batch_layout(on_disk: AuditedSplit) -> None:
+def test_deit_views_do_not_depend_on_batch_layout(on_disk: ScannedSplit) -> None:
     positions = np.arange(11)
     whole = Views(on_disk, DEIT, 3, 16, 0)[1, positions]
     again = Views(on_disk, DEIT, 3, 16, 0)
@@ -382,7 +382,7 @@ def test_deit_views_do_not_depend_on_batch_layout(on_disk: AuditedSplit) -> None
     assert not torch.equal(again[2, positions].images, whole.images)
 
 
-def test_deit_views_come_from_the_pipeline_by_each_image_s_own_seed(on_disk: AuditedSplit) -> None:
+def test_deit_views_come_from_the_pipeline_by_each_image_s_own_seed(on_disk: ScannedSplit) -> None:
     augment = AugmentConfig(kind="deit")
     batch = Views(on_disk, augment, 3, 16, 7)[5, np.arange(12)]
     assert batch.images.dtype == torch.float32
@@ -392,9 +392,9 @@ def test_deit_views_come_from_the_pipeline_by_each_image_s_own_seed(on_disk: Aud
 
 
 def test_images_presized_to_their_own_size_give_the_views_of_their_files(
-    image_folder: Path, on_disk: AuditedSplit
+    image_folder: Path, on_disk: ScannedSplit
 ) -> None:
-    kept = audit(open_source(image_folder, 0.2, 0), 16, in_memory=False, presize=16).train
+    kept = scan(open_source(image_folder, 0.2, 0), 16, in_memory=False, presize=16).train
     assert kept.presized is not None
     positions = np.arange(len(kept))
     assert same(Views(kept, DEIT, 3, 16, 2)[1, positions], Views(on_disk, DEIT, 3, 16, 2)[1, positions])
@@ -422,7 +422,7 @@ def test_all_of_a_view_is_made_where_the_pixels_are(name: str) -> None:
         assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
 
 
-def test_without_a_cuda_device_views_stay_where_they_are(on_disk: AuditedSplit) -> None:
+def test_without_a_cuda_device_views_stay_where_they_are(on_disk: ScannedSplit) -> None:
     views = made_views(4, NOTHING)
     assert views.on(torch.device("cpu")) is views
     assert Views(on_disk, DEIT, 3, 16, 0).on(torch.device("cuda")).device.type == "cpu"
@@ -441,7 +441,7 @@ def test_a_cuda_device_makes_the_cpu_s_views_up_to_rounding(name: str) -> None:
 
 def test_photographs_keep_their_look(photos: Path) -> None:
     """Whatever is done to photographs, their mean colour stays near, and no view is empty."""
-    split = audit(open_source(photos, 0.2, 0), 32, in_memory=False).train
+    split = scan(open_source(photos, 0.2, 0), 32, in_memory=False).train
     plain = Views(split, NOTHING, 10, 32, 0)[0, np.arange(64)].images
     for augment in (AugmentConfig(), AugmentConfig(zoom=0.2, rotate=20, colour=0.3), AugmentConfig(kind="deit")):
         views = Views(split, augment, 10, 32, 0)[0, np.arange(64)].images
@@ -454,9 +454,9 @@ def test_photographs_keep_their_look(photos: Path) -> None:
 # files that disappear ------------------------------------------------------------------------------------------------
 
 
-def vanishing(folder: Path, lost: set[int], images: int = 12) -> AuditedSplit:
-    """Image files of which some were there when they were audited and now cannot be read, each for another reason."""
-    split = audit_split(Split(write_images(folder, images), tuple(n % 3 for n in range(images))), 12, in_memory=False)
+def vanishing(folder: Path, lost: set[int], images: int = 12) -> ScannedSplit:
+    """Image files of which some were there when they were scanned and now cannot be read, each for another reason."""
+    split = scan_split(Split(write_images(folder, images), tuple(n % 3 for n in range(images))), 12, in_memory=False)
     for number in lost:
         path = split.paths[number]
         content = path.read_bytes()

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tiny import CLASSES
 
 from coadvise.config import RunConfig, changes, load_config
-from coadvise.data.scan import Dataset, audit
+from coadvise.data.scan import Dataset, scan
 from coadvise.data.sources import open_source
 from coadvise.distill.logit_cache import CACHE, Form, LogitCache, fingerprint
 from coadvise.errors import StorageError, UserError
@@ -220,7 +220,7 @@ def test_the_fingerprint_has_all_that_the_numbers_depend_on(
     tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(tiny_preset, ["cache.top_k=32"])
-    dataset = audit(open_source(tiny_images, 0.2, 0), 16, in_memory=True)
+    dataset = scan(open_source(tiny_images, 0.2, 0), 16, in_memory=True)
     network = build_network(config.teachers["conv"], CLASSES, 16, seed=0)
 
     def taken(config: RunConfig = config, dataset: Dataset = dataset, seed: int = 0, **about: Any) -> dict[str, Any]:

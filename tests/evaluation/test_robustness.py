@@ -9,7 +9,7 @@ import torch
 from tiny import make_images
 from torch import Tensor
 
-from coadvise.data.scan import AuditedSplit, audit_split
+from coadvise.data.scan import ScannedSplit, scan_split
 from coadvise.data.sources import Split, evaluation_split
 from coadvise.errors import UserError
 from coadvise.evaluation.corruptions import CORRUPTIONS, corrupt
@@ -33,8 +33,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Split:
 
 
 @pytest.fixture(scope="module")
-def split(files: Split) -> AuditedSplit:
-    return audit_split(files, 16, in_memory=True)
+def split(files: Split) -> ScannedSplit:
+    return scan_split(files, 16, in_memory=True)
 
 
 def brightest(batches: Iterable[Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -43,10 +43,10 @@ def brightest(batches: Iterable[Tensor]) -> dict[str, dict[str, Tensor]]:
     return {"students/advised-0": {"class": 50 * means, "conv": torch.tensor([[0.0, 9.0, 0.0]]).expand_as(means)}}
 
 
-def test_made_cases_are_the_corrupted_images_whatever_subset_is_taken(split: AuditedSplit, files: Split) -> None:
+def test_made_cases_are_the_corrupted_images_whatever_subset_is_taken(split: ScannedSplit, files: Split) -> None:
     cases = list(made_cases(split, range(6), (2, 5), 16, seed=4, workers=0))
     assert [(case.name, case.severity) for case in cases] == [(name, s) for name in CORRUPTIONS for s in (2, 5)]
-    some = audit_split(Split(files.paths[1::2], files.labels[1::2]), 16, in_memory=True)
+    some = scan_split(Split(files.paths[1::2], files.labels[1::2]), 16, in_memory=True)
     made = {}
     for case, fewer in zip(cases, made_cases(some, (1, 3, 5), (2, 5), 16, seed=4, workers=0), strict=True):
         images, few = torch.cat(list(case.batches)), torch.cat(list(fewer.batches))
@@ -59,9 +59,9 @@ def test_made_cases_are_the_corrupted_images_whatever_subset_is_taken(split: Aud
     assert np.array_equal((made["contrast", 2][0] * 255).round().numpy().astype(np.uint8), wanted)
 
 
-def test_two_images_do_not_share_their_noise_nor_two_seeds(split: AuditedSplit) -> None:
+def test_two_images_do_not_share_their_noise_nor_two_seeds(split: ScannedSplit) -> None:
     assert split.pixels is not None
-    same = AuditedSplit(split.paths[:2], split.labels[:2], split.pixels[[0, 0]], (), split.sizes)
+    same = ScannedSplit(split.paths[:2], split.labels[:2], split.pixels[[0, 0]], (), split.sizes)
 
     def noisy(seed: int) -> Tensor:
         return next(iter(next(made_cases(same, (0, 1), (3,), 16, seed, workers=0)).batches))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from coadvise.config import EngineConfig
 from coadvise.data.images import read_image, square, to_array
 from coadvise.data.loader import still_batches
-from coadvise.data.scan import AuditedSplit, audit
+from coadvise.data.scan import ScannedSplit, scan
 from coadvise.data.sources import open_source
 from coadvise.evaluation.scores import (
     calibration_error,
@@ -48,12 +48,12 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="module")
-def val(image_folder: Path) -> AuditedSplit:
-    return audit(open_source(image_folder, 0.2, 0), 16, in_memory=True).val
+def val(image_folder: Path) -> ScannedSplit:
+    return scan(open_source(image_folder, 0.2, 0), 16, in_memory=True).val
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_logits_and_top1_against_a_loop_over_files(engine: Engine, val: AuditedSplit, training: bool) -> None:
+def test_logits_and_top1_against_a_loop_over_files(engine: Engine, val: ScannedSplit, training: bool) -> None:
     torch.manual_seed(0)
     network = TwoTokens().train(training)
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -77,7 +77,7 @@ def test_logits_and_top1_against_a_loop_over_files(engine: Engine, val: AuditedS
     assert {value.dtype for value in logits.values()} == {torch.float32}
 
 
-def test_logits_are_float32_whatever_is_computed_in(val: AuditedSplit) -> None:
+def test_logits_are_float32_whatever_is_computed_in(val: ScannedSplit) -> None:
     logits = predict_logits(TwoTokens(), val, 16, Engine(EngineConfig(device="cpu", precision="bfloat16")))
     assert {value.dtype for value in logits.values()} == {torch.float32}
 
@@ -102,7 +102,7 @@ def test_top5_against_sorting(classes: int) -> None:
     assert scores({"class": logits}, labels)["class"].top5 == pytest.approx(expected / 200)
 
 
-def test_several_networks_answer_for_the_same_images_as_one_by_one(engine: Engine, val: AuditedSplit) -> None:
+def test_several_networks_answer_for_the_same_images_as_one_by_one(engine: Engine, val: ScannedSplit) -> None:
     torch.manual_seed(0)
     networks = {"a": TwoTokens(), "b": TwoTokens().eval()}
     batches = still_batches(val, 16, batch_size=5)

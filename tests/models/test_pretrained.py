@@ -24,7 +24,7 @@ from coadvise.models.network import Network, load_network
 from coadvise.models.pretrained import given_network, pretrained_classes
 from coadvise.runs.evaluate import evaluate_run
 from coadvise.runs.network_job import initial_network
-from coadvise.runs.plan import ADVISED, ALONE, Arm
+from coadvise.runs.plan import ADVISED, ALONE, Part
 
 TINY = {"widths": [8, 16], "depths": [1, 1], "strides": [2, 2]}
 NAMES = ["green", "red", "blue", "black"]
@@ -273,7 +273,7 @@ def test_students_start_from_published_weights(tmp_path: Path) -> None:
     config = load_config(write_preset(tmp_path), [f"student.start={tmp_path / 'deit.pth'}"])
     said: list[str] = []
     students = {
-        role: initial_network(Arm(f"students/{role}-0", role, 0), config, ("blue", "green", "red"), said.append).model
+        role: initial_network(Part(f"students/{role}-0", role, 0), config, ("blue", "green", "red"), said.append).model
         for role in (ADVISED, ALONE)
     }
     for name in ("blocks.0.attn.qkv.weight", "patch_embed.proj.weight", "norm.bias", "cls_token"):
@@ -286,7 +286,7 @@ def test_students_start_from_published_weights(tmp_path: Path) -> None:
     assert all(torch.equal(advised[name], alone[name]) for name in advised)
     torch.manual_seed(99)  # no global generator has a say
     again, other = (
-        initial_network(Arm("part", ALONE, seed), config, ("blue", "green", "red")).model.state_dict()
+        initial_network(Part("part", ALONE, seed), config, ("blue", "green", "red")).model.state_dict()
         for seed in (0, 1)
     )
     assert all(torch.equal(again[name], alone[name]) for name in alone)

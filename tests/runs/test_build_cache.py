@@ -30,7 +30,7 @@ from torch import Tensor
 
 from coadvise import build_cache, fit
 from coadvise.config import AugmentConfig, EngineConfig, ModelConfig, load_config
-from coadvise.data.scan import audit
+from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.data.views import Batch, Views
 from coadvise.distill.logit_cache import Form, LogitCache, StoredLogits, fingerprint
@@ -78,7 +78,7 @@ def shards(cache: Path) -> dict[str, bytes]:
 
 def test_it_holds_what_the_teachers_say_of_each_view_in_float16(finished: Path, tiny_images: Path, cache: Path) -> None:
     config = load_config(str(finished / "config.yaml"))
-    dataset = audit(open_source(tiny_images, 0.2, 0), 16, in_memory=True)
+    dataset = scan(open_source(tiny_images, 0.2, 0), 16, in_memory=True)
     teachers = load_teachers({name: finished / "teachers" / name for name in config.teachers}, dataset.classes)
     views = Views(dataset.train, config.augment, 3, 16, seed=0)
     assert sorted(shards(cache)) == [f"seed-0/epoch-0000{n}.safetensors" for n in (0, 1)]
@@ -110,7 +110,7 @@ def test_teachers_are_asked_in_the_run_s_precision() -> None:
 def test_of_a_view_whose_file_is_lost_nothing_is_stored_or_read(tmp_path: Path) -> None:
     """Another image stands in its place, and in that of its share in what it is mixed with."""
     images = make_images(tmp_path / "images")
-    train = audit(open_source(images, 0.2, 0), 16, in_memory=False).train
+    train = scan(open_source(images, 0.2, 0), 16, in_memory=False).train
     views, form = Views(train, AugmentConfig(kind="deit"), 3, 16, seed=0), Form(3, 32)
     train.paths[5].unlink()
     says = rf"stored logits are of views of all files.*'{train.paths[5]}'.*restore it .*or train without --cache"
@@ -259,7 +259,7 @@ def test_the_fingerprint_is_of_contents_not_of_places(finished: Path, tiny_image
     teachers = {"conv": finished / "teachers" / "conv"}
     copied = {"conv": shutil.copytree(teachers["conv"], tmp_path / "conv")}
     one, two = (
-        fingerprint(config, audit(open_source(root, 0.2, 0), 16, in_memory=True), folders, 0)
+        fingerprint(config, scan(open_source(root, 0.2, 0), 16, in_memory=True), folders, 0)
         for root, folders in ((tiny_images, teachers), (moved, copied))
     )
     assert one == two

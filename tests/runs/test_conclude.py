@@ -14,14 +14,14 @@ from coadvise.config import read_config
 from coadvise.evaluation.scores import save_predictions
 from coadvise.evaluation.verdict import ONE_SEED
 from coadvise.runs.conclude import _hits, _rows, conclude, verdict_table
-from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Arm, plan
+from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part, plan
 from coadvise.runs.run import Run
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Silent
 from coadvise.training.metrics import Recorder
 
-TEACHERS = [Arm(f"teachers/{name}", TEACHER, 0, name) for name in ("conv", "inv")]
-STUDENTS = [Arm(f"students/{role}-{seed}", role, seed) for seed in (0, 1, 2) for role in (ADVISED, ALONE)]
+TEACHERS = [Part(f"teachers/{name}", TEACHER, 0, name) for name in ("conv", "inv")]
+STUDENTS = [Part(f"students/{role}-{seed}", role, seed) for seed in (0, 1, 2) for role in (ADVISED, ALONE)]
 ADVISED_TOP1, ALONE_TOP1, AVERAGE_TOP1 = (0.5, 0.6, 0.79), (0.4, 0.41, 0.3), (0.7, 0.8, 0.6)
 
 
@@ -72,9 +72,10 @@ def test_answers_that_a_seed_lacks_are_not_compared() -> None:
         "students/advised-1": ({"class": wrong, "conv": right}, labels),
         "students/alone-0": ({"class": wrong}, labels),
     }
-    arms = [arm for arm in STUDENTS if arm.part in predictions]
+    parts = [part for part in STUDENTS if part.name in predictions]
     hits = {
-        answer: {seed: h.tolist() for seed, h in of.items()} for answer, of in _hits(arms, ADVISED, predictions).items()
+        answer: {seed: h.tolist() for seed, h in of.items()}
+        for answer, of in _hits(parts, ADVISED, predictions).items()
     }
     assert hits == {"class": {0: [True, True], 1: [False, False]}}
 
@@ -84,7 +85,7 @@ def test_the_sentence_is_of_the_class_token_and_the_remark_of_the_best_teacher(
 ) -> None:
     folder = shutil.copytree(finished, tmp_path / "run")
     config = read_config(folder / "config.yaml")
-    arms, labels = plan(config, 1, True), torch.arange(60) % 3
+    parts, labels = plan(config, 1, True), torch.arange(60) % 3
     right = {"teachers/conv": 57, "teachers/inv": 30, "students/advised-0": 40, "students/alone-0": 10}
     for part, count in right.items():
         logits = {"class": torch.eye(3)[(labels + (torch.arange(60) >= count)) % 3]}
@@ -94,7 +95,7 @@ def test_the_sentence_is_of_the_class_token_and_the_remark_of_the_best_teacher(
     monkeypatch.setattr("coadvise.runs.conclude.images_per_second", lambda networks, *_: dict.fromkeys(networks, 1.0))
     dataset: Any = SimpleNamespace(val=labels)
     record, listener = Recorder(folder, True, Silent().say), Stopper(never)
-    conclude(Run(folder, config, dataset, Engine(config.engine), record, listener), arms)
+    conclude(Run(folder, config, dataset, Engine(config.engine), record, listener), parts)
     verdict = records(folder, "verdict")[-1]
     assert verdict["sentence"].startswith("Advice helped: +50.0 points (95 %")
     assert verdict["sentence"].endswith(" over 60 test images.")

@@ -32,19 +32,19 @@ from tiny import (
 
 from coadvise import build_cache, fit, load
 from coadvise.config import load_config, parse_config, preset_names
-from coadvise.data.scan import audit
+from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.errors import Interrupted, UserError
 from coadvise.evaluation.scores import load_predictions, predict_logits
 from coadvise.models.network import create_network, load_network
 from coadvise.runs.evaluate import evaluate_run
 from coadvise.runs.fit import default_preset, describe, foresee_fit
-from coadvise.runs.plan import ADVISED, ALONE, Arm, plan
+from coadvise.runs.plan import ADVISED, ALONE, Part, plan
 from coadvise.runs.run import trained_parts
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Silent
 
-arm_module, conclude_module = sys.modules["coadvise.runs.network_job"], sys.modules["coadvise.runs.conclude"]
+job_module, conclude_module = sys.modules["coadvise.runs.network_job"], sys.modules["coadvise.runs.conclude"]
 ALL_PARTS = ["teachers/conv", "teachers/inv", "students/advised-0", "students/alone-0"]
 
 
@@ -145,7 +145,7 @@ def test_advised_and_alone_start_alike_and_see_the_same_views(
 ) -> None:
     start: dict[str, dict[str, torch.Tensor]] = {}
     views: dict[str, list[Any]] = {}
-    real_train, place = arm_module.train, Engine.place
+    real_train, place = job_module.train, Engine.place
     current = [""]
 
     def train(job: Any, *rest: Any) -> Any:
@@ -157,7 +157,7 @@ def test_advised_and_alone_start_alike_and_see_the_same_views(
         views.setdefault(current[0], []).append(batch)
         return place(self, batch)
 
-    monkeypatch.setattr(arm_module, "train", train)
+    monkeypatch.setattr(job_module, "train", train)
     monkeypatch.setattr(Engine, "place", watch)
     dropping = "student.model_kwargs.proj_drop_rate=0.2"
     fit(tiny_images, tiny_preset, tmp_path / "run", baseline=True, seeds=2, overrides=[dropping, "augment.mixup=0.8"])
@@ -177,9 +177,9 @@ def test_advised_and_alone_start_alike_and_see_the_same_views(
 
 def test_alone_the_tokens_heads_are_left_as_they_were(finished: Path) -> None:
     config = parse_config(yaml.safe_load((finished / "config.yaml").read_text()))
-    before = arm_module.initial_network(Arm("students/alone-0", ALONE, 0), config, CLASSES).model.state_dict()
+    before = job_module.initial_network(Part("students/alone-0", ALONE, 0), config, CLASSES).model.state_dict()
     alone, advised = weights_of(finished, "students/alone-0"), weights_of(finished, "students/advised-0")
-    assert arm_module.initial_network(Arm("x", ADVISED, 0), config, CLASSES).model.head_conv.weight.requires_grad
+    assert job_module.initial_network(Part("x", ADVISED, 0), config, CLASSES).model.head_conv.weight.requires_grad
     for head in ("head_conv.weight", "head_inv.weight"):
         assert torch.equal(alone[head], before[head])
         assert not torch.equal(advised[head], before[head])
@@ -396,7 +396,7 @@ def test_images_that_are_scored_and_trained_on_are_counted(tiny_preset: str, tmp
     data = make_images(tmp_path / "data")
     for name in ("0", "1"):
         shutil.copy(data / "train" / "red" / f"{name}.png", data / "val" / "blue" / f"{name}-again.png")
-    dataset = audit(open_source(data, 0.2, 0), 16, in_memory=True)
+    dataset = scan(open_source(data, 0.2, 0), 16, in_memory=True)
     (line,) = (line for line in describe(dataset) if "training images too" in line)
     assert line.startswith(
         "2 of the 14 validation images are training images too, to the byte ('val/blue/0-again.png' is"
@@ -581,7 +581,7 @@ def test_a_given_teacher_of_more_classes_answers_for_the_data_s(
     logits, labels = load_predictions(run, "teachers/conv")
     network = load_network(finished / "teachers/conv")
     config = load_config(tiny_preset)
-    dataset = audit(open_source(str(data), 0.2, 0), 16, in_memory=True)
+    dataset = scan(open_source(str(data), 0.2, 0), 16, in_memory=True)
     expected = predict_logits(network, dataset.val, 16, Engine(config.engine))["class"][:, 1:]
     torch.testing.assert_close(logits["class"], expected)
     result = next(record for record in records(run, "result") if record["part"] == "teachers/conv")
@@ -685,7 +685,7 @@ def test_without_a_gpu_the_preset_that_is_made_for_one_is_not_chosen_in_silence(
 def test_a_dry_run_names_each_network_with_its_time_and_writes_nothing(tiny_images: Path, tmp_path: Path) -> None:
     what = (tiny_images, write_preset(tmp_path), tmp_path / "run")
     foreseen = list(foresee_fit(*what, baseline=True, seeds=2))
-    assert [network for network, _ in foreseen] == [arm.name for arm in plan(load_config(what[1]), 2, True)]
+    assert [network for network, _ in foreseen] == [part.title for part in plan(load_config(what[1]), 2, True)]
     assert all(seconds > 0 for _, seconds in foreseen)
     assert not (tmp_path / "run").exists()
     fit(*what)
@@ -704,16 +704,16 @@ def test_every_preset_trains_two_steps_of_each_network_and_goes_on(
     classes = config.data.classes[:2] or CLASSES[:2]
     data = make_images(tmp_path / "data", 1 if large else 3, 1, size=24, classes=classes)
     run, overrides = tmp_path / "run", shrunk(preset)
-    arms = [arm.part for arm in plan(config, 1, False)]
-    for part in arms:
+    parts = [part.name for part in plan(config, 1, False)]
+    for part in parts:
         stopper = Stopper(lambda p, step: step == 1)
         with pytest.raises(Interrupted, match=f"stopped at step 1 of 2 of {part}"):
             fit(data, preset, run, overrides=overrides, listener=stopper)
     last = Stopper(never)
     fit(data, preset, run, overrides=overrides, listener=last)
-    assert last.steps == [(arms[-1], 2)]
-    assert trained_parts(run) == arms
-    assert [(r["part"], r["step"]) for r in records(run, "train")] == [(part, n) for part in arms for n in (1, 2)]
+    assert last.steps == [(parts[-1], 2)]
+    assert trained_parts(run) == parts
+    assert [(r["part"], r["step"]) for r in records(run, "train")] == [(part, n) for part in parts for n in (1, 2)]
     losses = [value for r in records(run, "train") for value in r["losses"].values()]
     assert np.isfinite(losses).all()
     assert set(records(run, "result")[-1]["top1"]) == {"class", "average", *config.teachers}

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from coadvise.config import AugmentConfig, load_config
-from coadvise.data.scan import AuditedSplit, audit
+from coadvise.data.scan import ScannedSplit, scan
 from coadvise.data.sources import source_of
 from coadvise.data.views import Views
 from coadvise.models.network import Network
 from coadvise.models.pretrained import given_network
 from coadvise.runs import foresight
 from coadvise.runs.foresight import _adviser, foresee
-from coadvise.runs.plan import Arm, plan
+from coadvise.runs.plan import Part, plan
 from coadvise.training.engine import Engine
 
 Seconds = Callable[[Sequence[str]], dict[str, float]]
@@ -27,9 +27,9 @@ def foreseen(tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: p
 
     def seconds(overrides: Sequence[str]) -> dict[str, float]:
         config = load_config(tiny_preset, overrides, None, str(tiny_images))
-        dataset = audit(source_of(config), config.data.image_size, config.in_memory)
-        arms = plan(config, 2, True)
-        return {arm.part: found for arm, found in foresee(arms, tmp_path, config, dataset)}
+        dataset = scan(source_of(config), config.data.image_size, config.in_memory)
+        parts = plan(config, 2, True)
+        return {part.name: found for part, found in foresee(parts, tmp_path, config, dataset)}
 
     return seconds
 
@@ -59,7 +59,7 @@ def test_a_network_s_own_views_are_timed_with_the_loader_s_processes(
 ) -> None:
     seen: list[str] = []
 
-    def views(split: AuditedSplit, augment: AugmentConfig, *others: Any) -> Views:
+    def views(split: ScannedSplit, augment: AugmentConfig, *others: Any) -> Views:
         seen.append(augment.kind)
         return Views(split, augment, *others)
 
@@ -74,9 +74,9 @@ def test_students_of_a_cache_ask_no_teacher_and_processes_share_a_step(
 ) -> None:
     asked: list[str] = []
 
-    def adviser(arm: Arm, *others: Any) -> Network:
-        asked.append(arm.teacher)
-        return _adviser(arm, *others)
+    def adviser(part: Part, *others: Any) -> Network:
+        asked.append(part.teacher)
+        return _adviser(part, *others)
 
     monkeypatch.setattr(foresight, "_adviser", adviser)
     foreseen(["cache.top_k=2"])

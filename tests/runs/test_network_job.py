@@ -10,12 +10,12 @@ from tiny import CLASSES, records, weights_of
 
 from coadvise import fit, load
 from coadvise.config import AugmentConfig, ModelConfig, load_config
-from coadvise.data.scan import audit
+from coadvise.data.scan import scan
 from coadvise.data.sources import source_of
 from coadvise.errors import UserError
 from coadvise.models.network import build_network
 from coadvise.runs.network_job import _job, initial_network
-from coadvise.runs.plan import ALONE, TEACHER, Arm
+from coadvise.runs.plan import ALONE, TEACHER, Part
 from coadvise.runs.run import Run
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Silent
@@ -54,10 +54,10 @@ def test_a_teacher_is_trained_on_its_own_views_and_students_by_their_seeds(
     tiny_images: Path, tiny_preset: str, tmp_path: Path
 ) -> None:
     config = load_config(tiny_preset, ["seed=4", "teachers.conv.augment.kind=none"], source=str(tiny_images))
-    dataset = audit(source_of(config), config.data.image_size, config.in_memory)
+    dataset = scan(source_of(config), config.data.image_size, config.in_memory)
     run = Run(tmp_path, config, dataset, Engine(config.engine), Recorder(tmp_path, False, Silent().say), Silent())
-    arms = [*(Arm(f"teachers/{name}", TEACHER, 4, name) for name in ("conv", "inv")), Arm("alone", ALONE, 6)]
-    conv, inv, alone = (_job(run, arm, initial_network(arm, config, CLASSES)) for arm in arms)
+    parts = [*(Part(f"teachers/{name}", TEACHER, 4, name) for name in ("conv", "inv")), Part("alone", ALONE, 6)]
+    conv, inv, alone = (_job(run, part, initial_network(part, config, CLASSES)) for part in parts)
     assert conv.views.augment == AugmentConfig(kind="none")
     assert inv.views.augment == alone.views.augment == config.augment
     assert conv.seed == conv.views.seed != inv.seed == inv.views.seed

@@ -18,7 +18,7 @@ from tiny import Stopper, assert_same_weights, command, make_images, never, reco
 
 from coadvise import fit
 from coadvise.config import EngineConfig, load_config
-from coadvise.data.scan import audit
+from coadvise.data.scan import scan
 from coadvise.data.sources import source_of
 from coadvise.errors import Interrupted, LostProcessError, UserError
 from coadvise.runs import parallel as jobs
@@ -161,7 +161,7 @@ def test_in_its_own_process_a_network_is_not_trained_on_other_images(tiny_preset
     images = make_images(tmp_path / "images")
     config, run = load_config(tiny_preset, source=str(images)), tmp_path / "run"
     run.mkdir()
-    dataset = audit(source_of(config), 16, in_memory=True)
+    dataset = scan(source_of(config), 16, in_memory=True)
     (run / "data.json").write_text(json.dumps(data_record(dataset, 16)))
     begun: list[Run] = []
     jobs._with_run(run, config, None, True, begun.append, Silent())

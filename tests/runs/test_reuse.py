@@ -8,11 +8,11 @@ from tiny import CLASSES, Stopper, make_images, never, records
 
 from coadvise import fit
 from coadvise.config import load_config
-from coadvise.data.scan import audit
+from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.errors import Interrupted, UserError
 from coadvise.models.network import build_network
-from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Arm
+from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part
 from coadvise.runs.reuse import _decides, _from_files, by_itself, check_reuse
 from coadvise.studies.runner import _hash, run_study
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_reused_is_refused_before_anything_is_written(
         trained(other, tiny_preset, tmp_path / "run", finished)
     changed = Path(shutil.copytree(finished, tmp_path / "changed"))
     fit(tiny_images, tiny_preset, changed, overrides=["data.workers=1"])  # which changes no number
-    check_reuse(changed, audit(open_source(tiny_images, 0.2, 0), 16, in_memory=True), 16)
+    check_reuse(changed, scan(open_source(tiny_images, 0.2, 0), 16, in_memory=True), 16)
     fit(tiny_images, tiny_preset, changed, overrides=["student.recipe.epochs=3"], allow_changes=True)
     with pytest.raises(UserError, match=r"changed on its way \(student.recipe.epochs: 2 -> 3\)"):
         trained(tiny_images, tiny_preset, tmp_path / "run", changed)
@@ -125,13 +125,13 @@ def test_how_it_was_advised_decides_a_student_s_numbers(override: str, tiny_pres
     one, other = load_config(tiny_preset), load_config(tiny_preset, [override])
     for name, teacher in one.teachers.items():
         build_network(teacher, CLASSES, 16, seed=0).save(tmp_path / "teachers" / name)
-    advised = Arm("students/advised-0", ADVISED, 0)
+    advised = Part("students/advised-0", ADVISED, 0)
     assert _decides(tmp_path, one, advised, CLASSES) != _decides(tmp_path, other, advised, CLASSES)
 
 
 def test_students_that_start_from_a_file_are_not_taken() -> None:
     config = load_config("small-images", ["student.start=deit.pth"], source="x")  # which may be another one by now
-    taken = {role: not _from_files(Arm("part", role, 0, "conv"), config) for role in (TEACHER, ADVISED, ALONE)}
+    taken = {role: not _from_files(Part("part", role, 0, "conv"), config) for role in (TEACHER, ADVISED, ALONE)}
     assert taken == {TEACHER: True, ADVISED: False, ALONE: False}
 
 

@@ -17,7 +17,7 @@ from tiny import Stopper, command, contents, records
 
 from coadvise import fit
 from coadvise.config import EngineConfig, differences, load_config
-from coadvise.data.scan import audit
+from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.errors import Interrupted, StorageError, UserError
 from coadvise.runs.run import CONFIG, check_folder, check_images, check_space, owned
@@ -164,10 +164,10 @@ def test_images_that_change_under_a_run_are_found_by_its_processes(
     finished: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
     data = Path(shutil.copytree(tiny_images, tmp_path / "data"))
-    check_images(finished, audit(open_source(data, 0.2, 0), 16, in_memory=True), 16)
+    check_images(finished, scan(open_source(data, 0.2, 0), 16, in_memory=True), 16)
     (data / "train" / "red" / "0.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"the images changed since .* began: 23 to train on, 12 to score can be read"):
-        check_images(finished, audit(open_source(data, 0.2, 0), 16, in_memory=True), 16)
+        check_images(finished, scan(open_source(data, 0.2, 0), 16, in_memory=True), 16)
 
 
 # The disk

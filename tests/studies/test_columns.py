@@ -17,7 +17,7 @@ from coadvise.evaluation.agreement import agreement, divergences
 from coadvise.evaluation.scores import load_predictions, save_predictions
 from coadvise.models.network import load_network
 from coadvise.runs.evaluate import evaluate_run
-from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Arm
+from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part
 from coadvise.studies import STUDIES, Order, Row, Study
 from coadvise.studies.columns import ABOVE_ALONE, IMAGES, SEVERITIES, SPEED, TOP1, Finished, check_shift, shifted
 from coadvise.training.listener import Silent
@@ -186,7 +186,7 @@ def test_other_images_are_answered_by_the_row_s_token(
 
     monkeypatch.setattr("coadvise.studies.columns.evaluate_run", evaluated)
     (tmp_path / "c" / "fog" / "1").mkdir(parents=True)
-    rows = [Finished(finished, (Arm(part, ADVISED, 0),), answer, tmp_path / "scores") for answer in ("class", "conv")]
+    rows = [Finished(finished, (Part(part, ADVISED, 0),), answer, tmp_path / "scores") for answer in ("class", "conv")]
     assert shifted(str(tmp_path)).measure(rows, Silent()) == [{0: 0.5}, {0: 0.25}]
     assert shifted(str(tmp_path / "c")).measure(rows, Silent()) == [{0: 0.5}, {0: 0.75}]
     assert asked == [(str(tmp_path), {"images": None}), (str(tmp_path / "c"), {"images": IMAGES})]
@@ -197,8 +197,8 @@ def test_each_row_has_its_own_network_s_speed(finished: Path, monkeypatch: pytes
         "coadvise.studies.columns.images_per_second",
         lambda networks, *_: {key: network.about["model"] for key, network in networks.items()},
     )
-    arms = [Arm("students/advised-0", ADVISED, 0), *(Arm(f"teachers/{t}", TEACHER, 3, t) for t in ("conv", "inv"))]
-    rows = [Finished(finished, (arm,), "class", finished) for arm in arms]
+    parts = [Part("students/advised-0", ADVISED, 0), *(Part(f"teachers/{t}", TEACHER, 3, t) for t in ("conv", "inv"))]
+    rows = [Finished(finished, (part,), "class", finished) for part in parts]
     models = [{0: "cit_micro_patch4_32"}, {3: "resnet_small"}, {3: "rednet_small"}]
     assert SPEED.measure(rows, Silent()) == models
 
@@ -210,7 +210,7 @@ def test_what_advice_is_worth_is_told_seed_by_seed(tmp_path: Path, tiny_preset: 
         answers = (labels + (torch.arange(4) >= right)) % 2
         save_predictions(tmp_path, f"students/{student}", {"class": torch.eye(2)[answers]}, labels)
     rows = [
-        Finished(tmp_path, tuple(Arm(f"students/{role}-{seed}", role, seed) for seed in (0, 1)), "class", tmp_path)
+        Finished(tmp_path, tuple(Part(f"students/{role}-{seed}", role, seed) for seed in (0, 1)), "class", tmp_path)
         for role in (ALONE, ADVISED)
     ]
     alone, advised = ABOVE_ALONE.measure(rows, Silent())

@@ -105,14 +105,14 @@ def test_every_study_s_networks_can_be_made_of_every_preset(preset: str) -> None
     made = set()
     for study in STUDIES.values():
         for task in _plan(study, config, 1, Path("out")).tasks.values():
-            for arm in task.arms:
-                if arm.role == TEACHER and not task.config.teachers[arm.teacher].trained_here:
+            for part in task.parts:
+                if part.role == TEACHER and not task.config.teachers[part.teacher].trained_here:
                     continue
-                network = task.config.teachers[arm.teacher] if arm.role == TEACHER else task.config.student
-                kind = network.model, str(network.model_kwargs), task.config.tokens * (arm.role != TEACHER)
+                network = task.config.teachers[part.teacher] if part.role == TEACHER else task.config.student
+                kind = network.model, str(network.model_kwargs), task.config.tokens * (part.role != TEACHER)
                 if kind not in made:
                     with torch.device("meta"):
-                        assert initial_network(arm, task.config, ("a", "b")).parameter_count > 0
+                        assert initial_network(part, task.config, ("a", "b")).parameter_count > 0
                     made.add(kind)
     assert len(made) >= 13
 
@@ -265,16 +265,16 @@ def test_what_a_study_names_it_has() -> None:
 def test_a_teacher_s_row_is_the_teacher_s_own_run(tmp_path: Path) -> None:
     config = load_config(write_preset(tmp_path), source="x")
     plan = _plan(Study("t", [Row("conv", ("conv",), role=TEACHER), Row("both")]), config, 1, tmp_path)
-    assert [arm.part for arm in plan.rows["conv"].arms] == ["teachers/conv"]
+    assert [part.name for part in plan.rows["conv"].parts] == ["teachers/conv"]
     assert plan.rows["both"].config.teachers["conv"].checkpoint == str(plan.rows["conv"].folder / "teachers/conv")
 
 
 def test_a_study_s_seeds_follow_the_configuration_s(tmp_path: Path) -> None:
     plan = _plan(STUDIES["tokens"], load_config(write_preset(tmp_path), ["seed=5"], source="x"), 2, tmp_path)
     for row, role in (("class token alone", "alone"), ("class + conv token", "advised")):
-        students = [arm for arm in plan.rows[row].arms if arm.role != TEACHER]
-        assert [(arm.part, arm.seed) for arm in students] == [(f"students/{role}-{seed}", seed) for seed in (5, 6)]
-    assert {arm.seed for task in plan.tasks.values() for arm in task.arms if arm.role == TEACHER} == {5}
+        students = [part for part in plan.rows[row].parts if part.role != TEACHER]
+        assert [(part.name, part.seed) for part in students] == [(f"students/{role}-{seed}", seed) for seed in (5, 6)]
+    assert {part.seed for task in plan.tasks.values() for part in task.parts if part.role == TEACHER} == {5}
 
 
 def test_logits_are_stored_once_whichever_token_they_advise(images: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from coadvise import storage as checkpoint
 from coadvise.advice import Advice, LossWeights
 from coadvise.config import AugmentConfig, EngineConfig, ModelConfig, RecipeConfig
-from coadvise.data.scan import Dataset, audit
+from coadvise.data.scan import Dataset, scan
 from coadvise.data.sources import open_source
 from coadvise.data.views import Views
 from coadvise.distill.loss import co_advise_loss
@@ -50,7 +50,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     root = make_images(tmp_path_factory.mktemp("images"))
     for extra in ("a", "b"):
         (root / "train" / "red" / f"{extra}.png").write_bytes((root / "train" / "red" / "0.png").read_bytes())
-    return audit(open_source(root, 0.2, 0), 16, in_memory=True)
+    return scan(open_source(root, 0.2, 0), 16, in_memory=True)
 
 
 @dataclass(frozen=True)

@@ -139,10 +139,10 @@ def test_a_rank_that_hangs_is_named_with_its_step(tiny_images: Path, preset: str
 LATE = """
 import os, time
 from pathlib import Path
-from coadvise.runs import network_job as arm
+from coadvise.runs import network_job as part
 from coadvise.cli import main
 
-look, deadline = arm.is_done, {}
+look, deadline = part.is_done, {}
 
 def late(folder, network):
     if os.environ["RANK"] == "1":  # looks only once the other has written all there is to write, or waits for this one
@@ -151,7 +151,7 @@ def late(folder, network):
             time.sleep(0.02)
     return look(folder, network)
 
-arm.is_done = late
+part.is_done = late
 main()
 """
 

@@ -1,1 +1,1 @@
-"""From files to batches: sources find images, the audit reads them, views vary them, the loader hands them out."""
+"""From files to batches: sources find images, the scan reads them, views vary them, the loader hands them out."""

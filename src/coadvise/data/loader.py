@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from coadvise.data.images import Pixels, UnreadableImageError, read_image, square, to_array
-from coadvise.data.scan import AuditedSplit
+from coadvise.data.scan import ScannedSplit
 from coadvise.data.views import Batch, Indices, Views
 from coadvise.data.workers import taking_up, worker_batches
 from coadvise.errors import UserError
@@ -101,7 +101,7 @@ def _workers_and_pin(views: Views, workers: int, pin: bool) -> tuple[int, bool]:
 class _StillImages(Dataset[Tensor]):
     """Images as they are scored: resized, centre cropped, nothing random; `change` sees them last."""
 
-    def __init__(self, split: AuditedSplit, image_size: int, batch_size: int, change: Change | None) -> None:
+    def __init__(self, split: ScannedSplit, image_size: int, batch_size: int, change: Change | None) -> None:
         self.split, self.image_size, self.batch_size, self.change = split, image_size, batch_size, change
 
     def __len__(self) -> int:
@@ -128,7 +128,7 @@ class _StillImages(Dataset[Tensor]):
 
 
 def still_batches(
-    split: AuditedSplit, image_size: int, batch_size: int = 250, workers: int = 0, change: Change | None = None
+    split: ScannedSplit, image_size: int, batch_size: int = 250, workers: int = 0, change: Change | None = None
 ) -> Iterator[Tensor]:
     """Validation images [B, 3, S, S] in 0..1, in the split's order, every one of them once.
 

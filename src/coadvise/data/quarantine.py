@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from coadvise.data.scan import AuditedSplit
+from coadvise.data.scan import ScannedSplit
 from coadvise.errors import UserError
 from coadvise.storage import write_text
 
@@ -20,15 +20,15 @@ class Quarantine:
 
     Args:
         folder: the run directory.
-        split: the audited training images.
+        split: the scanned training images.
         most: the share of the training files that may be skipped.
     """
 
-    def __init__(self, folder: Path, split: AuditedSplit, most: float) -> None:
+    def __init__(self, folder: Path, split: ScannedSplit, most: float) -> None:
         self.path, self.split, self.most = folder / FILE, split, most
 
     def begin(self) -> None:
-        """Lists what the audit found, and keeps what the run skipped before and nobody has mended."""
+        """Lists what the scan found, and keeps what the run skipped before and nobody has mended."""
         lines = list(self.split.unreadable)
         if self.path.exists():
             now = {_key(line) for line in lines} | {repr(str(path)) for path in self.split.paths}

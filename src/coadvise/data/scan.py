@@ -30,7 +30,7 @@ MANY_FILES = 100_000  # whose contents are not compared: it would take minutes
 
 
 @dataclass(frozen=True)
-class AuditedSplit:
+class ScannedSplit:
     """The readable images of a split.
 
     Attributes:
@@ -67,18 +67,18 @@ class AuditedSplit:
 
 @dataclass(frozen=True)
 class Dataset:
-    """An audited source: all that training and evaluation need to know about the data."""
+    """An scanned source: all that training and evaluation need to know about the data."""
 
     source: Source
-    train: AuditedSplit
-    val: AuditedSplit
+    train: ScannedSplit
+    val: ScannedSplit
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.source.classes
 
 
-def audit(
+def scan(
     source: Source, image_size: int, in_memory: bool, presize: int = 0, say: Callable[[str], None] = lambda text: None
 ) -> Dataset:
     """Decodes every image once, in threads, or takes what an earlier run or another process has kept of it.
@@ -95,11 +95,11 @@ def audit(
     if in_memory:
         train, val = (_shared_split(source, name, image_size) for name in ("train", "val"))
     else:
-        val = audit_split(source.val, image_size, in_memory)
+        val = scan_split(source.val, image_size, in_memory)
         train = (
             presized_split(source, "train", presize, cache_folder(), say)
             if presize
-            else audit_split(source.train, image_size, False)
+            else scan_split(source.train, image_size, False)
         )
     for label, count in enumerate(train.per_class(len(source.classes))):
         if count == 0:
@@ -111,10 +111,10 @@ def audit(
     return Dataset(source, train, val)
 
 
-def audit_split(split: Split, image_size: int, in_memory: bool) -> AuditedSplit:
+def scan_split(split: Split, image_size: int, in_memory: bool) -> ScannedSplit:
     """Decodes every image of a split; leaves out what cannot be read, and says which. Nothing is kept on disk."""
     if not in_memory:
-        return _audited(split, [outcome for outcome, _ in _decode(split, None)])
+        return _scanned(split, [outcome for outcome, _ in _decode(split, None)])
     _check_memory(len(split), image_size)
     pixels = np.empty((len(split), 3, image_size, image_size), np.uint8)
     outcomes: list[Outcome] = []
@@ -124,10 +124,10 @@ def audit_split(split: Split, image_size: int, in_memory: bool) -> AuditedSplit:
         if array is not None:
             pixels[kept] = array
             kept += 1
-    return _audited(split, outcomes, pixels[:kept])
+    return _scanned(split, outcomes, pixels[:kept])
 
 
-def _shared_split(source: Source, name: str, image_size: int) -> AuditedSplit:
+def _shared_split(source: Source, name: str, image_size: int) -> ScannedSplit:
     """Pixels for memory, decoded once for all processes and runs; where they cannot be kept, for this process alone."""
     split: Split = getattr(source, name)
     _check_memory(len(split), image_size)
@@ -135,13 +135,13 @@ def _shared_split(source: Source, name: str, image_size: int) -> AuditedSplit:
     if folder is not None and shutil.disk_usage(folder).free > len(split) * 3 * image_size**2:
         with contextlib.suppress(OSError):
             store = _store(folder, source, name, f"{image_size} square", partial(_square, size=image_size))
-            return _audited(split, store.outcomes, pixels=store.stacked((3, image_size, image_size)))
-    return audit_split(split, image_size, in_memory=True)
+            return _scanned(split, store.outcomes, pixels=store.stacked((3, image_size, image_size)))
+    return scan_split(split, image_size, in_memory=True)
 
 
 def presized_split(
     source: Source, name: str, side: int, folder: Path | None, say: Callable[[str], None]
-) -> AuditedSplit:
+) -> ScannedSplit:
     """Images with a shorter side of at most `side` pixels, in a file. Raises UserError where there is no room."""
     split: Split = getattr(source, name)
     remedy = "set XDG_CACHE_HOME to a folder on a larger disk, or data.presize=0 to decode files anew for every view"
@@ -159,7 +159,7 @@ def presized_split(
         store = _store(folder, source, name, f"{side} presized", partial(presized, side=side), announce)
     except OSError as error:
         raise UserError(f"presized images cannot be kept in '{folder}' ({error.strerror or error}); {remedy}") from None
-    return _audited(split, store.outcomes, presized=store)
+    return _scanned(split, store.outcomes, presized=store)
 
 
 def _store(
@@ -211,11 +211,11 @@ def _sha256(path: Path) -> bytes:
         raise UserError(f"cannot read '{path}' any more: {error.strerror}; restore it, or start again") from None
 
 
-def _audited(
+def _scanned(
     split: Split, outcomes: Sequence[Outcome], pixels: Pixels | None = None, presized: Store | None = None
-) -> AuditedSplit:
+) -> ScannedSplit:
     kept = [number for number, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
-    return AuditedSplit(
+    return ScannedSplit(
         paths=tuple(split.paths[number] for number in kept),
         labels=np.asarray(split.labels, np.int64)[kept],
         pixels=pixels,
@@ -236,7 +236,7 @@ def _presized_bytes(split: Split, side: int) -> int:
         try:
             with Image.open(path) as image:
                 width, height = presized_size(image.size, side)
-        except Exception:  # whatever is wrong with it, the audit names it
+        except Exception:  # whatever is wrong with it, the scan names it
             return 0
         return 3 * width * height
 

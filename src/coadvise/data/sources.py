@@ -149,7 +149,7 @@ def typical_size(root: Path, look_at: int = 100) -> int:
         try:
             with open_image(path) as image:
                 sides.append(min(image.size))
-        except Exception:  # whatever is wrong with it, the audit names it
+        except Exception:  # whatever is wrong with it, the scan names it
             continue
     return int(np.median(sides)) if sides else 0
 

@@ -25,7 +25,7 @@ from coadvise.config import AugmentConfig
 from coadvise.data import draws
 from coadvise.data.images import Pixels, UnreadableImageError, read_image, square, to_array
 from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, Pipeline
-from coadvise.data.scan import AuditedSplit
+from coadvise.data.scan import ScannedSplit
 from coadvise.data.workers import taking_up
 from coadvise.errors import UserError
 
@@ -70,7 +70,7 @@ class Views(TorchDataset[Batch]):
     view of the epoch, with its own label and index.
     """
 
-    def __init__(self, split: AuditedSplit, augment: AugmentConfig, classes: int, image_size: int, seed: int) -> None:
+    def __init__(self, split: ScannedSplit, augment: AugmentConfig, classes: int, image_size: int, seed: int) -> None:
         self.split, self.augment, self.classes, self.image_size, self.seed = split, augment, classes, image_size, seed
         self._resident: Tensor | None = None  # all pixels, on the device that makes the views
         self._order: tuple[int, Indices] = (-1, np.empty(0, np.int64))

@@ -13,7 +13,7 @@ from torch import Tensor
 from coadvise.data import draws
 from coadvise.data.images import Pixels
 from coadvise.data.loader import still_batches
-from coadvise.data.scan import AuditedSplit, audit_split
+from coadvise.data.scan import ScannedSplit, scan_split
 from coadvise.data.sources import Split
 from coadvise.errors import UserError
 from coadvise.evaluation.corruptions import CORRUPTIONS, corrupt
@@ -45,7 +45,7 @@ class Case:
 
 
 def made_cases(
-    split: AuditedSplit, numbers: Sequence[int], severities: Sequence[int], image_size: int, seed: int, workers: int
+    split: ScannedSplit, numbers: Sequence[int], severities: Sequence[int], image_size: int, seed: int, workers: int
 ) -> Iterator[Case]:
     """Every corruption of a split's images.
 
@@ -72,12 +72,12 @@ def file_cases(
         readable = 0
         for start in range(0, len(split), AT_ONCE):
             few = Split(split.paths[start : start + AT_ONCE], split.labels[start : start + AT_ONCE])
-            audited = audit_split(few, image_size, in_memory=True)
-            unreadable += audited.unreadable
-            readable += len(audited)
-            if len(audited):
-                batches = still_batches(audited, image_size, workers=workers)
-                yield Case(name, severity, torch.from_numpy(audited.labels), batches)
+            scanned = scan_split(few, image_size, in_memory=True)
+            unreadable += scanned.unreadable
+            readable += len(scanned)
+            if len(scanned):
+                batches = still_batches(scanned, image_size, workers=workers)
+                yield Case(name, severity, torch.from_numpy(scanned.labels), batches)
         if not readable:
             raise UserError(f"no image of {name} at severity {severity} can be read; first fault: {unreadable[0]}")
 

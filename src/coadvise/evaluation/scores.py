@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from coadvise.advice import AVERAGE
 from coadvise.data.loader import still_batches
-from coadvise.data.scan import AuditedSplit
+from coadvise.data.scan import ScannedSplit
 from coadvise.distill.loss import average_probabilities
 from coadvise.models.network import class_map
 from coadvise.storage import DamagedError, storing, write_weights
@@ -22,7 +22,7 @@ BINS = 15  # of confidence, equally wide, for the calibration error
 
 
 def predict_logits(
-    network: nn.Module, split: AuditedSplit, image_size: int, engine: Engine, workers: int = 0
+    network: nn.Module, split: ScannedSplit, image_size: int, engine: Engine, workers: int = 0
 ) -> dict[str, Tensor]:
     """Logits [N, K] float32 on the CPU by token, rows in the split's order. The network's mode is put back after."""
     return predict_each({"": network}, still_batches(split, image_size, workers=workers), engine)[""]

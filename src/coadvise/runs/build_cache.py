@@ -12,7 +12,7 @@ import numpy as np
 
 from coadvise.config import RunConfig, parse_config, read_config
 from coadvise.data.loader import epoch_batches
-from coadvise.data.scan import Dataset, audit
+from coadvise.data.scan import Dataset, scan
 from coadvise.data.sources import source_of
 from coadvise.data.views import Batch, Views
 from coadvise.data.workers import seconds_with_workers
@@ -78,7 +78,7 @@ def build_cache(
     if not engine.is_main:  # one process speaks
         listener = Silent()
     cache = Path(out or folder / "cache")
-    dataset = audit(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
+    dataset = scan(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
     record = Recorder(folder, write=False, say=listener.say)
     chosen = range(config.seed, config.seed + seeds)
     check_caches(cache, config, dataset, chosen)

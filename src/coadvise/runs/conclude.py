@@ -14,32 +14,32 @@ from coadvise.evaluation.speed import images_per_second
 from coadvise.evaluation.verdict import ONE_SEED, Hits, Interval, comparison, sentence, spread, teacher_remark
 from coadvise.models.network import load_network
 from coadvise.report import write_report
-from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Arm
+from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part
 from coadvise.runs.run import Run
 from coadvise.storage import storing
 from coadvise.training.metrics import last_of, read_records
 
 
-def conclude(run: Run, arms: Sequence[Arm]) -> None:
+def conclude(run: Run, parts: Sequence[Part]) -> None:
     """Measures speed (of the class answer, as in use), compares, writes verdict and report."""
     if not run.engine.is_main:
         return
-    results = {arm.part: last_of(read_records(run.folder), "result", arm.part) for arm in arms}
-    networks = {arm.part: load_network(run.folder / arm.part).for_inference() for arm in arms}
+    results = {part.name: last_of(read_records(run.folder), "result", part.name) for part in parts}
+    networks = {part.name: load_network(run.folder / part.name).for_inference() for part in parts}
     for network in networks.values():
         run.engine.prepare(network)
     speeds = images_per_second(networks, run.config.data.image_size, run.engine)
-    predictions = {arm.part: load_predictions(run.folder, arm.part) for arm in arms}
-    advised, alone = _hits(arms, ADVISED, predictions), _hits(arms, ALONE, predictions).get(CLASS, {})
+    predictions = {part.name: load_predictions(run.folder, part.name) for part in parts}
+    advised, alone = _hits(parts, ADVISED, predictions), _hits(parts, ALONE, predictions).get(CLASS, {})
     seeds = sorted(advised[CLASS])
     compared = {answer: comparison(hits, alone) for answer, hits in advised.items() if alone}
     differences = {answer: _difference(*intervals, len(seeds)) for answer, intervals in compared.items()}
-    rows = _rows(arms, {part: result for part, result in results.items() if result}, speeds, differences)
+    rows = _rows(parts, {part: result for part, result in results.items() if result}, speeds, differences)
     text = "Trained without a baseline: run again with --baseline to learn whether advice helped."
     if alone:
         text = sentence(*compared[CLASS], len(run.dataset.val))
-    teachers = [arm for arm in arms if arm.role == TEACHER]
-    right = {(arm.name, arm.part): correct(*predictions[arm.part])[CLASS].numpy() for arm in teachers}
+    teachers = [part for part in parts if part.role == TEACHER]
+    right = {(part.title, part.name): correct(*predictions[part.name])[CLASS].numpy() for part in teachers}
     said = (ONE_SEED if len(seeds) == 1 and alone else None, teacher_remark(right, advised[CLASS]))
     remarks = [remark for remark in said if remark]
     logits = {part: tokens for part, (tokens, _) in predictions.items()}
@@ -70,32 +70,34 @@ def verdict_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _rows(
-    arms: Sequence[Arm],
+    parts: Sequence[Part],
     results: Mapping[str, Mapping[str, Any]],
     speeds: Mapping[str, float],
     differences: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """One row a teacher, one for the student alone, one an answer of the co-advised student; means over seeds."""
 
-    def row(name: str, same: Sequence[Arm], answer: str, difference: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        values = [results[arm.part]["top1"][answer] for arm in same]
+    def row(
+        name: str, same: Sequence[Part], answer: str, difference: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        values = [results[part.name]["top1"][answer] for part in same]
         return {
             "name": name,
-            "part": same[0].part,
+            "part": same[0].name,
             "answer": answer,
             "top1": sum(values) / len(values),
             "spread": spread(values),
-            "parameters": results[same[0].part]["parameters"],
-            "images_per_second": statistics.median(speeds[arm.part] for arm in same),
+            "parameters": results[same[0].name]["parameters"],
+            "images_per_second": statistics.median(speeds[part.name] for part in same),
             "difference": difference,
         }
 
-    rows = [row(arm.name, [arm], CLASS) for arm in arms if arm.role == TEACHER]
-    if alone := [arm for arm in arms if arm.role == ALONE]:
+    rows = [row(part.title, [part], CLASS) for part in parts if part.role == TEACHER]
+    if alone := [part for part in parts if part.role == ALONE]:
         rows.append(row("student alone", alone, CLASS))
-    advised = [arm for arm in arms if arm.role == ADVISED]
-    for answer in results[advised[0].part]["top1"]:
-        if any(answer not in results[arm.part]["top1"] for arm in advised):
+    advised = [part for part in parts if part.role == ADVISED]
+    for answer in results[advised[0].name]["top1"]:
+        if any(answer not in results[part.name]["top1"] for part in advised):
             continue
         what = answer if answer == AVERAGE else f"{answer} token"
         rows.append(row(f"student co-advised ({what})", advised, answer, differences.get(answer)))
@@ -109,13 +111,13 @@ def _difference(over_images: Interval, over_seeds: Interval | None, seeds: int) 
 
 
 def _hits(
-    arms: Sequence[Arm], role: str, predictions: Mapping[str, tuple[Mapping[str, Tensor], Tensor]]
+    parts: Sequence[Part], role: str, predictions: Mapping[str, tuple[Mapping[str, Tensor], Tensor]]
 ) -> dict[str, dict[int, Hits]]:
     """Which validation images each answer gets right, by seed; of the answers that all seeds have."""
     hits: dict[str, dict[int, Hits]] = {}
-    for arm in arms:
-        if arm.role == role:
-            for answer, right in correct(*predictions[arm.part]).items():
-                hits.setdefault(answer, {})[arm.seed] = right.numpy()
+    for part in parts:
+        if part.role == role:
+            for answer, right in correct(*predictions[part.name]).items():
+                hits.setdefault(answer, {})[part.seed] = right.numpy()
     seeds = max(map(len, hits.values()), default=0)  # of a run that was changed on its way some may lack an answer
     return {answer: by_seed for answer, by_seed in hits.items() if len(by_seed) == seeds}

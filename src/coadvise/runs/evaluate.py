@@ -11,7 +11,7 @@ from torch import Tensor
 
 from coadvise.config import RunConfig, nearest, read_config
 from coadvise.data.loader import still_batches
-from coadvise.data.scan import audit_split
+from coadvise.data.scan import scan_split
 from coadvise.data.sources import DIGITS, Split, evaluation_split, few, passed_over, scored_folder, source_of
 from coadvise.errors import UserError
 from coadvise.evaluation.agreement import agreements, divergences
@@ -92,7 +92,7 @@ def evaluate_run(
         return _imagenet_c(ready, data, images, listener)
     files, classes = _image_set(ready, data, layout, listener)
     numbers = _evenly(len(files), images)
-    split = audit_split(_some(files, numbers), size, in_memory=ready.config.in_memory)
+    split = scan_split(_some(files, numbers), size, in_memory=ready.config.in_memory)
     if not len(split):
         raise UserError(f"none of the {len(numbers)} images can be read; first fault: {split.unreadable[0]}")
     labels = torch.from_numpy(split.labels)

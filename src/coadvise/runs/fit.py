@@ -1,4 +1,4 @@
-"""The main job: audit the data, train teachers, co-advise the student, train it alone, say whether advice helped."""
+"""The main job: scan the data, train teachers, co-advise the student, train it alone, say whether advice helped."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from coadvise.config import CacheConfig, RunConfig, load_config
 from coadvise.data.quarantine import check_share
-from coadvise.data.scan import Dataset, audit, scored_and_trained_on
+from coadvise.data.scan import Dataset, scan, scored_and_trained_on
 from coadvise.data.sources import DIGITS, passed_over, source_of, typical_size
 from coadvise.errors import UserError
 from coadvise.runs.build_cache import check_caches, complete
 from coadvise.runs.conclude import conclude
 from coadvise.runs.foresight import foresee
-from coadvise.runs.network_job import check_arm, is_done, is_trained, train_arm
+from coadvise.runs.network_job import check_part, is_done, is_trained, train_part
 from coadvise.runs.parallel import check_jobs, in_processes, of_run
-from coadvise.runs.plan import ADVISED, TEACHER, Arm, plan
+from coadvise.runs.plan import ADVISED, TEACHER, Part, plan
 from coadvise.runs.reuse import check_reuse, take
 from coadvise.runs.run import DATA, Run, check_folder, check_space, data_record, open_record, owned
 from coadvise.training.engine import Engine, settled
@@ -71,15 +71,15 @@ def fit(
     check_jobs(jobs)
     listener = listener or Silent()
     chosen = preset or default_preset(data)
-    config, folder, arms = _planned(data, chosen, out, seed, baseline, seeds, overrides, cache)
+    config, folder, parts = _planned(data, chosen, out, seed, baseline, seeds, overrides, cache)
     engine = Engine(config.engine)
     if preset is None and chosen == "photos" and engine.device.type == "cpu" and engine.is_main:
         listener.say(
             "no GPU here, and photos, the preset for images of this size, is made for one: --dry-run says how long it "
             "takes, --preset small-images looks at them at 32 pixels and is made for CPUs"
         )
-    with training(config, folder, arms, jobs, listener, cache, allow_changes, reuse) as run:
-        conclude(run, arms)
+    with training(config, folder, parts, jobs, listener, cache, allow_changes, reuse) as run:
+        conclude(run, parts)
     return folder
 
 
@@ -98,16 +98,16 @@ def foresee_fit(
     Nothing is written. Evaluation, compiling and filling a cache are not counted. Views are timed as made from
     files, also where a run keeps presized images.
     """
-    config, folder, arms = _planned(data, preset, out, seed, baseline, seeds, overrides, cache)
-    dataset = audit(source_of(config), config.data.image_size, config.in_memory)
-    for arm, seconds in foresee(arms, folder, config, dataset):
-        yield arm.name, seconds
+    config, folder, parts = _planned(data, preset, out, seed, baseline, seeds, overrides, cache)
+    dataset = scan(source_of(config), config.data.image_size, config.in_memory)
+    for part, seconds in foresee(parts, folder, config, dataset):
+        yield part.title, seconds
 
 
 def _planned(
     data: str | Path, preset: str | None, out: str | Path | None, seed: int | None, baseline: bool, seeds: int,
     overrides: Sequence[str], cache: str | Path | None,
-) -> tuple[RunConfig, Path, list[Arm]]:  # fmt: skip
+) -> tuple[RunConfig, Path, list[Part]]:  # fmt: skip
     """A run's configuration, directory and networks."""
     if seeds < 1:
         raise UserError(f"seeds={seeds}; at least one student is needed")
@@ -122,7 +122,7 @@ def _planned(
 def training(
     config: RunConfig,
     folder: Path,
-    arms: Sequence[Arm],
+    parts: Sequence[Part],
     jobs: int,
     listener: Listener,
     cache: str | Path | None = None,
@@ -135,7 +135,7 @@ def training(
     Args:
         config: as `load_config` gives it, its engine settled.
         folder: the run directory.
-        arms: the networks wanted, as `run.plan` gives them.
+        parts: the networks wanted, as `run.plan` gives them.
         jobs, listener, cache, allow_changes, reuse: as `fit` takes them.
         introduce: say what the data are, and which run directory it is.
 
@@ -147,20 +147,20 @@ def training(
     engine = Engine(config.engine)
     if not engine.is_main:  # one process speaks
         listener = Silent()
-    dataset = audit(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
+    dataset = scan(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
     for line in describe(dataset) if introduce else ():
         listener.say(line)
     for what, split in (("training", dataset.train), ("validation", dataset.val)):
         if lost := split.unreadable:
             check_share(what, len(lost), len(split) + len(lost), config.data.max_unreadable, lost[0])
     # a network that cannot be made, had, trained or saved is an error before anything is written
-    check_space(folder, [check_arm(arm, folder, config, dataset, engine) for arm in arms], jobs)
+    check_space(folder, [check_part(part, folder, config, dataset, engine) for part in parts], jobs)
     for name in config.engine.trackers:
         tracker(name)
     if reuse is not None:
         check_reuse(Path(reuse), dataset, config.data.image_size)
     if cache is not None:  # before hours of training teachers
-        advised = [arm.seed for arm in arms if arm.role == ADVISED and not is_done(folder, arm)]
+        advised = [part.seed for part in parts if part.role == ADVISED and not is_done(folder, part)]
         check_caches(Path(cache), config, dataset, advised)
 
     with engine.stops_gently(), engine.in_company(), owned(folder, engine):
@@ -171,12 +171,12 @@ def training(
             )
         record = open_record(folder, config, engine, listener.say)
         run = Run(folder, config, dataset, engine, record, listener, Path(cache) if cache is not None else None)
-        run.describe(sorted({arm.seed for arm in arms}), changed)
+        run.describe(sorted({part.seed for part in parts}), changed)
         if introduce:
             listener.say(f"run directory: {folder}")
         for line in changed:
             listener.say(f"changed: {line}")
-        teachers, students = [a for a in arms if a.role == TEACHER], [a for a in arms if a.role != TEACHER]
+        teachers, students = [a for a in parts if a.role == TEACHER], [a for a in parts if a.role != TEACHER]
         between = reuse is not None or cache is not None  # something is done once all teachers are there
         if reuse is not None:
             take(run, teachers, Path(reuse))
@@ -184,23 +184,23 @@ def training(
             _train(run, teachers, jobs)
         if reuse is not None:
             take(run, students, Path(reuse))
-        advised = [arm.seed for arm in students if arm.role == ADVISED and not is_trained(folder, arm)]
+        advised = [part.seed for part in students if part.role == ADVISED and not is_trained(folder, part)]
         if cache is not None and advised:
             complete(run, advised, jobs)
         _train(run, students if between else [*teachers, *students], jobs)
         yield run
 
 
-def _train(run: Run, arms: Sequence[Arm], jobs: int) -> None:
+def _train(run: Run, parts: Sequence[Part], jobs: int) -> None:
     """Trains networks, advised students after all teachers."""
     if jobs > 1:
-        tasks = {arm.part: of_run(run, partial(train_arm, arm=arm)) for arm in arms}
-        teachers = [arm.part for arm in arms if arm.role == TEACHER]
-        after = {arm.part: teachers for arm in arms if arm.role == ADVISED}
+        tasks = {part.name: of_run(run, partial(train_part, part=part)) for part in parts}
+        teachers = [part.name for part in parts if part.role == TEACHER]
+        after = {part.name: teachers for part in parts if part.role == ADVISED}
         in_processes(tasks, jobs, run.engine, run.listener, after)
     else:
-        for arm in arms:
-            train_arm(run, arm)
+        for part in parts:
+            train_part(run, part)
 
 
 def _with_cache(config: RunConfig, cache: str | Path | None) -> RunConfig:

@@ -16,7 +16,7 @@ from coadvise.data.workers import seconds_with_workers
 from coadvise.models.network import Network
 from coadvise.models.pretrained import given_network
 from coadvise.runs.network_job import initial_network, is_trained, recipe_of, trained_here
-from coadvise.runs.plan import ADVISED, TEACHER, Arm
+from coadvise.runs.plan import ADVISED, TEACHER, Part
 from coadvise.training.engine import Engine
 from coadvise.training.optim import average_of, make_optimiser
 
@@ -24,47 +24,47 @@ TIMED_IMAGES = 64  # images of a step to be timed on a CPU, where more of them t
 TIMED_SECONDS = 2.0  # of steps whose median is taken; two at least, of which the first does not count
 
 
-def foresee(arms: Sequence[Arm], folder: Path, config: RunConfig, dataset: Dataset) -> Iterator[tuple[Arm, float]]:
+def foresee(parts: Sequence[Part], folder: Path, config: RunConfig, dataset: Dataset) -> Iterator[tuple[Part, float]]:
     """The networks that a run in `folder` trains, and the seconds that each will take on this machine as it is now.
 
     0 where it is trained. Evaluation, compiling and filling a cache are not counted.
     """
     seconds: dict[tuple[str, str], float] = {}  # seeds take the same time
-    for arm in arms:
-        if not trained_here(arm, config):
+    for part in parts:
+        if not trained_here(part, config):
             continue
-        if is_trained(folder, arm):
-            yield arm, 0.0
+        if is_trained(folder, part):
+            yield part, 0.0
             continue
-        kind = arm.role, arm.teacher
+        kind = part.role, part.teacher
         if kind not in seconds:
-            seconds[kind] = _training_seconds(arm, config, dataset)
-        yield arm, seconds[kind]
+            seconds[kind] = _training_seconds(part, config, dataset)
+        yield part, seconds[kind]
 
 
-def _adviser(arm: Arm, config: RunConfig, dataset: Dataset) -> Network:
+def _adviser(part: Part, config: RunConfig, dataset: Dataset) -> Network:
     """A teacher as it will advise, or one like it where that is still to be trained."""
-    teacher = config.teachers[arm.teacher]
+    teacher = config.teachers[part.teacher]
     if teacher.checkpoint is not None and not Path(teacher.checkpoint).exists():  # a study's
         teacher = teacher.model_copy(update={"checkpoint": None})
     if not teacher.trained_here:
         return given_network(teacher, config.data.image_size)
-    return initial_network(arm, config.model_copy(update={"teachers": {arm.teacher: teacher}}), dataset.classes)
+    return initial_network(part, config.model_copy(update={"teachers": {part.teacher: teacher}}), dataset.classes)
 
 
-def _training_seconds(arm: Arm, config: RunConfig, dataset: Dataset) -> float:
-    """How long an arm will train: its steps, by the median of some that are made and thrown away."""
-    engine, recipe = Engine(config.engine), recipe_of(arm, config)
-    augment = config.teachers[arm.teacher].augment if arm.role == TEACHER else None
-    views = Views(dataset.train, augment or config.augment, len(dataset.classes), config.data.image_size, arm.seed).on(
+def _training_seconds(part: Part, config: RunConfig, dataset: Dataset) -> float:
+    """How long an part will train: its steps, by the median of some that are made and thrown away."""
+    engine, recipe = Engine(config.engine), recipe_of(part, config)
+    augment = config.teachers[part.teacher].augment if part.role == TEACHER else None
+    views = Views(dataset.train, augment or config.augment, len(dataset.classes), config.data.image_size, part.seed).on(
         engine.device
     )
     whole = whole_batch(recipe.batch_size, len(views), recipe.accumulate, engine.processes)
     images = whole // (recipe.accumulate * engine.processes)
     timed = min(images, TIMED_IMAGES) if engine.device.type == "cpu" else images
-    network = initial_network(arm, config, dataset.classes)
-    asked = config.teachers if arm.role == ADVISED and config.cache is None else ()
-    advisers = [_adviser(replace(arm, role=TEACHER, teacher=name), config, dataset) for name in asked]
+    network = initial_network(part, config, dataset.classes)
+    asked = config.teachers if part.role == ADVISED and config.cache is None else ()
+    advisers = [_adviser(replace(part, role=TEACHER, teacher=name), config, dataset) for name in asked]
     for module in (network, *advisers):
         engine.prepare(module)
     for adviser in advisers:

@@ -23,7 +23,7 @@ from coadvise.evaluation.scores import in_order, load_predictions, predict_logit
 from coadvise.models import TokenModel
 from coadvise.models.network import Network, build_network, check_answers, load_network
 from coadvise.models.pretrained import given_network, start_from
-from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Arm
+from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part
 from coadvise.runs.run import Run, cache_of
 from coadvise.storage import MANIFEST, DamagedError
 from coadvise.training.engine import Engine
@@ -31,117 +31,121 @@ from coadvise.training.loop import Advisers, Training, checkpoint_bytes, train
 from coadvise.training.metrics import last_of, read_records
 
 
-def check_arm(arm: Arm, folder: Path, config: RunConfig, dataset: Dataset, engine: Engine) -> int:
+def check_part(part: Part, folder: Path, config: RunConfig, dataset: Dataset, engine: Engine) -> int:
     """Raises UserError for a network that cannot be made, had or trained. Returns the bytes of its checkpoint, or 0."""
-    if trained_here(arm, config):
-        recipe = recipe_of(arm, config)
+    if trained_here(part, config):
+        recipe = recipe_of(part, config)
         whole_batch(recipe.batch_size, len(dataset.train), recipe.accumulate, engine.processes)
-        network = initial_network(arm, config, dataset.classes)
-        if not is_trained(folder, arm):
+        network = initial_network(part, config, dataset.classes)
+        if not is_trained(folder, part):
             check_answers(network, engine.device)
         return checkpoint_bytes(network, recipe)
-    if not is_trained(folder, arm):
-        _check_given(arm, given_network(config.teachers[arm.teacher], config.data.image_size), config, dataset.classes)
+    if not is_trained(folder, part):
+        _check_given(
+            part, given_network(config.teachers[part.teacher], config.data.image_size), config, dataset.classes
+        )
     return 0
 
 
-def is_trained(folder: Path, arm: Arm) -> bool:
+def is_trained(folder: Path, part: Part) -> bool:
     """Whether the run in `folder` has the network."""
-    return (folder / arm.part / MANIFEST).is_file()
+    return (folder / part.name / MANIFEST).is_file()
 
 
-def is_done(folder: Path, arm: Arm) -> bool:
+def is_done(folder: Path, part: Part) -> bool:
     """Whether a network of the run in `folder` is trained and scored."""
-    return is_trained(folder, arm) and last_of(read_records(folder), "result", arm.part) is not None
+    return is_trained(folder, part) and last_of(read_records(folder), "result", part.name) is not None
 
 
-def train_arm(run: Run, arm: Arm) -> None:
+def train_part(run: Run, part: Part) -> None:
     """Trains one network to its end, scores it, records the result; what is done already is not done again."""
-    folder, config = run.folder / arm.part, run.config
-    there, whole = is_trained(run.folder, arm), _has_whole_predictions(run, arm)
+    folder, config = run.folder / part.name, run.config
+    there, whole = is_trained(run.folder, part), _has_whole_predictions(run, part)
     run.engine.barrier()  # all have looked, and find the same: only now may one of them write
     if whole:
-        run.listener.say(f"{arm.name}: done already")
+        run.listener.say(f"{part.title}: done already")
         return
     if there:
         network = load_network(folder)
-    elif not trained_here(arm, config):
-        network = given_network(config.teachers[arm.teacher], config.data.image_size)
+    elif not trained_here(part, config):
+        network = given_network(config.teachers[part.teacher], config.data.image_size)
         if len(network.classes) > len(run.dataset.classes):
             known, wanted = len(network.classes), len(run.dataset.classes)
-            run.listener.say(f"{arm.name}: of the {known} classes it knows it answers for the {wanted} of the data")
+            run.listener.say(f"{part.title}: of the {known} classes it knows it answers for the {wanted} of the data")
         if run.engine.is_main:
             network.save(folder)
     else:
-        network = initial_network(arm, config, run.dataset.classes, run.listener.say)
-        network = train(_job(run, arm, network), run.checkpoints(arm), run.engine, run.record, run.listener.progress)
+        network = initial_network(part, config, run.dataset.classes, run.listener.say)
+        network = train(_job(run, part, network), run.checkpoints(part), run.engine, run.record, run.listener.progress)
         if run.engine.is_main:
             network.save(folder)
     run.engine.prepare(network)
     logits = predict_logits(network, run.dataset.val, config.data.image_size, run.engine, config.data.workers)
     logits = in_order(logits, network.classes, run.dataset.classes)
-    trained = config.loss_weights.trained_tokens if arm.role == ADVISED else (CLASS,)
+    trained = config.loss_weights.trained_tokens if part.role == ADVISED else (CLASS,)
     labels = torch.from_numpy(run.dataset.val.labels)
     kept = {name: logits[name] for name in trained}
     found = {name: asdict(score) for name, score in scores(kept, labels).items()}
     if run.engine.is_main:
-        save_predictions(run.folder, arm.part, kept, labels)
-        run.checkpoints(arm).remove()
+        save_predictions(run.folder, part.name, kept, labels)
+        run.checkpoints(part).remove()
     run.record.add(
-        "result", part=arm.part, role=arm.role, name=arm.name, model=network.about["model"], seed=arm.seed,
+        "result", part=part.name, role=part.role, name=part.title, model=network.about["model"], seed=part.seed,
         **{figure: {name: score[figure] for name, score in found.items()} for figure in ("top1", "top5", "ece", "nll")},
         parameters=network.parameter_count,
     )  # fmt: skip
-    run.listener.say(f"{arm.name}: top-1 " + ", ".join(f"{name} {score['top1']:.1%}" for name, score in found.items()))
+    run.listener.say(
+        f"{part.title}: top-1 " + ", ".join(f"{name} {score['top1']:.1%}" for name, score in found.items())
+    )
     run.engine.barrier()
 
 
-def _has_whole_predictions(run: Run, arm: Arm) -> bool:
+def _has_whole_predictions(run: Run, part: Part) -> bool:
     """Whether nothing is left to do for a network; damaged predictions are made again."""
-    if not is_done(run.folder, arm):
+    if not is_done(run.folder, part):
         return False
     try:
-        _, labels = load_predictions(run.folder, arm.part)
+        _, labels = load_predictions(run.folder, part.name)
     except DamagedError as error:
-        run.listener.say(f"{arm.name}: damaged predictions, made again: {error}")
+        run.listener.say(f"{part.title}: damaged predictions, made again: {error}")
         return False
     return len(labels) == len(run.dataset.val)
 
 
-def _job(run: Run, arm: Arm, network: Network) -> Training:
+def _job(run: Run, part: Part, network: Network) -> Training:
     config = run.config
-    advised = arm.role == ADVISED
-    if arm.role == TEACHER:
-        seed = teacher_seed(config.seed, arm.teacher)
-        augment = config.teachers[arm.teacher].augment or config.augment
+    advised = part.role == ADVISED
+    if part.role == TEACHER:
+        seed = teacher_seed(config.seed, part.teacher)
+        augment = config.teachers[part.teacher].augment or config.augment
         views = Views(run.dataset.train, augment, len(run.dataset.classes), config.data.image_size, seed)
     else:
-        seed, views = arm.seed, run.student_views(arm.seed)
+        seed, views = part.seed, run.student_views(part.seed)
     return Training(
-        part=arm.part,
+        part=part.name,
         seed=seed,
         network=network,
-        recipe=recipe_of(arm, config),
+        recipe=recipe_of(part, config),
         views=views.on(run.engine.device),
-        teachers=_advisers(run, arm.seed) if advised else Teachers({}),
+        teachers=_advisers(run, part.seed) if advised else Teachers({}),
         losses=CoAdvice(config.loss_weights if advised else LossWeights()),
-        evaluate=partial(_evaluate, run, arm),
+        evaluate=partial(_evaluate, run, part),
         workers=config.data.workers,
         checkpoint_seconds=config.engine.checkpoint_seconds,
         max_unreadable=config.data.max_unreadable,
     )
 
 
-def _evaluate(run: Run, arm: Arm, network: nn.Module, step: int) -> dict[str, float]:
+def _evaluate(run: Run, part: Part, network: nn.Module, step: int) -> dict[str, float]:
     """Top-1 on the validation images by answer, of those that training shapes."""
     config, val = run.config, run.dataset.val
     logits = predict_logits(network, val, config.data.image_size, run.engine, config.data.workers)
     if broken := [name for name, values in logits.items() if not values.isfinite().all()]:
         raise UserError(
-            f"{arm.part}: after step {step} its answers for validation images are not finite ({', '.join(broken)}); "
+            f"{part.name}: after step {step} its answers for validation images are not finite ({', '.join(broken)}); "
             "lower learning_rate or set clip, and go on from the last checkpoint with --allow-changes, or start anew"
         )
-    tokens = config.loss_weights.trained_tokens if arm.role == ADVISED else (CLASS,)
+    tokens = config.loss_weights.trained_tokens if part.role == ADVISED else (CLASS,)
     return top1(logits, torch.from_numpy(val.labels), tokens)
 
 
@@ -152,31 +156,31 @@ def _advisers(run: Run, seed: int) -> Advisers:
     return StoredLogits(cache_of(run, seed), tuple(run.config.teachers), form_of(run.config, len(run.dataset.classes)))
 
 
-def trained_here(arm: Arm, config: RunConfig) -> bool:
-    return arm.role != TEACHER or config.teachers[arm.teacher].trained_here
+def trained_here(part: Part, config: RunConfig) -> bool:
+    return part.role != TEACHER or config.teachers[part.teacher].trained_here
 
 
-def recipe_of(arm: Arm, config: RunConfig) -> RecipeConfig:
-    return config.teachers[arm.teacher].recipe if arm.role == TEACHER else config.student.recipe
+def recipe_of(part: Part, config: RunConfig) -> RecipeConfig:
+    return config.teachers[part.teacher].recipe if part.role == TEACHER else config.student.recipe
 
 
 def initial_network(
-    arm: Arm, config: RunConfig, classes: Sequence[str], say: Callable[[str], None] = lambda text: None
+    part: Part, config: RunConfig, classes: Sequence[str], say: Callable[[str], None] = lambda text: None
 ) -> Network:
     """An untrained network; an advised student and the same one alone start from the same weights.
 
     Args:
         say: is told what a student that starts from a file of weights does not find there.
     """
-    if arm.role == TEACHER:
-        teacher = config.teachers[arm.teacher]
-        return build_network(teacher, classes, config.data.image_size, teacher_seed(config.seed, arm.teacher))
-    network = build_network(config.student, classes, config.data.image_size, arm.seed, tokens=config.tokens)
+    if part.role == TEACHER:
+        teacher = config.teachers[part.teacher]
+        return build_network(teacher, classes, config.data.image_size, teacher_seed(config.seed, part.teacher))
+    network = build_network(config.student, classes, config.data.image_size, part.seed, tokens=config.tokens)
     assert isinstance(network.model, TokenModel)
     if config.student.start is not None:
-        for note in start_from(network, config.student.start, arm.seed):
+        for note in start_from(network, config.student.start, part.seed):
             say(note)
-    if arm.role == ALONE:
+    if part.role == ALONE:
         network.model.freeze_advised_heads()
     return network
 
@@ -186,11 +190,11 @@ def teacher_seed(seed: int, name: str) -> int:
     return draws.scalar_seed(seed, draws.TEACHER, 0, zlib.crc32(name.encode())) % 2**31
 
 
-def _check_given(arm: Arm, network: Network, config: RunConfig, classes: tuple[str, ...]) -> None:
+def _check_given(part: Part, network: Network, config: RunConfig, classes: tuple[str, ...]) -> None:
     """A given teacher must answer for the data's classes and take its images."""
-    check_classes(arm.teacher, network, classes)
+    check_classes(part.teacher, network, classes)
     if network.fixed_image_size and network.about["image_size"] != config.data.image_size:
         raise UserError(
-            f"teacher '{arm.teacher}' takes images of {network.about['image_size']} pixels only, data.image_size is "
+            f"teacher '{part.teacher}' takes images of {network.about['image_size']} pixels only, data.image_size is "
             f"{config.data.image_size}; give a teacher trained at that size, or none to have one trained here"
         )

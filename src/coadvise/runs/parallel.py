@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from coadvise.config import RunConfig
-from coadvise.data.scan import audit
+from coadvise.data.scan import scan
 from coadvise.data.sources import source_of
 from coadvise.errors import Interrupted, LostProcessError, StorageError, UserError
 from coadvise.runs.run import Run, check_images, open_record
@@ -181,7 +181,7 @@ def _with_run(
     folder: Path, config: RunConfig, cache: Path | None, write: bool, task: Callable[[Run], None], listener: Listener
 ) -> None:
     """In the child: opens the run as the parent has it."""
-    dataset = audit(source_of(config), config.data.image_size, config.in_memory, config.data.presize)
+    dataset = scan(source_of(config), config.data.image_size, config.in_memory, config.data.presize)
     check_images(folder, dataset, config.data.image_size)
     engine = Engine(config.engine)
     record = open_record(folder, config, engine, listener.say) if write else Recorder(folder, False, listener.say)

@@ -11,7 +11,7 @@ from coadvise.distill.logit_cache import teacher_fingerprint
 from coadvise.errors import UserError
 from coadvise.models.network import build_network, load_network
 from coadvise.runs.network_job import is_done, is_trained, trained_here
-from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Arm
+from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part
 from coadvise.runs.run import CONFIG, Run, check_run, data_record, written_data
 from coadvise.training.metrics import read_records
 
@@ -76,8 +76,8 @@ def check_reuse(other: Path, dataset: Dataset, image_size: int) -> None:
             )
 
 
-def take(run: Run, arms: Sequence[Arm], other: Path) -> None:
-    """Copies into `run`, with their curves, those of `arms` that `other` has trained from the same configuration.
+def take(run: Run, parts: Sequence[Part], other: Path) -> None:
+    """Copies into `run`, with their curves, those of `parts` that `other` has trained from the same configuration.
 
     An advised student is the same only where its teachers are, byte for byte, so these must be there before. What is
     copied counts as trained here; it is scored again.
@@ -86,34 +86,34 @@ def take(run: Run, arms: Sequence[Arm], other: Path) -> None:
         UserError: a network of `other` is damaged.
     """
     theirs, classes = read_config(other / CONFIG), run.dataset.classes
-    for arm in arms if run.engine.is_main else ():
-        if is_trained(run.folder, arm) or not is_done(other, arm) or _from_files(arm, run.config):
+    for part in parts if run.engine.is_main else ():
+        if is_trained(run.folder, part) or not is_done(other, part) or _from_files(part, run.config):
             continue
-        if _decides(run.folder, run.config, arm, classes) != _decides(other, theirs, arm, classes):
+        if _decides(run.folder, run.config, part, classes) != _decides(other, theirs, part, classes):
             continue
-        network = load_network(other / arm.part)
-        run.record.rewind(arm.part, 0)
+        network = load_network(other / part.name)
+        run.record.rewind(part.name, 0)
         for record in read_records(other):
-            if record["kind"] in ("train", "eval") and record["part"] == arm.part:
+            if record["kind"] in ("train", "eval") and record["part"] == part.name:
                 run.record.add(**record)
-        run.record.add("reused", part=arm.part, run=str(other))
-        network.save(run.folder / arm.part)
-        run.listener.say(f"{arm.name}: the same as in {other}, taken from there")
+        run.record.add("reused", part=part.name, run=str(other))
+        network.save(run.folder / part.name)
+        run.listener.say(f"{part.title}: the same as in {other}, taken from there")
     run.engine.barrier()
 
 
-def _from_files(arm: Arm, config: RunConfig) -> bool:
-    """Whether an arm is, or starts from, weights given as a file, which may be another than when it was taken up."""
-    return not trained_here(arm, config) or (arm.role != TEACHER and config.student.start is not None)
+def _from_files(part: Part, config: RunConfig) -> bool:
+    """Whether an part is, or starts from, weights given as a file, which may be another than when it was taken up."""
+    return not trained_here(part, config) or (part.role != TEACHER and config.student.start is not None)
 
 
-def _decides(folder: Path, config: RunConfig, arm: Arm, classes: tuple[str, ...]) -> dict[str, Any]:
-    """All that decides an arm's numbers beside the images, in plain values."""
-    values = deciding_values(by_itself(config, arm.role, arm.teacher))
-    if arm.role != TEACHER:  # which tokens are aligned may be written out, or be what the model does by itself
-        student = build_network(config.student, classes, config.data.image_size, arm.seed, tokens=config.tokens)
+def _decides(folder: Path, config: RunConfig, part: Part, classes: tuple[str, ...]) -> dict[str, Any]:
+    """All that decides an part's numbers beside the images, in plain values."""
+    values = deciding_values(by_itself(config, part.role, part.teacher))
+    if part.role != TEACHER:  # which tokens are aligned may be written out, or be what the model does by itself
+        student = build_network(config.student, classes, config.data.image_size, part.seed, tokens=config.tokens)
         values["student"]["model_kwargs"]["aligned"] = getattr(student.model, "aligned", None)
-    if arm.role == ADVISED:
+    if part.role == ADVISED:
         for name, teacher in values["teachers"].items():
             fingerprint = teacher_fingerprint(folder / "teachers" / name)
             values["teachers"][name] = {"network": fingerprint, **{key: teacher[key] for key in _HOW}}

@@ -28,7 +28,7 @@ from coadvise.distill.teachers import Teachers, load_teachers
 from coadvise.errors import UserError
 from coadvise.models.network import Network
 from coadvise.models.tokens import TokenModel
-from coadvise.runs.plan import Arm
+from coadvise.runs.plan import Part
 from coadvise.storage import MANIFEST, contents, write_text
 from coadvise.training.checkpoint import KEEP, Checkpoints
 from coadvise.training.engine import Engine
@@ -73,8 +73,8 @@ class Run:
         config, classes = self.config, len(self.dataset.classes)
         return Views(self.dataset.train, config.augment, classes, config.data.image_size, seed)
 
-    def checkpoints(self, arm: Arm) -> Checkpoints:
-        return Checkpoints(self.folder / "checkpoints" / arm.part.replace("/", "."))
+    def checkpoints(self, part: Part) -> Checkpoints:
+        return Checkpoints(self.folder / "checkpoints" / part.name.replace("/", "."))
 
     def describe(self, seeds: list[int], changed: list[str]) -> None:
         """Writes what the run is: its configuration (and what was changed in it), its data, where it is computed.

@@ -18,7 +18,7 @@ from coadvise.evaluation.speed import images_per_second
 from coadvise.evaluation.verdict import ByImage
 from coadvise.models.network import load_network
 from coadvise.runs.evaluate import evaluate_run
-from coadvise.runs.plan import ALONE, Arm
+from coadvise.runs.plan import ALONE, Part
 from coadvise.runs.run import CONFIG, trained_parts
 from coadvise.storage import MANIFEST, WEIGHTS, write_text
 from coadvise.training.engine import Engine, here
@@ -37,13 +37,13 @@ class Finished:
 
     Attributes:
         run: their run directory.
-        arms: which of its networks they are, one a seed.
+        parts: which of its networks they are, one a seed.
         answer: the token that answers, or "average".
         scores: a folder for what took minutes to measure.
     """
 
     run: Path
-    arms: tuple[Arm, ...]
+    parts: tuple[Part, ...]
     answer: str
     scores: Path
 
@@ -72,20 +72,20 @@ class Column:
     note: str = ""
 
 
-def of_each(figure: Callable[[Finished, Arm, Listener], Value]) -> Measure:
+def of_each(figure: Callable[[Finished, Part, Listener], Value]) -> Measure:
     """A measure that looks at one network at a time."""
 
     def measure(rows: Sequence[Finished], listener: Listener) -> list[dict[int, Value]]:
-        return [{arm.seed: figure(row, arm, listener) for arm in row.arms} for row in rows]
+        return [{part.seed: figure(row, part, listener) for part in row.parts} for row in rows]
 
     return measure
 
 
-def of_first(figure: Callable[[Finished, Arm], Value]) -> Measure:
+def of_first(figure: Callable[[Finished, Part], Value]) -> Measure:
     """A measure of what networks of all seeds have in common."""
 
     def measure(rows: Sequence[Finished], listener: Listener) -> list[dict[int, Value]]:
-        return [{row.arms[0].seed: figure(row, row.arms[0])} for row in rows]
+        return [{row.parts[0].seed: figure(row, row.parts[0])} for row in rows]
 
     return measure
 
@@ -93,8 +93,8 @@ def of_first(figure: Callable[[Finished, Arm], Value]) -> Measure:
 def kl_to(teacher: str) -> Column:
     """KL(teacher ‖ answer) on the validation images, as `coadvise evaluate` gives it."""
 
-    def figure(row: Finished, arm: Arm, listener: Listener) -> Value:
-        advice, answers = (load_predictions(row.run, part)[0] for part in (TEACHERS + teacher, arm.part))
+    def figure(row: Finished, part: Part, listener: Listener) -> Value:
+        advice, answers = (load_predictions(row.run, part)[0] for part in (TEACHERS + teacher, part.name))
         return divergence_by_image(log_probabilities(answers)[row.answer], advice["class"]).numpy()
 
     return Column(f"kl_{teacher}", f"KL from the {teacher} teacher, nats", of_each(figure), 1, 3, "")
@@ -104,9 +104,9 @@ def same_answer(teacher: str) -> Column:
     """Share of the validation images to which a row gives the answer of this teacher, itself a row."""
 
     def measure(rows: Sequence[Finished], listener: Listener) -> list[dict[int, Value]]:
-        (of,) = (row for row in rows if row.arms[0].teacher == teacher)
-        said = _answers(of, of.arms[0])
-        return [{arm.seed: (_answers(row, arm) == said).astype(float) for arm in row.arms} for row in rows]
+        (of,) = (row for row in rows if row.parts[0].teacher == teacher)
+        said = _answers(of, of.parts[0])
+        return [{part.seed: (_answers(row, part) == said).astype(float) for part in row.parts} for row in rows]
 
     return Column(f"same_as_{teacher}", f"same answer as the {teacher} teacher", measure)
 
@@ -118,8 +118,8 @@ def shifted(folder: str) -> Column:
         note = f"{name}: at most {IMAGES} images of each corruption and severity; errors are not normalised."
         return Column(folder, f"mean corruption error, {name}", _corruption_error(folder), note=note)
 
-    def figure(row: Finished, arm: Arm, listener: Listener) -> Value:
-        return _rescored(row, folder, listener)["parts"][arm.part][row.answer]["top1"]
+    def figure(row: Finished, part: Part, listener: Listener) -> Value:
+        return _rescored(row, folder, listener)["parts"][part.name][row.answer]["top1"]
 
     return Column(folder, f"top-1, {name}", of_each(figure))
 
@@ -140,12 +140,12 @@ def _hits(row: Finished, part: str, answer: str) -> ByImage:
     return correct(logits, labels)[answer].numpy()
 
 
-def _answers(row: Finished, arm: Arm) -> ByImage:
+def _answers(row: Finished, part: Part) -> ByImage:
     """The class that is answered, by its index."""
-    return log_probabilities(load_predictions(row.run, arm.part)[0])[row.answer].argmax(-1).numpy()
+    return log_probabilities(load_predictions(row.run, part.name)[0])[row.answer].argmax(-1).numpy()
 
 
-def _teachers_hits(row: Finished, arm: Arm) -> Value:
+def _teachers_hits(row: Finished, part: Part) -> Value:
     """The mean where a row has several teachers."""
     parts = [part for part in trained_parts(row.run) if part.startswith(TEACHERS)]
     return np.mean([_hits(row, part, "class") for part in parts], axis=0)
@@ -154,15 +154,15 @@ def _teachers_hits(row: Finished, arm: Arm) -> Value:
 def _above_alone(rows: Sequence[Finished], listener: Listener) -> list[dict[int, Value]]:
     """By image and seed: a student's hits less those of the row in which the same model is trained alone."""
     models = [read_config(row.run / CONFIG).student.model for row in rows]
-    hits = [{arm.seed: _hits(row, arm.part, row.answer).astype(float) for arm in row.arms} for row in rows]
-    alone = {model: own for model, row, own in zip(models, rows, hits, strict=True) if row.arms[0].role == ALONE}
+    hits = [{part.seed: _hits(row, part.name, row.answer).astype(float) for part in row.parts} for row in rows]
+    alone = {model: own for model, row, own in zip(models, rows, hits, strict=True) if row.parts[0].role == ALONE}
     return [
         {seed: hit - alone[model][seed] for seed, hit in own.items()} for model, own in zip(models, hits, strict=True)
     ]
 
 
-def _parameters(row: Finished, arm: Arm) -> Value:
-    result = last_of(read_records(row.run), "result", arm.part)
+def _parameters(row: Finished, part: Part) -> Value:
+    result = last_of(read_records(row.run), "result", part.name)
     assert result is not None
     return float(result["parameters"])
 
@@ -173,18 +173,18 @@ def _images_per_second(rows: Sequence[Finished], listener: Listener) -> list[dic
     engine = Engine(here(config.engine))
     networks = {}
     for number, row in enumerate(rows):
-        networks[str(number)] = load_network(row.run / row.arms[0].part).for_inference()
+        networks[str(number)] = load_network(row.run / row.parts[0].name).for_inference()
         engine.prepare(networks[str(number)])
     speeds = images_per_second(networks, config.data.image_size, engine)
-    return [{row.arms[0].seed: speeds[str(number)]} for number, row in enumerate(rows)]
+    return [{row.parts[0].seed: speeds[str(number)]} for number, row in enumerate(rows)]
 
 
 def _corruption_error(folder: str | None) -> Measure:
     """Of ImageNet-C's files, or of the validation images under the same corruptions made here."""
 
-    def figure(row: Finished, arm: Arm, listener: Listener) -> Value:
+    def figure(row: Finished, part: Part, listener: Listener) -> Value:
         found = _rescored(row, folder, listener)["corruptions"]["parts"]
-        return found[arm.part][row.answer]["mean_corruption_error"]
+        return found[part.name][row.answer]["mean_corruption_error"]
 
     return of_each(figure)
 
@@ -214,11 +214,11 @@ def _rescored(row: Finished, folder: str | None, listener: Listener) -> Mapping[
     return found
 
 
-TOP1 = Column("top1", "top-1", of_each(lambda row, arm, listener: _hits(row, arm.part, row.answer)))
+TOP1 = Column("top1", "top-1", of_each(lambda row, part, listener: _hits(row, part.name, row.answer)))
 TEACHER_TOP1 = Column("teacher_top1", "the teacher's top-1", of_first(_teachers_hits))
 ABOVE_TEACHER = Column(
     "above_teacher", "top-1 above the teacher's",
-    of_each(lambda row, arm, listener: _hits(row, arm.part, row.answer) - _teachers_hits(row, arm)),
+    of_each(lambda row, part, listener: _hits(row, part.name, row.answer) - _teachers_hits(row, part)),
     note="Top-1 above the teacher's: where it falls as teachers get better, students gain less than they.",
 )  # fmt: skip
 ABOVE_ALONE = Column("above_alone", "top-1 above alone", _above_alone)

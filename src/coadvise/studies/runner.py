@@ -17,14 +17,14 @@ from typing import Any
 
 from coadvise.advice import AVERAGE
 from coadvise.config import CacheConfig, RunConfig, TeacherConfig, deciding_values, load_config, nearest, with_changes
-from coadvise.data.scan import Dataset, audit
+from coadvise.data.scan import Dataset, scan
 from coadvise.data.sources import DIGITS, source_of
 from coadvise.errors import UserError
 from coadvise.runs.fit import default_preset, training
 from coadvise.runs.foresight import foresee
 from coadvise.runs.network_job import is_done
 from coadvise.runs.parallel import check_jobs, in_processes
-from coadvise.runs.plan import ADVISED, TEACHER, Arm
+from coadvise.runs.plan import ADVISED, TEACHER, Part
 from coadvise.runs.reuse import NO_STUDENT, by_itself, unadvising
 from coadvise.runs.run import check_no_run
 from coadvise.storage import contents, write_text
@@ -44,7 +44,7 @@ class _Task:
 
     folder: Path
     config: RunConfig
-    arms: tuple[Arm, ...]
+    parts: tuple[Part, ...]
     cache: Path | None = None
 
     @property
@@ -129,11 +129,11 @@ def run_study(
 def _train(plan: _Plan, jobs: int, listener: Listener, reuse: str | Path | None) -> None:
     """Makes all runs, teachers' first: several at a time, or of one run several of its networks."""
     names = {
-        task.folder: plan.shown_as(task) or f"{task.arms[0].name} {task.folder.name}" for task in plan.tasks.values()
+        task.folder: plan.shown_as(task) or f"{task.parts[0].name} {task.folder.name}" for task in plan.tasks.values()
     }
-    tasks = sorted(plan.tasks.values(), key=lambda task: any(arm.role != TEACHER for arm in task.arms))
+    tasks = sorted(plan.tasks.values(), key=lambda task: any(part.role != TEACHER for part in task.parts))
     first = tasks[0]  # of runs on the same images one says what these are
-    together = [task for task in tasks if not all(is_done(task.folder, arm) for arm in task.arms)]
+    together = [task for task in tasks if not all(is_done(task.folder, part) for part in task.parts)]
     together = together[: len(together) - _one_by_one([_students_missing(task) for task in together], jobs)]
     if jobs > 1 and len(together) > 1:
         side_by_side = {names[t.folder]: partial(_make, t, 1, names[t.folder], t == first, reuse) for t in together}
@@ -145,7 +145,7 @@ def _train(plan: _Plan, jobs: int, listener: Listener, reuse: str | Path | None)
 
 
 def _students_missing(task: _Task) -> int:
-    return sum(arm.role != TEACHER and not is_done(task.folder, arm) for arm in task.arms)
+    return sum(part.role != TEACHER and not is_done(task.folder, part) for part in task.parts)
 
 
 def _one_by_one(students: Sequence[int], jobs: int) -> int:
@@ -162,7 +162,7 @@ def _one_by_one(students: Sequence[int], jobs: int) -> int:
 
 def _make(task: _Task, jobs: int, name: str, introduce: bool, reuse: str | Path | None, listener: Listener) -> None:
     heard = _Of(name, listener)
-    with training(task.config, task.folder, task.arms, jobs, heard, task.cache, reuse=reuse, introduce=introduce):
+    with training(task.config, task.folder, task.parts, jobs, heard, task.cache, reuse=reuse, introduce=introduce):
         pass
 
 
@@ -182,8 +182,8 @@ class _Of:
 
 def _finished(row: Row, plan: _Plan, folder: Path) -> Finished:
     task = plan.rows[row.name]
-    arms = tuple(arm for arm in task.arms if arm.role == row.role)
-    return Finished(task.folder, arms, row.answer, folder / "scores")
+    parts = tuple(part for part in task.parts if part.role == row.role)
+    return Finished(task.folder, parts, row.answer, folder / "scores")
 
 
 def foresee_study(
@@ -205,9 +205,9 @@ def foresee_study(
     for task in plan.tasks.values():
         if dataset is None:
             size, in_memory = task.config.data.image_size, task.config.in_memory
-            dataset = audit(source_of(task.config), size, in_memory=in_memory)
-        for arm, seconds in foresee(task.arms, task.folder, task.config, dataset):
-            yield f"{arm.name}: {plan.shown_as(task) or task.folder.name}", seconds
+            dataset = scan(source_of(task.config), size, in_memory=in_memory)
+        for part, seconds in foresee(task.parts, task.folder, task.config, dataset):
+            yield f"{part.title}: {plan.shown_as(task) or task.folder.name}", seconds
 
 
 # ---- planning ----
@@ -248,11 +248,11 @@ def _plan(study: Study, base: RunConfig, seeds: int, folder: Path) -> _Plan:
                 tasks.setdefault(task.folder, task)
                 given[name] = teacher.model_copy(update={"checkpoint": str(task.folder / "teachers" / name)})
         config = by_itself(config.model_copy(update={"teachers": given}), row.role)
-        arms = [Arm(f"students/{row.role}-{seed}", row.role, seed) for seed in range(base.seed, base.seed + seeds)]
+        parts = [Part(f"students/{row.role}-{seed}", row.role, seed) for seed in range(base.seed, base.seed + seeds)]
         if row.role == ADVISED:
-            arms = [Arm(f"teachers/{name}", TEACHER, base.seed, name) for name in given] + arms
+            parts = [Part(f"teachers/{name}", TEACHER, base.seed, name) for name in given] + parts
         place = folder / "students" / _hash(config, folder)
-        tasks[place] = _Task(place, config, tuple(arms), _cache(config, folder))
+        tasks[place] = _Task(place, config, tuple(parts), _cache(config, folder))
         rows[row.name] = tasks[place]
     return _Plan(tasks, {name: tasks[task.folder] for name, task in rows.items()})
 
@@ -291,7 +291,7 @@ def _teacher_task(name: str, config: RunConfig, folder: Path) -> _Task:
     """The run in which a teacher is trained, or had, by itself: nothing in it depends on whom it advises, or how."""
     alone = by_itself(config, TEACHER, name)
     place = folder / "teachers" / f"{name}-{_hash(alone, folder)}"
-    return _Task(place, alone, (Arm(f"teachers/{name}", TEACHER, config.seed, name),))
+    return _Task(place, alone, (Part(f"teachers/{name}", TEACHER, config.seed, name),))
 
 
 def _cache(config: RunConfig, folder: Path) -> Path | None:
