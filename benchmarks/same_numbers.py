@@ -33,15 +33,16 @@ TWO_EPOCHS = ["teachers.conv.recipe.epochs=2", "teachers.inv.recipe.epochs=2", "
 NUMBERS = ("losses", "top1", "top5", "ece", "nll", "learning_rate", "step", "epoch", "part", "seed", "kind")
 
 
-def coadvise(*arguments: str, stop_after: float | None = None) -> None:
-    """Runs the command line of the checkout in PYTHONPATH; stops it as Ctrl-C does after so many seconds."""
+def coadvise(*arguments: str, stop_after: int | None = None) -> None:
+    """Runs the command line of the checkout in PYTHONPATH; stops it as Ctrl-C does after so many records."""
     command = [sys.executable, "-m", "coadvise", *arguments]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     if stop_after is not None:
-        time.sleep(stop_after)
+        metrics = Path(arguments[arguments.index("--out") + 1], "metrics.jsonl")
+        while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= stop_after):
+            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        assert process.wait() in (0, 75)
-    elif process.wait():
+    if process.wait() not in (0, 75):
         raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
 
 
@@ -72,8 +73,8 @@ def record(target: Path, photos: str) -> None:
         at = {name: str(Path(scratch, name)) for name in ("digits", "small", "resumed", "cached", "study")}
         coadvise("fit", "digits", "--baseline", "--out", at["digits"], *SHORT)
         coadvise("fit", photos, "--preset", "small-images", "--baseline", "--out", at["small"], *TWO_EPOCHS)
-        for seconds in (8.0, 11.0):
-            coadvise("fit", "digits", "--out", at["resumed"], *SHORT, stop_after=seconds)
+        for lines in (4, 20):
+            coadvise("fit", "digits", "--out", at["resumed"], *SHORT, stop_after=lines)
         coadvise("fit", "digits", "--out", at["resumed"], *SHORT)
         coadvise("fit", "digits", "--out", at["cached"], "--cache", at["cached"] + "-logits", *SHORT)
         coadvise(

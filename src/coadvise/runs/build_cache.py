@@ -73,16 +73,16 @@ def build_cache(
             raise UserError(
                 f"teacher '{name}' of '{folder}' is not trained yet; run the same 'coadvise fit' again first"
             )
-    engine = Engine(config.engine)
     source = source_of(config)
-    if not engine.is_main:  # one process speaks
-        listener = Silent()
     cache = Path(out or folder / "cache")
-    dataset = scan(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
-    record = Recorder(folder, write=False, say=listener.say)
-    chosen = range(config.seed, config.seed + seeds)
-    check_caches(cache, config, dataset, chosen)
-    complete(Run(folder, config, dataset, engine, record, listener, cache), chosen, jobs, epochs)
+    with Engine(config.engine) as engine:
+        if not engine.is_main:  # one process speaks
+            listener = Silent()
+        dataset = scan(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
+        record = Recorder(folder, write=False, say=listener.say)
+        chosen = range(config.seed, config.seed + seeds)
+        check_caches(cache, config, dataset, chosen)
+        complete(Run(folder, config, dataset, engine, record, listener, cache), chosen, jobs, epochs)
     return cache
 
 

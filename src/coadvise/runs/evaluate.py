@@ -1,6 +1,7 @@
 """Scores a finished run's networks again: on its own validation images or on others, as they are or corrupted."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,14 @@ class Networks:
     """All finished networks of a run, ready to answer.
 
     Raises:
-        UserError: no run, or nothing trained yet.
+        UserError: nothing trained yet.
     """
 
-    def __init__(self, run: Path) -> None:
-        check_run(run)
+    def __init__(self, run: Path, config: RunConfig, engine: Engine) -> None:
         parts = trained_parts(run)
         if not parts:
             raise UserError(f"'{run}' has no finished network yet; run the same 'coadvise fit' again to go on")
-        self.run = run
-        self.config: RunConfig = read_config(run / CONFIG)
-        self.engine = Engine(here(self.config.engine))
+        self.run, self.config, self.engine = run, config, engine
         self.networks = {part: load_network(run / part) for part in parts}
         self.tokens = {part: trained_tokens(run, part, network) for part, network in self.networks.items()}
         for network in self.networks.values():
@@ -63,6 +61,7 @@ def evaluate_run(
     severities: Sequence[int] = SEVERITIES,
     images: int | None = None,
     listener: Listener | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Scores every trained network of a run.
 
@@ -72,6 +71,7 @@ def evaluate_run(
         layout: "folder", "imagenet-a", "imagenet-r" or "imagenet-c"; recognised by the folder's names when None.
         corruptions: also score on these images under each corruption at these severities.
         images: score on so many of the images, evenly chosen; on all when None.
+        engine: an entered one to compute on; None makes the run's own.
 
     Returns:
         {"data", "layout", "classes": among how many is answered, "images": how many were scored, "unreadable": files
@@ -86,7 +86,17 @@ def evaluate_run(
     layout = layout or (FOLDER if data is None else layout_of(data))
     if corruptions and layout == IMAGENET_C:
         raise UserError(f"'{data}' is ImageNet-C, whose images are corrupted already; leave out --corruptions")
-    ready, listener = Networks(run), listener or Silent()
+    check_run(run)
+    config = read_config(run / CONFIG)
+    with Engine(here(config.engine)) if engine is None else nullcontext(engine) as engine:
+        ready = Networks(run, config, engine)
+        return _evaluated(ready, data, layout, corruptions, severities, images, listener or Silent())
+
+
+def _evaluated(
+    ready: Networks, data: str | None, layout: str, corruptions: bool, severities: Sequence[int], images: int | None,
+    listener: Listener,
+) -> dict[str, Any]:  # fmt: skip
     size, workers = ready.config.data.image_size, ready.config.data.workers
     if layout == IMAGENET_C and data is not None:
         return _imagenet_c(ready, data, images, listener)

@@ -72,14 +72,14 @@ def fit(
     listener = listener or Silent()
     chosen = preset or default_preset(data)
     config, folder, parts = _planned(data, chosen, out, seed, baseline, seeds, overrides, cache)
-    engine = Engine(config.engine)
-    if preset is None and chosen == "photos" and engine.device.type == "cpu" and engine.is_main:
-        listener.say(
-            "no GPU here, and photos, the preset for images of this size, is made for one: --dry-run says how long it "
-            "takes, --preset small-images looks at them at 32 pixels and is made for CPUs"
-        )
-    with training(config, folder, parts, jobs, listener, cache, allow_changes, reuse) as run:
-        conclude(run, parts)
+    with Engine(config.engine) as engine:
+        if preset is None and chosen == "photos" and engine.device.type == "cpu" and engine.is_main:
+            listener.say(
+                "no GPU here, and photos, the preset for images of this size, is made for one: --dry-run says how "
+                "long it takes, --preset small-images looks at them at 32 pixels and is made for CPUs"
+            )
+        with training(config, folder, parts, engine, jobs, listener, cache, allow_changes, reuse) as run:
+            conclude(run, parts)
     return folder
 
 
@@ -100,8 +100,9 @@ def foresee_fit(
     """
     config, folder, parts = _planned(data, preset, out, seed, baseline, seeds, overrides, cache)
     dataset = scan(source_of(config), config.data.image_size, config.in_memory)
-    for part, seconds in foresee(parts, folder, config, dataset):
-        yield part.title, seconds
+    with Engine(config.engine) as engine:
+        for part, seconds in foresee(parts, folder, config, dataset, engine):
+            yield part.title, seconds
 
 
 def _planned(
@@ -123,6 +124,7 @@ def training(
     config: RunConfig,
     folder: Path,
     parts: Sequence[Part],
+    engine: Engine,
     jobs: int,
     listener: Listener,
     cache: str | Path | None = None,
@@ -135,7 +137,8 @@ def training(
     Args:
         config: as `load_config` gives it, its engine settled.
         folder: the run directory.
-        parts: the networks wanted, as `run.plan` gives them.
+        parts: the networks wanted, as `plan` gives them.
+        engine: entered.
         jobs, listener, cache, allow_changes, reuse: as `fit` takes them.
         introduce: say what the data are, and which run directory it is.
 
@@ -144,7 +147,6 @@ def training(
     """
     changed = check_folder(folder, config, allow_changes)
     source = source_of(config)
-    engine = Engine(config.engine)
     if not engine.is_main:  # one process speaks
         listener = Silent()
     dataset = scan(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)

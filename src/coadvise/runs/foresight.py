@@ -24,7 +24,9 @@ TIMED_IMAGES = 64  # images of a step to be timed on a CPU, where more of them t
 TIMED_SECONDS = 2.0  # of steps whose median is taken; two at least, of which the first does not count
 
 
-def foresee(parts: Sequence[Part], folder: Path, config: RunConfig, dataset: Dataset) -> Iterator[tuple[Part, float]]:
+def foresee(
+    parts: Sequence[Part], folder: Path, config: RunConfig, dataset: Dataset, engine: Engine
+) -> Iterator[tuple[Part, float]]:
     """The networks that a run in `folder` trains, and the seconds that each will take on this machine as it is now.
 
     0 where it is trained. Evaluation, compiling and filling a cache are not counted.
@@ -38,7 +40,7 @@ def foresee(parts: Sequence[Part], folder: Path, config: RunConfig, dataset: Dat
             continue
         kind = part.role, part.teacher
         if kind not in seconds:
-            seconds[kind] = _training_seconds(part, config, dataset)
+            seconds[kind] = _training_seconds(part, config, dataset, engine)
         yield part, seconds[kind]
 
 
@@ -52,9 +54,9 @@ def _adviser(part: Part, config: RunConfig, dataset: Dataset) -> Network:
     return initial_network(part, config.model_copy(update={"teachers": {part.teacher: teacher}}), dataset.classes)
 
 
-def _training_seconds(part: Part, config: RunConfig, dataset: Dataset) -> float:
+def _training_seconds(part: Part, config: RunConfig, dataset: Dataset, engine: Engine) -> float:
     """How long an part will train: its steps, by the median of some that are made and thrown away."""
-    engine, recipe = Engine(config.engine), recipe_of(part, config)
+    recipe = recipe_of(part, config)
     augment = config.teachers[part.teacher].augment if part.role == TEACHER else None
     views = Views(dataset.train, augment or config.augment, len(dataset.classes), config.data.image_size, part.seed).on(
         engine.device

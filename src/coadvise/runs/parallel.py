@@ -183,7 +183,6 @@ def _with_run(
     """In the child: opens the run as the parent has it."""
     dataset = scan(source_of(config), config.data.image_size, config.in_memory, config.data.presize)
     check_images(folder, dataset, config.data.image_size)
-    engine = Engine(config.engine)
-    record = open_record(folder, config, engine, listener.say) if write else Recorder(folder, False, listener.say)
-    with engine.stops_gently():
+    with Engine(config.engine) as engine, engine.stops_gently():
+        record = open_record(folder, config, engine, listener.say) if write else Recorder(folder, False, listener.say)
         task(Run(folder, config, dataset, engine, record, listener, cache))

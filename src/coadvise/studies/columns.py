@@ -21,7 +21,7 @@ from coadvise.runs.evaluate import evaluate_run
 from coadvise.runs.plan import ALONE, Part
 from coadvise.runs.run import CONFIG, trained_parts
 from coadvise.storage import MANIFEST, WEIGHTS, write_text
-from coadvise.training.engine import Engine, here
+from coadvise.training.engine import Engine
 from coadvise.training.listener import Listener
 from coadvise.training.metrics import last_of, read_records
 
@@ -48,7 +48,7 @@ class Finished:
     scores: Path
 
 
-Measure = Callable[[Sequence[Finished], Listener], list[dict[int, Value]]]  # by row, then by seed
+Measure = Callable[[Sequence[Finished], Engine, Listener], list[dict[int, Value]]]  # by row, then by seed
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class Column:
     note: str = ""
 
 
-def of_each(figure: Callable[[Finished, Part, Listener], Value]) -> Measure:
+def of_each(figure: Callable[[Finished, Part, Engine, Listener], Value]) -> Measure:
     """A measure that looks at one network at a time."""
 
-    def measure(rows: Sequence[Finished], listener: Listener) -> list[dict[int, Value]]:
-        return [{part.seed: figure(row, part, listener) for part in row.parts} for row in rows]
+    def measure(rows: Sequence[Finished], engine: Engine, listener: Listener) -> list[dict[int, Value]]:
+        return [{part.seed: figure(row, part, engine, listener) for part in row.parts} for row in rows]
 
     return measure
 
@@ -84,7 +84,7 @@ def of_each(figure: Callable[[Finished, Part, Listener], Value]) -> Measure:
 def of_first(figure: Callable[[Finished, Part], Value]) -> Measure:
     """A measure of what networks of all seeds have in common."""
 
-    def measure(rows: Sequence[Finished], listener: Listener) -> list[dict[int, Value]]:
+    def measure(rows: Sequence[Finished], engine: Engine, listener: Listener) -> list[dict[int, Value]]:
         return [{row.parts[0].seed: figure(row, row.parts[0])} for row in rows]
 
     return measure
@@ -93,7 +93,7 @@ def of_first(figure: Callable[[Finished, Part], Value]) -> Measure:
 def kl_to(teacher: str) -> Column:
     """KL(teacher ‖ answer) on the validation images, as `coadvise evaluate` gives it."""
 
-    def figure(row: Finished, part: Part, listener: Listener) -> Value:
+    def figure(row: Finished, part: Part, engine: Engine, listener: Listener) -> Value:
         advice, answers = (load_predictions(row.run, part)[0] for part in (TEACHERS + teacher, part.name))
         return divergence_by_image(log_probabilities(answers)[row.answer], advice["class"]).numpy()
 
@@ -103,7 +103,7 @@ def kl_to(teacher: str) -> Column:
 def same_answer(teacher: str) -> Column:
     """Share of the validation images to which a row gives the answer of this teacher, itself a row."""
 
-    def measure(rows: Sequence[Finished], listener: Listener) -> list[dict[int, Value]]:
+    def measure(rows: Sequence[Finished], engine: Engine, listener: Listener) -> list[dict[int, Value]]:
         (of,) = (row for row in rows if row.parts[0].teacher == teacher)
         said = _answers(of, of.parts[0])
         return [{part.seed: (_answers(row, part) == said).astype(float) for part in row.parts} for row in rows]
@@ -118,8 +118,8 @@ def shifted(folder: str) -> Column:
         note = f"{name}: at most {IMAGES} images of each corruption and severity; errors are not normalised."
         return Column(folder, f"mean corruption error, {name}", _corruption_error(folder), note=note)
 
-    def figure(row: Finished, part: Part, listener: Listener) -> Value:
-        return _rescored(row, folder, listener)["parts"][part.name][row.answer]["top1"]
+    def figure(row: Finished, part: Part, engine: Engine, listener: Listener) -> Value:
+        return _rescored(row, folder, engine, listener)["parts"][part.name][row.answer]["top1"]
 
     return Column(folder, f"top-1, {name}", of_each(figure))
 
@@ -151,7 +151,7 @@ def _teachers_hits(row: Finished, part: Part) -> Value:
     return np.mean([_hits(row, part, "class") for part in parts], axis=0)
 
 
-def _above_alone(rows: Sequence[Finished], listener: Listener) -> list[dict[int, Value]]:
+def _above_alone(rows: Sequence[Finished], engine: Engine, listener: Listener) -> list[dict[int, Value]]:
     """By image and seed: a student's hits less those of the row in which the same model is trained alone."""
     models = [read_config(row.run / CONFIG).student.model for row in rows]
     hits = [{part.seed: _hits(row, part.name, row.answer).astype(float) for part in row.parts} for row in rows]
@@ -167,10 +167,9 @@ def _parameters(row: Finished, part: Part) -> Value:
     return float(result["parameters"])
 
 
-def _images_per_second(rows: Sequence[Finished], listener: Listener) -> list[dict[int, Value]]:
+def _images_per_second(rows: Sequence[Finished], engine: Engine, listener: Listener) -> list[dict[int, Value]]:
     """All rows in turn, at the same time and place, so nothing of it is kept."""
     config = read_config(rows[0].run / CONFIG)
-    engine = Engine(here(config.engine))
     networks = {}
     for number, row in enumerate(rows):
         networks[str(number)] = load_network(row.run / row.parts[0].name).for_inference()
@@ -182,14 +181,14 @@ def _images_per_second(rows: Sequence[Finished], listener: Listener) -> list[dic
 def _corruption_error(folder: str | None) -> Measure:
     """Of ImageNet-C's files, or of the validation images under the same corruptions made here."""
 
-    def figure(row: Finished, part: Part, listener: Listener) -> Value:
-        found = _rescored(row, folder, listener)["corruptions"]["parts"]
+    def figure(row: Finished, part: Part, engine: Engine, listener: Listener) -> Value:
+        found = _rescored(row, folder, engine, listener)["corruptions"]["parts"]
         return found[part.name][row.answer]["mean_corruption_error"]
 
     return of_each(figure)
 
 
-def _rescored(row: Finished, folder: str | None, listener: Listener) -> Mapping[str, Any]:
+def _rescored(row: Finished, folder: str | None, engine: Engine, listener: Listener) -> Mapping[str, Any]:
     """What `evaluate_run` finds of all networks of a run, kept as long as weights and request are the same."""
     weights = {
         part: json.loads((row.run / part / MANIFEST).read_text())["files"][WEIGHTS]["sha256"]
@@ -206,7 +205,7 @@ def _rescored(row: Finished, folder: str | None, listener: Listener) -> Mapping[
     except (OSError, ValueError):
         pass  # not measured yet, or written by half
     listener.say(f"scoring {row.run.name} on {folder or 'corrupted validation images'}")
-    found = evaluate_run(row.run, folder, listener=listener, **options)
+    found = evaluate_run(row.run, folder, listener=listener, engine=engine, **options)
     for fault in found["unreadable"]:
         listener.say(f"not scored, cannot be read: {fault}")
     row.scores.mkdir(exist_ok=True)
@@ -214,11 +213,11 @@ def _rescored(row: Finished, folder: str | None, listener: Listener) -> Mapping[
     return found
 
 
-TOP1 = Column("top1", "top-1", of_each(lambda row, part, listener: _hits(row, part.name, row.answer)))
+TOP1 = Column("top1", "top-1", of_each(lambda row, part, engine, listener: _hits(row, part.name, row.answer)))
 TEACHER_TOP1 = Column("teacher_top1", "the teacher's top-1", of_first(_teachers_hits))
 ABOVE_TEACHER = Column(
     "above_teacher", "top-1 above the teacher's",
-    of_each(lambda row, part, listener: _hits(row, part.name, row.answer) - _teachers_hits(row, part)),
+    of_each(lambda row, part, engine, listener: _hits(row, part.name, row.answer) - _teachers_hits(row, part)),
     note="Top-1 above the teacher's: where it falls as teachers get better, students gain less than they.",
 )  # fmt: skip
 ABOVE_ALONE = Column("above_alone", "top-1 above alone", _above_alone)

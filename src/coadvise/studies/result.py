@@ -10,13 +10,14 @@ from coadvise.evaluation.verdict import Interval, direction, paired_interval, se
 from coadvise.report.scatter import Point, scatter
 from coadvise.studies import Order, Study
 from coadvise.studies.columns import Column, Finished, Value
+from coadvise.training.engine import Engine
 from coadvise.training.listener import Listener
 from coadvise.training.metrics import last_of, read_records
 
 HELD, NOT_HELD, NOISE = "held", "not held", "within noise"
 
 
-def measured(study: Study, finished: Mapping[str, Finished], listener: Listener) -> dict[str, Any]:
+def measured(study: Study, finished: Mapping[str, Finished], engine: Engine, listener: Listener) -> dict[str, Any]:
     """Measures all columns.
 
     Args:
@@ -29,7 +30,7 @@ def measured(study: Study, finished: Mapping[str, Finished], listener: Listener)
         Figures are as measured (shares, counts), the paper's as printed there.
     """
     values = {
-        column.name: dict(zip(finished, column.measure(list(finished.values()), listener), strict=True))
+        column.name: dict(zip(finished, column.measure(list(finished.values()), engine, listener), strict=True))
         for column in study.columns
     }
     rows = [

@@ -17,7 +17,7 @@ from typing import Any
 
 from coadvise.advice import AVERAGE
 from coadvise.config import CacheConfig, RunConfig, TeacherConfig, deciding_values, load_config, nearest, with_changes
-from coadvise.data.scan import Dataset, scan
+from coadvise.data.scan import scan
 from coadvise.data.sources import DIGITS, source_of
 from coadvise.errors import UserError
 from coadvise.runs.fit import default_preset, training
@@ -105,17 +105,19 @@ def run_study(
     check_jobs(jobs)
     listener = listener or Silent()
     study, folder, plan = _prepare(name, data, preset, seeds, out, overrides, cache)
-    if Engine(next(iter(plan.tasks.values())).config.engine).processes > 1:
+    given = next(iter(plan.tasks.values())).config
+    engine = Engine(given.engine)
+    if engine.processes > 1:
         raise UserError("a study runs in one process; leave torchrun out, and train several networks with --jobs")
     if shifts:  # before hours of training
-        given = next(iter(plan.tasks.values())).config
         classes = source_of(given).classes
         for shift in shifts:
             check_shift(shift, classes, given.data.classes)
         study = replace(study, columns=(*study.columns, *map(shifted, shifts)))
     listener.say(f"{study.title}: {len(plan.tasks)} runs in {folder}")
-    _train(plan, jobs, listener, reuse)
-    result = measured(study, {row.name: _finished(row, plan, folder) for row in study.rows}, listener)
+    with engine:
+        _train(plan, engine, jobs, listener, reuse)
+        result = measured(study, {row.name: _finished(row, plan, folder) for row in study.rows}, engine, listener)
     write_text(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
     text = "\n".join(markdown(result)) + "\n"
     write_text(folder / f"{name}.md", text)
@@ -126,7 +128,7 @@ def run_study(
     return result
 
 
-def _train(plan: _Plan, jobs: int, listener: Listener, reuse: str | Path | None) -> None:
+def _train(plan: _Plan, engine: Engine, jobs: int, listener: Listener, reuse: str | Path | None) -> None:
     """Makes all runs, teachers' first: several at a time, or of one run several of its networks."""
     names = {
         task.folder: plan.shown_as(task) or f"{task.parts[0].name} {task.folder.name}" for task in plan.tasks.values()
@@ -136,12 +138,12 @@ def _train(plan: _Plan, jobs: int, listener: Listener, reuse: str | Path | None)
     together = [task for task in tasks if not all(is_done(task.folder, part) for part in task.parts)]
     together = together[: len(together) - _one_by_one([_students_missing(task) for task in together], jobs)]
     if jobs > 1 and len(together) > 1:
-        side_by_side = {names[t.folder]: partial(_make, t, 1, names[t.folder], t == first, reuse) for t in together}
+        side_by_side = {names[t.folder]: partial(_make_here, t, names[t.folder], t == first, reuse) for t in together}
         after = {names[t.folder]: [names[folder] for folder in t.needs if folder in names] for t in together}
-        in_processes(side_by_side, jobs, Engine(first.config.engine), listener, after)
+        in_processes(side_by_side, jobs, engine, listener, after)
         tasks = [task for task in tasks if task not in together]
     for task in tasks:  # also what is done: its predictions may be damaged
-        _make(task, jobs, names[task.folder], task == first, reuse, listener)
+        _make(task, engine, jobs, names[task.folder], task == first, reuse, listener)
 
 
 def _students_missing(task: _Task) -> int:
@@ -160,10 +162,18 @@ def _one_by_one(students: Sequence[int], jobs: int) -> int:
     return rest if last and sum(math.ceil(count / jobs) for count in last) < max(last) else 0
 
 
-def _make(task: _Task, jobs: int, name: str, introduce: bool, reuse: str | Path | None, listener: Listener) -> None:
-    heard = _Of(name, listener)
-    with training(task.config, task.folder, task.parts, jobs, heard, task.cache, reuse=reuse, introduce=introduce):
+def _make(
+    task: _Task, engine: Engine, jobs: int, name: str, introduce: bool, reuse: str | Path | None, listener: Listener
+) -> None:
+    heard, config = _Of(name, listener), task.config
+    with training(config, task.folder, task.parts, engine, jobs, heard, task.cache, reuse=reuse, introduce=introduce):
         pass
+
+
+def _make_here(task: _Task, name: str, introduce: bool, reuse: str | Path | None, listener: Listener) -> None:
+    """In a process of its own."""
+    with Engine(task.config.engine) as engine:
+        _make(task, engine, 1, name, introduce, reuse, listener)
 
 
 @dataclass(frozen=True)
@@ -201,13 +211,12 @@ def foresee_study(
     files, also where a run keeps presized images.
     """
     _, _, plan = _prepare(name, data, preset, seeds, out, overrides, cache)
-    dataset: Dataset | None = None
-    for task in plan.tasks.values():
-        if dataset is None:
-            size, in_memory = task.config.data.image_size, task.config.in_memory
-            dataset = scan(source_of(task.config), size, in_memory=in_memory)
-        for part, seconds in foresee(task.parts, task.folder, task.config, dataset):
-            yield f"{part.title}: {plan.shown_as(task) or task.folder.name}", seconds
+    config = next(iter(plan.tasks.values())).config
+    dataset = scan(source_of(config), config.data.image_size, in_memory=config.in_memory)
+    with Engine(config.engine) as engine:
+        for task in plan.tasks.values():
+            for part, seconds in foresee(task.parts, task.folder, task.config, dataset, engine):
+                yield f"{part.title}: {plan.shown_as(task) or task.folder.name}", seconds
 
 
 # ---- planning ----

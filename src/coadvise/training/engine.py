@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from types import FrameType
+from typing import Self
 
 import torch
 from lightning_fabric import Fabric
@@ -30,7 +31,10 @@ ANSWER_SECONDS = 3.0  # for a process to say that it, too, waits for others
 
 
 class Engine:
-    """One process's view of the machine. Several processes come from torchrun, whose environment is read.
+    """Device, precision and processes of a command. Several processes come from torchrun, whose environment is read.
+
+    Building one changes nothing. `with engine:` starts it: processes find each other, and what holds for the whole
+    process (memory, algorithms, loggers) is set. A command builds and enters one engine and passes it on.
 
     Raises:
         UserError: a device that is not there.
@@ -40,10 +44,7 @@ class Engine:
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UserError("engine.device=cuda, but PyTorch sees no CUDA device; use engine.device=cpu or auto")
         config = settled(config)
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision otherwise
         on_gpu = torch.cuda.is_available() and config.device != "cpu"
-        if not on_gpu:
-            keep_freed_memory()
         local, world = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("WORLD_SIZE", "1"))
         self.fabric = Fabric(
             accelerator="cuda" if on_gpu else "cpu",
@@ -52,18 +53,31 @@ class Engine:
             strategy=DDPStrategy(timeout=timedelta(seconds=config.timeout_seconds)) if world > 1 else "auto",
             precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
         )
-        if config.deterministic and on_gpu:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
-        self.fabric.launch()
-        self._hosts = _hosts(torch.distributed.group.WORLD, config.timeout_seconds) if world > 1 else None
+        self._deterministic, self._timeout_seconds = config.deterministic and on_gpu, config.timeout_seconds
+        self._hosts: ProcessGroup | None = None
         self.compile = config.compile
         self.half_precision = config.precision == "bfloat16"
         # Convolutions and involutions are faster channels-last in bfloat16 and on GPUs; plain ViTs do not mind.
         self.memory_format = torch.channels_last
         self.at = "the start"  # where this process is, for an error that names it
         self._stop = False
+
+    def __enter__(self) -> Self:
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision otherwise
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        if self._deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
+        self.fabric.launch()
+        if self.processes > 1:
+            self._hosts = _hosts(torch.distributed.group.WORLD, self._timeout_seconds)
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        if self._deterministic:
+            torch.use_deterministic_algorithms(False)
 
     @property
     def device(self) -> torch.device:
