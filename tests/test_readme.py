@@ -1,18 +1,16 @@
-"""The README's commands run, and its Python does; what docs/RESULTS.md says is what the records under results/ say."""
+"""The commands of the README and the guides run, and so does their Python; docs/RESULTS.md says what results/ says."""
 
 import functools
 import json
 import re
 import shlex
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import coadvise
+from coadvise.cli import app
 from coadvise.config import load_config, read_config
 from coadvise.data.sources import open_source
 from coadvise.evaluation.verdict import seed_interval
@@ -27,10 +25,11 @@ FEW_STEPS = [
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "docs/RESULTS.md").read_text().replace("**", "")
+GUIDES = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in ("DATA", "TRAINING", "VERDICT", "USING"))
 
 
 def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README + RESULTS, re.M | re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```", README + GUIDES + RESULTS, re.M | re.S)
 
 
 def _commands(first: str) -> list[list[str]]:
@@ -42,11 +41,11 @@ def _commands(first: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the images the README names and the run its Python makes, trained for a few steps."""
+    """A folder with the pictures that the README names and the run that its Python makes, trained for a few steps."""
     folder = tmp_path_factory.mktemp("readme")
-    source = open_source("digits", 0.2, 0)
-    for name in set(re.findall(r"\d{4}\.png", README)):
-        shutil.copy(next(path for path in source.val.paths if path.name == name), folder / name)
+    digits = open_source("digits", 0.2, 0)
+    for name in ("photo.png", "photo.jpg"):
+        (folder / name).write_bytes(digits.val.read(0))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(coadvise, "fit", functools.partial(coadvise.fit, overrides=FEW_STEPS))
@@ -59,22 +58,29 @@ def test_python_leaves_a_report(beside: Path) -> None:
     assert (beside / "runs/demo/report.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(
-    "words", [w for first in ("cache", "evaluate", "predict", "export", "models", "presets") for w in _commands(first)]
-)
-def test_commands_run(words: list[str], beside: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "coadvise", *words], cwd=beside, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+def test_commands_run(beside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(beside)
+    commands = [words for first in ("evaluate", "predict", "export", "models", "presets") for words in _commands(first)]
+    assert len(commands) >= 5
+    for words in commands:
+        app(words, standalone_mode=False)
+        assert capsys.readouterr().out.strip(), words
 
 
 def test_fit_commands_parse() -> None:
     commands = [
         words for words in _commands("fit") if "student.recipe.epoch=3" not in words and "mine.yaml" not in words
     ]
-    assert len(commands) >= 5
+    assert len(commands) >= 12
     for words in commands:
         load_config("small-images", [word for word in words[2:] if "=" in word])
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len(README.splitlines()) <= 200
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\((?!http)([^)#\s]+)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_make_targets_exist() -> None:
