@@ -396,7 +396,7 @@ def test_the_users_errors_are_one_line_each(
 
     other = make_images(tmp_path / "other", 2, 1, classes=("cat", "dog"))
     given = f"teachers.conv.checkpoint={finished}/teachers/conv"
-    refused(fit(given, data=other), "answers for 3 classes (blue, green, red)", "the data has 2 (cat, dog)")
+    refused(fit(given, data=other), "has 3 classes (blue, green, red)", "the data has 2 (cat, dog)")
     assert not run.exists()
 
     bad = tmp_path / "bad.png"

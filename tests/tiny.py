@@ -1,5 +1,6 @@
 """Runs small enough for a test: a made image folder, a preset of tiny networks, ways to start and to compare runs."""
 
+import hashlib
 import json
 import os
 import signal
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from coadvise.storage import MANIFEST, OWN
 from coadvise.training.listener import Silent
 
 CLASSES = ("blue", "green", "red")
@@ -123,3 +127,52 @@ def run_program(*arguments: str | Path, launcher: Sequence[str] = (), cwd: Path)
     return subprocess.run(
         command(*arguments, launcher=launcher), env=environment, cwd=cwd, capture_output=True, text=True, timeout=900
     )
+
+
+class CrashError(Exception):
+    """Stands for a kill."""
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
+    """Makes the number-th call of an `os` function fail, as if the process had been killed there."""
+    original, calls = getattr(os, name), 0
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise CrashError
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(os, name, call)
+
+
+def seal(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes a manifest with the checksum of its own contents, as easily made by a stranger."""
+    rest = {key: value for key, value in manifest.items() if key != OWN}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps({**rest, OWN: digest}))
+
+
+WORDS = (b"\0", b"\xff" * 4, b"\x7f\xff\xff\xff", b"<!DOCTYPE html>", b"IHDR", b"\x89PNG", b"null", b"-1", b'"')
+
+
+def damages() -> st.SearchStrategy[Callable[[bytes], bytes]]:
+    """Changes of some bytes in one to three places: flipped, overwritten, cut off, doubled or lost."""
+
+    def changed(content: bytes, changes: Sequence[tuple[int, int, int, bytes]]) -> bytes:
+        for kind, place, length, word in changes:
+            start = place % (len(content) + 1)
+            end = min(len(content), start + length)
+            content = (
+                content[:start] + bytes(byte ^ length for byte in content[start : start + 1]) + content[start + 1 :],
+                content[:start] + word + content[start + len(word) :],
+                content[:start],
+                content[:end] + content[start:],
+                content[:start] + content[end:],
+            )[kind]
+        return content
+
+    change = st.tuples(st.integers(0, 4), st.integers(0, 10**6), st.integers(1, 64), st.sampled_from(WORDS))
+    several = st.lists(change, min_size=1, max_size=3)
+    return several.map(lambda changes: lambda content: changed(content, changes))

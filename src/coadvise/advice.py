@@ -1,4 +1,4 @@
-"""Who advises which token of the student, and how strongly: λ and τ of Eq. (1) of the paper."""
+"""Which teacher advises which token of the student, and how strongly: λ and τ of Eq. (1) of the paper."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from coadvise.errors import UserError
 
-CLASS = "class"  # the name of the class token's answer in every dict of logits
-AVERAGE = "average"  # that of all tokens' together, `average_probabilities`
+CLASS = "class"  # the class token in every dict of logits
+AVERAGE = "average"  # the mean of all tokens' probabilities, `average_probabilities`
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Advice:
     Attributes:
         weight: λ_k of Eq. (1).
         temperature: τ_k of Eq. (1).
-        token: the student's token it advises, "class" among them, or several, each with λ_k and τ_k; "" is the token of
-            the teacher's own name.
+        token: the student's token it advises, which may be "class", or several, each with λ_k and τ_k; "" is the token
+            of the teacher's name.
         hard: cross-entropy against the teacher's most likely class (DeiT's hard distillation) in place of the KL term.
     """
 
@@ -28,7 +28,7 @@ class Advice:
     hard: bool = False
 
     def tokens(self, name: str) -> tuple[str, ...]:
-        """The tokens that it is for, coming from the teacher of this name."""
+        """The tokens that a teacher of this name advises."""
         return (self.token or name,) if isinstance(self.token, str) else self.token
 
 
@@ -38,12 +38,12 @@ class LossWeights:
 
     Attributes:
         label: λ_0.
-        advice: one `Advice` a teacher, by the teacher's name.
-        mean: several teachers on one token advise it by the mean of their probabilities, in place of a term each. The
-            gradients of n such terms are n times that of the mean, if λ is the same, so this is a smaller λ.
+        advice: one `Advice` per teacher, by the teacher's name.
+        mean: teachers that share a token advise it by the mean of their probabilities, not by a term each. With equal λ
+            the gradient of n terms is n times that of the mean, so this acts like a smaller λ.
 
     Raises:
-        ValueError: teachers that advise by their mean differ in temperature, or are hard.
+        ValueError: teachers that advise by their mean have different temperatures, or are hard.
     """
 
     label: float = 1.0
@@ -70,7 +70,7 @@ class LossWeights:
 
     @property
     def trained_tokens(self) -> tuple[str, ...]:
-        """The tokens whose answers training shapes: "class", and each that a teacher advises with a λ above 0."""
+        """The tokens whose logits are trained: "class", and each that a teacher advises with λ > 0."""
         return (CLASS, *(token for token in self.by_token if token != CLASS and self._advised(token)))
 
     def _advised(self, token: str) -> bool:
@@ -78,7 +78,7 @@ class LossWeights:
 
     @property
     def trains_class(self) -> bool:
-        """Whether anything shapes the class token's answer: labels or a teacher."""
+        """Whether labels or a teacher train the class token."""
         return self.label > 0 or self._advised(CLASS)
 
 
@@ -86,7 +86,7 @@ def check_names(token_names: Sequence[str]) -> tuple[str, ...]:
     """Token names as a tuple.
 
     Raises:
-        UserError: a name twice, the class token's, or one that is not a lower-case identifier.
+        UserError: a repeated name, the class token's, or one that is not a lower-case identifier.
     """
     names = (token_names,) if isinstance(token_names, str) else tuple(token_names)
     if bad := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == CLASS]:
@@ -95,5 +95,5 @@ def check_names(token_names: Sequence[str]) -> tuple[str, ...]:
             "class token's"
         )
     if len(set(names)) < len(names):
-        raise UserError(f"token names {names} name one token twice; name each once")
+        raise UserError(f"token names {names} repeat a name; give each once")
     return names

@@ -222,7 +222,7 @@ class EngineConfig(_Part):
     checkpoint_seconds: float = Field(
         60.0,
         ge=0,
-        description="at least this long between checkpoints, and 50 times as long as one takes; 0 saves each epoch",
+        description="seconds between checkpoints, at least 50 times as long as one takes; 0 saves after each epoch",
     )
     timeout_seconds: float = Field(
         600.0, gt=0, description="on several processes: how long one waits for another before the run ends"

@@ -1,4 +1,8 @@
-"""Checkpoints and finished models: written beside, fsynced, renamed; found by manifest, verified by checksum."""
+"""Files and folders that are written whole or not at all, and verified by checksum when they are read.
+
+They are written under another name beside their place, synced to the disk, and renamed. A folder of weights, such as a
+checkpoint or a finished network, has a manifest with the size and sha256 of each file and a checksum of its own.
+"""
 
 import hashlib
 import json
@@ -22,13 +26,13 @@ OWN = "manifest_sha256"  # the manifest's key for the checksum of all its other 
 
 
 class DamagedError(Exception):
-    """A checkpoint or model folder whose files are not what its manifest says; `str` names the file and the fault."""
+    """The files of a folder are not what its manifest says; the message names the file and the fault."""
 
 
 def write_folder(
     folder: Path, weights: Mapping[str, Tensor], state: Mapping[str, Any] | None, about: Mapping[str, Any]
 ) -> None:
-    """Writes weights, optional training state and a manifest as one folder that is there whole or not at all.
+    """Writes or replaces a folder of weights, an optional training state and a manifest.
 
     Args:
         weights: tensors for `model.safetensors`.
@@ -36,12 +40,12 @@ def write_folder(
         about: what else the manifest says (JSON).
 
     Raises:
-        StorageError: the disk is full, or the folder's own folder is gone or read-only. Nothing half-written is left.
+        StorageError: the disk is full, or the parent folder is gone or read-only. No partial files are left.
     """
     beside = folder.with_name(f".{folder.name}.part")
     with storing(folder, beside):
-        _write(beside, weights, state, about)
-        if folder.exists():  # a damaged or older one of the same name
+        _write_files(beside, weights, state, about)
+        if folder.exists():  # damaged or older
             old = folder.with_name(f".{folder.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
@@ -52,19 +56,18 @@ def write_folder(
         fsync(folder.parent)
 
 
-def _write(
+def _write_files(
     beside: Path, weights: Mapping[str, Tensor], state: Mapping[str, Any] | None, about: Mapping[str, Any]
 ) -> None:
-    """Writes and fsyncs a folder's files under the name that says it is not finished."""
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()  # not its parents: a run directory that has gone is not to be made again without its record
+    beside.mkdir()  # without its parents: a run directory that is gone must not come back without its record
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, beside / WEIGHTS)
     names = [WEIGHTS]
     if state is not None:
         with (beside / STATE).open("wb") as file:
             try:
                 torch.save(dict(state), file)
-            except RuntimeError as error:  # PyTorch's own words cover those of the file, which say why
+            except RuntimeError as error:  # PyTorch's message hides the operating system's, which says why
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         names.append(STATE)
     files = {name: {"bytes": (beside / name).stat().st_size, "sha256": _sha256(beside / name)} for name in names}
@@ -77,7 +80,7 @@ def _write(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads a folder's manifest and holds every file against it.
+    """Reads a folder's manifest and verifies every file.
 
     Raises:
         DamagedError: a missing, truncated or changed file.
@@ -89,15 +92,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{folder / MANIFEST}: {error or type(error).__name__}") from None
     digest, version = manifest.pop(OWN, None), manifest.get("format")
-    if digest != (None if version == 1 else _digest(manifest)):  # whatever the format: a changed number too
+    if digest != (None if version == 1 else _digest(manifest)):  # before the format, which may be what changed
         raise DamagedError(f"{folder / MANIFEST}: its contents changed (sha256 differs)")
     if version not in (1, FORMAT):
         raise UserError(
-            f"'{folder}' is of format {version!r}, this version of coadvise reads 1 and {FORMAT}; go on with the "
-            "version that wrote it, or choose another --out"
+            f"'{folder}' has format {version!r}, this version of coadvise reads 1 and {FORMAT}; use the version that "
+            "wrote it, or choose another --out"
         )
     if WEIGHTS not in files:
-        raise DamagedError(f"{folder / MANIFEST}: names no {WEIGHTS}")
+        raise DamagedError(f"{folder / MANIFEST}: lists no {WEIGHTS}")
     for name, (size, digest) in files.items():
         path = folder / name
         if name not in (WEIGHTS, STATE) or not path.is_file():
@@ -117,6 +120,22 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         raise DamagedError(f"{folder / WEIGHTS}: {error}") from None
 
 
+def read_state(folder: Path) -> dict[str, Any]:
+    """The training state of a folder whose manifest has been read.
+
+    Raises:
+        DamagedError: it holds anything but tensors and primitives. Nothing else is unpickled.
+    """
+    try:
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds; PyTorch's message advises to unpickle code
+        fault = type(error).__name__
+        raise DamagedError(f"{folder / STATE}: refused, holds more than tensors and plain values ({fault})") from None
+    if not isinstance(state, dict):
+        raise DamagedError(f"{folder / STATE}: holds {type(state).__name__}, not a training state")
+    return state
+
+
 def write_model(folder: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Writes a finished network: its weights, and in the manifest all that is needed to build it again."""
     with storing(folder):
@@ -125,13 +144,9 @@ def write_model(folder: Path, weights: Mapping[str, Tensor], about: Mapping[str,
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads what `write_model` wrote: (manifest, weights).
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
+    """Reads what `write_model` wrote: (manifest, weights). Raises UserError for a missing or damaged model."""
     if not (folder / MANIFEST).is_file():
-        what = f"no {MANIFEST}" if folder.is_dir() else "it is no folder"
+        what = f"no {MANIFEST}" if folder.is_dir() else "not a folder"
         raise UserError(f"no model in '{folder}' ({what}); give the folder of a finished network")
     try:
         return read_manifest(folder), read_weights(folder)
@@ -142,39 +157,41 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def contents(path: Path) -> str:
-    """What tells given weights from others: their checksums, of a network's folder or of a file; else the path."""
+    """Checksums of the weights in a network's folder or a file, to compare with others; the path if it has none."""
     try:
         if path.is_file():
             return _sha256(path)
         return json.dumps(read_manifest(path)["files"], sort_keys=True)
-    except (OSError, DamagedError, UserError):  # said where it is to be read
+    except (OSError, DamagedError, UserError):  # reported where the weights are needed
         return str(path)
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Replaces a safetensors file whole or not at all."""
-    beside = path.with_name(f".{path.name}.part")
-    with storing(path, beside):
+    """Writes or replaces a safetensors file."""
+    with _replacing(path) as beside:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, beside, dict(metadata)
-        )
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        save_file(tensors, beside, dict(metadata))
         beside.chmod(0o644)  # safetensors leaves 0600
-        fsync(beside)
-        beside.rename(path)
-        fsync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a text file whole or not at all."""
+    """Writes or replaces a text file."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces a file whole or not at all."""
+    """Writes or replaces a file."""
+    with _replacing(path) as beside:
+        beside.write_bytes(content)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Gives the name to write to, and puts what was written there in the place of `path`."""
     beside = path.with_name(f".{path.name}.part")
     with storing(path, beside):
-        beside.write_bytes(content)
+        yield beside
         fsync(beside)
         beside.rename(path)
         fsync(path.parent)
@@ -182,10 +199,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def storing(path: Path, beside: Path | None = None) -> Iterator[None]:
-    """Says in a sentence why something cannot be written, and removes the part of it that was.
+    """Turns an error of writing `path` into one message, and removes the partial file or folder `beside`.
 
     Raises:
-        StorageError: instead of what the operating system and safetensors raise.
+        StorageError: in place of the errors of the operating system and safetensors.
     """
     try:
         yield
@@ -201,15 +218,6 @@ def storing(path: Path, beside: Path | None = None) -> Iterator[None]:
         ) from error
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def fsync(path: Path) -> None:
     """Waits until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -217,3 +225,12 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

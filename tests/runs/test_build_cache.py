@@ -113,7 +113,7 @@ def test_of_a_view_whose_file_is_lost_nothing_is_stored_or_read(tmp_path: Path) 
     train = scan(open_source(images, 0.2, 0), 16, in_memory=False).train
     views, form = Views(train, AugmentConfig(kind="deit"), 3, 16, seed=0), Form(3, 32)
     train.paths[5].unlink()
-    says = rf"stored logits are of views of all files.*'{train.paths[5]}'.*restore it .*or train without --cache"
+    says = rf"a logit cache needs every training image.*'{train.paths[5]}'.*restore it .*or train without --cache"
     with pytest.raises(UserError, match=says):
         cache_build.answers(views, 0, Teachers({}), form, Engine(EngineConfig(device="cpu")), 0, lambda number: None)
     empty = LogitCache(tmp_path / "cache", {})
@@ -228,7 +228,7 @@ def test_another_cache_is_refused_before_anything_is_written(
     override: str, field: str, tiny_images: Path, tiny_preset: str, cache: Path, tmp_path: Path
 ) -> None:
     before = contents(cache)
-    with pytest.raises(UserError, match=f"seed-0' was made of something else: {field}"):
+    with pytest.raises(UserError, match=f"seed-0' has other contents: {field}"):
         fit(tiny_images, tiny_preset, tmp_path / "run", overrides=[override], cache=cache)
     assert not (tmp_path / "run").exists()
     assert contents(cache) == before

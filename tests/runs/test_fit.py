@@ -463,7 +463,7 @@ def test_bad_data_is_said_and_nothing_is_written(what: str, message: str, tiny_p
         (["teachers.conv.checkpoint=nowhere"], "no model in 'nowhere'"),
         (
             ["teachers.conv.pretrained=true", *RESNET18],
-            "answers for 1000 classes .*the data has 3",
+            "has 1000 classes .*the data has 3",
         ),
         (["teachers.inv.pretrained=true"], "no published weights for 'rednet_small'"),
         (["student.recipe.accumulate=5"], "a batch of 12 images cannot be cut into 5 micro-batches"),
@@ -591,7 +591,7 @@ def test_a_given_teacher_of_more_classes_answers_for_the_data_s(
 
 def test_a_given_teacher_of_other_classes_is_refused(finished: Path, tiny_preset: str, tmp_path: Path) -> None:
     data = make_images(tmp_path / "data", 2, 1, classes=("blue", "green", "yellow"))
-    with pytest.raises(UserError, match=r"teacher 'conv' answers for 3 classes \(blue, green, red\), the data has 3"):
+    with pytest.raises(UserError, match=r"teacher 'conv' has 3 classes \(blue, green, red\), the data has 3"):
         fit(
             data,
             tiny_preset,

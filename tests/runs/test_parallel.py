@@ -231,7 +231,7 @@ def test_a_process_whose_parent_is_gone_stops_as_by_a_signal(monkeypatch: pytest
     engine, messages = Engine(EngineConfig(device="cpu")), Queue[Any]()
 
     def task(listener: Listener) -> None:
-        with engine.stops_gently():
+        with engine.graceful_shutdown():
             os.close(parent_s_end)
             deadline = time.monotonic() + 60
             while not engine.stop_requested and time.monotonic() < deadline:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from coadvise.errors import StorageError, UserError
 from coadvise.training.metrics import FILE, Recorder, last_of, read_records
+from coadvise.training.trackers import Tracker
 
 records = st.lists(
     st.fixed_dictionaries(
@@ -21,8 +23,8 @@ records = st.lists(
 )
 
 
-def recorder(folder: Path, write: bool = True, also: Any = None) -> Recorder:
-    return Recorder(folder, write, lambda text: None, also)
+def recorder(folder: Path, write: bool = True, trackers: Sequence[Tracker] = ()) -> Recorder:
+    return Recorder(folder, write, lambda text: None, trackers)
 
 
 def written(folder: Path, entries: list[dict[str, Any]]) -> Recorder:
@@ -42,7 +44,7 @@ def test_what_is_added_is_read_in_order(
 
 
 @given(records, st.sampled_from("ab"), st.integers(0, 9))
-def test_rewinding_drops_what_one_part_said_later(
+def test_rewinding_removes_what_one_part_recorded_later(
     tmp_path_factory: pytest.TempPathFactory, entries: list[dict[str, Any]], part: str, step: int
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
@@ -63,7 +65,7 @@ def test_a_line_cut_by_a_crash_costs_that_line_only(
     lines = (folder / FILE).read_bytes().splitlines(keepends=True)
     (folder / FILE).write_bytes(b"".join(lines[:-1]) + lines[-1][: min(cut, len(lines[-1]) - 2)])
     assert read_records(folder) == entries[:-1]
-    written(folder, later)  # the run is taken up again
+    written(folder, later)  # the run goes on
     assert read_records(folder) == entries[:-1] + later
 
 
@@ -75,32 +77,33 @@ def test_a_line_that_lacks_only_its_end_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [b'{"kind": ', b"\xff", b"[3]", b'{"kinc": "a"}', b""])
-def test_damage_elsewhere_is_not_passed_over(line: bytes, tmp_path: Path) -> None:
+def test_damage_elsewhere_is_an_error(line: bytes, tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b'{"kind": "a"}\n' + line + b'\n{"kind": "b"}\n')
-    with pytest.raises(UserError, match=r"damaged record: .*metrics\.jsonl, line 2 is no record; restore or remove"):
+    with pytest.raises(UserError, match=r"damaged record: .*metrics\.jsonl, line 2 is not a record"):
         read_records(tmp_path)
 
 
-def test_only_one_process_writes_and_all_listen(tmp_path: Path) -> None:
+def test_only_one_process_writes_and_trackers_get_every_record(tmp_path: Path) -> None:
     heard: list[dict[str, Any]] = []
-    other = recorder(tmp_path, write=False, also=heard.append)
+    other = recorder(tmp_path, write=False, trackers=[heard.append])
     other.add("train", step=3)
     other.rewind("a", 0)
     assert not (tmp_path / FILE).exists()
+    assert read_records(tmp_path) == []
     assert heard == [{"kind": "train", "step": 3}]
     written(tmp_path, [{"kind": "train", "part": "a", "step": 5}])
     other.rewind("a", 0)
     assert len(read_records(tmp_path)) == 1
 
 
-def test_networks_that_are_trained_at_the_same_time_lose_no_line_of_each_other(tmp_path: Path) -> None:
+def test_networks_that_are_trained_at_the_same_time_keep_each_other_s_lines(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
 
     def work(part: str) -> None:
         own = recorder(tmp_path)
         for step in range(30):
             own.add("train", part=part, step=step)
-            own.rewind(part, step)  # writes all of the file anew
+            own.rewind(part, step)  # writes the whole file again
 
     processes = [context.Process(target=work, args=(part,)) for part in "abc"]
     for process in processes:
@@ -112,26 +115,14 @@ def test_networks_that_are_trained_at_the_same_time_lose_no_line_of_each_other(t
         assert [r["step"] for r in read_records(tmp_path) if r["part"] == part] == list(range(30))
 
 
-def test_an_empty_run_has_no_records(tmp_path: Path) -> None:
-    assert read_records(tmp_path) == []
-    recorder(tmp_path).rewind("a", 0)
-    assert not (tmp_path / FILE).exists()
-
-
 def test_last_of() -> None:
-    entries = [
-        {"kind": "a", "n": 1},
-        {"kind": "a", "part": "x", "n": 2},
-        {"kind": "b", "part": "x"},
-        {"kind": "a", "n": 3},
-    ]
+    entries = [{"kind": "a"}, {"kind": "a", "part": "x"}, {"kind": "b", "part": "x"}, {"kind": "a", "n": 3}]
     assert last_of(entries, "a") == entries[3]
     assert last_of(entries, "a", "x") == entries[1]
     assert last_of(entries, "c") is None
-    assert last_of([], "a") is None
 
 
-def test_of_a_record_that_does_not_fit_nothing_stays(tmp_path: Path) -> None:
+def test_nothing_stays_of_a_record_that_does_not_fit_on_the_disk(tmp_path: Path) -> None:
     made = written(tmp_path, [{"kind": "train"}])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / FILE).stat().st_size + 5, limits[1]))

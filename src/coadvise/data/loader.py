@@ -1,6 +1,6 @@
 """Batches in order: training views from any step on, and the images to be scored."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -128,14 +128,17 @@ class _StillImages(Dataset[Tensor]):
 
 
 def still_batches(
-    split: ScannedSplit, image_size: int, batch_size: int = 250, workers: int = 0, change: Change | None = None
-) -> Iterator[Tensor]:
+    split: ScannedSplit, image_size: int, batch_size: int = 250, workers: int = 0, change: Change | None = None,
+    numbers: Sequence[int] | None = None,
+) -> Iterator[Tensor]:  # fmt: skip
     """Validation images [B, 3, S, S] in 0..1, in the split's order, every one of them once.
 
     Args:
+        numbers: which batches to make, counted from 0; None makes all.
         change: given an image [3, S, S] uint8 and its row in the split, another in its place.
 
     Raises:
         UserError: one can no longer be read.
     """
-    return worker_batches(_StillImages(split, image_size, batch_size, change), workers, split.paths)
+    images = _StillImages(split, image_size, batch_size, change)
+    return worker_batches(images, workers, split.paths, sampler=range(len(images)) if numbers is None else numbers)

@@ -1,1 +1,1 @@
-"""The paper's heart: teachers, what they say of a view, and the loss by which a student learns from it."""
+"""Co-advising: teachers, their logits for a view, and the loss by which a student learns from them."""

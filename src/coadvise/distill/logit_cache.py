@@ -1,8 +1,8 @@
-"""Teachers' logits for training views, stored once and read by every later run that sees the same views.
+"""Teachers' logits for training views, stored once and read by every later run with the same views.
 
-A view is a pure function of (seed, epoch, image), and each image occurs once an epoch, so logits are all there is to
-store. A cache has a folder a seed and in it a file, a shard, an epoch, with a row an image. What the numbers depend on
-is written beside them, and a cache of anything else is refused.
+A view is a pure function of (seed, epoch, image), and each image occurs once in an epoch, so only logits are stored. A
+cache has a folder per seed, and in it a file (a shard) per epoch with a row per image. What the logits depend on is
+written beside them, and a cache of anything else is refused.
 """
 
 import fcntl
@@ -37,9 +37,9 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Form:
-    """How an answer is stored: all its logits in float16; or, where that takes more room, the largest `top_k`.
+    """How one image's logits are stored: all in float16; or, if that is larger, the largest `top_k`.
 
-    In the second form the other classes share one logit, such that their probabilities (τ = 1) have the sum they had.
+    In the second form the other classes share one logit, which keeps the sum of their probabilities (τ = 1).
     """
 
     classes: int
@@ -65,16 +65,12 @@ class Form:
         return "float16" if self.dense else f"the {self.top_k} largest in float16"
 
     def pack(self, teacher: str, logits: Tensor) -> Arrays:
-        """Logits [B, K] of one teacher to the arrays that are stored, each with B rows.
-
-        Raises:
-            UserError: logits that are not finite in float16.
-        """
+        """Logits [B, K] of one teacher as arrays to store, of B rows each. Raises UserError if float16 overflows."""
         if not torch.isfinite(logits.half()).all():
             largest = logits.abs().max().item()
             raise UserError(
-                f"teacher '{teacher}' answers with logits up to {largest:g}, float16 holds up to 65504; train it again "
-                "at a lower learning rate, or go without --cache"
+                f"teacher '{teacher}' has logits up to {largest:g}, float16 holds up to 65504; train it again at a "
+                "lower learning rate, or leave out --cache"
             )
         if self.dense:
             return {teacher: logits.half().cpu().numpy()}
@@ -87,7 +83,7 @@ class Form:
         }
 
     def unpack(self, teacher: str, arrays: Mapping[str, npt.NDArray[Any]], rows: npt.NDArray[np.int64]) -> Tensor:
-        """Some rows of what `pack` made, as logits [B, K] in float32."""
+        """Some rows of what `pack` returned, as logits [B, K] in float32."""
         if self.dense:
             return torch.from_numpy(arrays[teacher][rows]).float()
         values, others = (torch.from_numpy(arrays[f"{teacher}.{name}"][rows]).float() for name in ("values", "others"))
@@ -101,16 +97,16 @@ def form_of(config: RunConfig, classes: int) -> Form:
 
 
 def fingerprint(config: RunConfig, dataset: Dataset, teachers: Mapping[str, Path], seed: int) -> dict[str, Any]:
-    """All that the stored numbers depend on, as nested primitives.
+    """Everything the stored logits depend on, as nested primitives.
 
-    Neither label smoothing nor recycling is in it: the one changes no image, the other asks for fewer epochs.
+    Label smoothing and recycling are left out: they change labels, or the number of epochs, but no view.
 
     Args:
         teachers: the folders of the trained teachers by name.
     """
     train = dataset.train
     views = config.augment.model_dump(mode="json", exclude={"smoothing", "recycle"})
-    libraries = ("pillow", "timm", "torch", "torchvision")  # of views, and of what teachers make of them
+    libraries = ("pillow", "timm", "torch", "torchvision")  # that make views and logits
     return {
         "data": {
             "images": len(train),
@@ -127,11 +123,11 @@ def fingerprint(config: RunConfig, dataset: Dataset, teachers: Mapping[str, Path
 
 
 def teacher_fingerprint(folder: Path) -> dict[str, Any]:
-    """All that a trained teacher's answers depend on. Raises UserError where there is none, or it is damaged."""
+    """Everything a trained teacher's logits depend on. Raises UserError if it is missing or damaged."""
     about, _ = read_model(folder)
-    kept = {name: about[name] for name in ("model", "model_kwargs", "mean", "std")}
+    deciding = {name: about[name] for name in ("model", "model_kwargs", "mean", "std")}
     weights = about["files"]["model.safetensors"]["sha256"]
-    return {**kept, "classes": _digest(json.dumps(about["classes"]).encode()), "weights": weights[:16]}
+    return {**deciding, "classes": _digest(json.dumps(about["classes"]).encode()), "weights": weights[:16]}
 
 
 def _digest(data: bytes) -> str:
@@ -139,55 +135,72 @@ def _digest(data: bytes) -> str:
 
 
 class LogitCache:
-    """The stored logits of one seed's views: a folder with `cache.json` and a shard an epoch.
+    """The stored logits of one seed's views: a folder with `cache.json` and a shard per epoch.
 
-    An epoch is stored once `cache.json` has its shard's size and sha256, and the shard is there. Any number of
-    processes may read and write it.
+    An epoch is stored when `cache.json` has its shard's size and sha256, and the shard exists. Any number of processes
+    may read and write a cache.
 
     Args:
         folder: DIR/seed-S; need not exist.
-        fingerprint: what the caller's logits depend on; that of the folder must be the same.
+        fingerprint: what the caller's logits depend on; the folder's must be equal.
     """
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
         self.folder, self.fingerprint = folder, fingerprint
 
     def check(self, keys: Collection[str] | None = None) -> None:
-        """Raises UserError where the folder holds anything else, and names what differs.
+        """Raises UserError if the folder holds anything else, and names what differs.
 
         Args:
             keys: the parts of the fingerprint to compare; None compares all.
         """
         if not (self.folder / CACHE).is_file():
-            own = (LOCK, f".{CACHE}.part", CACHE)  # another process may just have made it
+            own = (LOCK, f".{CACHE}.part", CACHE)  # another process may be creating it now
             if self.folder.exists() and (
                 not self.folder.is_dir() or any(path.name not in own for path in self.folder.iterdir())
             ):
-                raise UserError(f"'{self.folder}' exists and is no logit cache; choose another folder")
+                raise UserError(f"'{self.folder}' exists and is not a logit cache; choose another folder")
             return
         old = self._contents()["fingerprint"]
-        kept = self.fingerprint.keys() if keys is None else keys
-        different = changes({k: old.get(k) for k in kept}, {k: self.fingerprint[k] for k in kept})
+        compared = self.fingerprint.keys() if keys is None else keys
+        different = changes({k: old.get(k) for k in compared}, {k: self.fingerprint[k] for k in compared})
         if different:
             raise UserError(
-                f"the logit cache '{self.folder}' was made of something else: {'; '.join(different[:6])}"
+                f"the logit cache '{self.folder}' has other contents: {'; '.join(different[:6])}"
                 + (f" and {len(different) - 6} more" if len(different) > 6 else "")
-                + "; choose another folder, or delete this one to have it made anew"
+                + "; choose another folder, or delete this one to fill it again"
             )
 
     def create(self) -> None:
-        """Makes the folder where there is none. Raises UserError as `check`, and where it cannot be written."""
+        """Creates the folder if it does not exist. Raises UserError as `check`, or if it cannot be written."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._alone():
+            with self._lock():
                 self.check()
                 if not (self.folder / CACHE).is_file():
                     self._write({})
         except OSError as error:
             raise UserError(f"'{self.folder}' cannot be written: {error.strerror}; choose another folder") from None
 
+    def reset(self) -> None:
+        """Empties a cache of other contents: deletes its shards and `cache.json`, and no other file.
+
+        Raises:
+            UserError: the folder is not a logit cache.
+        """
+        if not (self.folder / CACHE).is_file():
+            self.check()
+            return
+        self.sweep()
+        with self._lock():
+            if self._contents()["fingerprint"] == json.loads(json.dumps(self.fingerprint)):
+                return
+            for shard in self.folder.glob("epoch-*.safetensors"):
+                shard.unlink()
+            (self.folder / CACHE).unlink()  # last: without it a killed reset would leave a folder that is no cache
+
     def missing(self, epochs: int) -> list[int]:
-        """Which of epochs 0..epochs-1 are not stored. Raises UserError for a shard of the wrong size."""
+        """Which of epochs 0..epochs-1 are not stored. Raises UserError for a shard of another size."""
         if not (self.folder / CACHE).is_file():
             return list(range(epochs))
         shards = self._contents()["shards"]
@@ -201,7 +214,7 @@ class LogitCache:
         return missing
 
     def read(self, epoch: int) -> Arrays:
-        """An epoch's arrays by name. Raises UserError for a shard that is not, to the bit, what was written."""
+        """An epoch's arrays by name. Raises UserError for a shard that is damaged in any bit."""
         path = self.shard(epoch)
         try:
             data = path.read_bytes()
@@ -216,9 +229,9 @@ class LogitCache:
 
     @contextmanager
     def claim(self, epoch: int) -> Iterator[FileIO | None]:
-        """The file to write an epoch into, or None where another process is at it or has stored it.
+        """The file to write an epoch to, or None if another process is writing it or has stored it.
 
-        The file is locked, so a claim ends with its process; unless `write` gave it its name, it is gone afterwards.
+        The file is locked, so a claim ends with its process. It is removed afterwards, unless `write` renamed it.
         """
         path = self._part(epoch)
         with storing(path):
@@ -228,26 +241,27 @@ class LogitCache:
                 yield None
                 return
             try:
-                file.truncate(0)  # what a process that was killed has left
+                file.truncate(0)  # left by a process that was killed
                 yield file if epoch in self.missing(epoch + 1) else None
             finally:
                 path.unlink(missing_ok=True)
 
     def write(self, epoch: int, file: FileIO, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Stores an epoch in its claimed file. Raises StorageError where it cannot be written."""
+        """Stores an epoch in its claimed file. Raises StorageError if it cannot be written, UserError as `check`."""
         data = save(dict(arrays))
         with storing(self.shard(epoch)):
             rest = memoryview(data)
-            while rest:  # the system may take less than all
+            while rest:  # a write may be partial
                 rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
-            with self._alone():  # first said, then there: a file that is there is never without its sha256
+            with self._lock():  # listed before it exists: a shard is never without its sha256
+                self.check()  # another process may have reset it
                 entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
                 self._write({**self._contents()["shards"], self.shard(epoch).name: entry})
             self._part(epoch).rename(self.shard(epoch))
 
     def sweep(self) -> None:
-        """Removes what processes that were killed have left half-written."""
+        """Removes partial files of processes that were killed."""
         for path in self.folder.glob(".epoch-*.part"):
             with suppress(FileNotFoundError), path.open("ab", buffering=0) as file:
                 if _locked(file, path):
@@ -265,10 +279,10 @@ class LogitCache:
             contents = json.loads(path.read_text())
             known = contents["format"] == FORMAT
             if known and not (isinstance(contents["fingerprint"], dict) and _are_shards(contents["shards"])):
-                raise ValueError("it is not what describes a logit cache")
+                raise ValueError("it does not describe a logit cache")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"'{path}' cannot be read: {error}; delete the folder '{self.folder}' to have it made anew"
+                f"'{path}' cannot be read: {error}; delete the folder '{self.folder}' to fill it again"
             ) from None
         if not known:
             raise UserError(
@@ -281,7 +295,7 @@ class LogitCache:
         write_text(self.folder / CACHE, json.dumps(contents, indent=1) + "\n")
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _lock(self) -> Iterator[None]:
         with (self.folder / LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -294,23 +308,23 @@ def _are_shards(shards: Any) -> bool:
 
 
 def refuse_stand_ins(batch: Batch) -> None:
-    """Raises UserError where a file is lost: what stands in its place, and what that is mixed with, are other views."""
+    """Raises UserError if an image is unreadable: its substitute, and what is mixed with it, are other views."""
     if batch.unreadable:
         raise UserError(
-            f"stored logits are of views of all files, and one can no longer be read: "
+            f"a logit cache needs every training image, and one can no longer be read: "
             f"{next(iter(batch.unreadable.values()))}; restore it and run again to go on, or train without --cache"
         )
 
 
 class StoredLogits:
-    """Answers for a batch of training views as `Teachers` does, from a cache; no teacher is asked.
+    """The logits that `Teachers` returns for a batch of training views, read from a cache.
 
-    An epoch is in memory at a time, as it is stored.
+    One epoch at a time is in memory, in its stored form.
 
     Args:
         cache: checked here; its epochs must be stored.
         teachers: their names.
-        form: how their answers are stored.
+        form: how their logits are stored.
     """
 
     def __init__(self, cache: LogitCache, teachers: Sequence[str], form: Form) -> None:
@@ -322,14 +336,14 @@ class StoredLogits:
         """{teacher: [B, K] float32} on the batch's device.
 
         Raises:
-            UserError: a damaged shard, or a view that is not the stored one since its file can no longer be read.
+            UserError: a damaged shard, or an image that can no longer be read, so that its view is another one.
         """
         refuse_stand_ins(batch)
         if batch.epoch != self._epoch:
             self._epoch, self._arrays = batch.epoch, self.cache.read(batch.epoch)
         rows = batch.index.cpu().numpy()
         answers = {name: self.form.unpack(name, self._arrays, rows) for name in self.teachers}
-        if batch.images.is_cuda:  # from pinned memory the copy does not wait for the device
+        if batch.images.is_cuda:  # a copy from pinned memory does not wait for the device
             answers = {name: logits.pin_memory() for name, logits in answers.items()}
         return {name: logits.to(batch.images.device, non_blocking=True) for name, logits in answers.items()}
 
@@ -339,7 +353,7 @@ def seed_folder(cache: Path, seed: int) -> Path:
 
 
 def _locked(file: FileIO, path: Path) -> bool:
-    """Locks an open file; False where another process has it locked, or has taken its name away meanwhile."""
+    """Locks an open file. False if another process has locked it, or has renamed or removed it meanwhile."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
@@ -348,4 +362,4 @@ def _locked(file: FileIO, path: Path) -> bool:
 
 
 def _damaged(path: Path, fault: str | None) -> UserError:
-    return UserError(f"'{path}' is damaged: {fault}; delete this file and run again: it is then made anew")
+    return UserError(f"'{path}' is damaged: {fault}; delete this file and run again to make it again")

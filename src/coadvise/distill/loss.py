@@ -28,7 +28,7 @@ def advice_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0
 
     Args:
         student: logits [B, K].
-        teacher: logits [B, K], no gradient taken.
+        teacher: logits [B, K]; they get no gradient.
     """
     student_log = F.log_softmax(_wide(student) / temperature, dim=-1)
     teacher_log = F.log_softmax(_wide(teacher).detach() / temperature, dim=-1)
@@ -46,13 +46,13 @@ def co_advise_loss(
     """Eq. (1): L = λ_0 · CE(class, y) + Σ_k λ_k · τ_k² · KL(teacher_k ‖ token_k).
 
     Args:
-        tokens: the student's logits [B, K] by token name, "class" among them. Tokens nobody advises are left alone.
+        tokens: the student's logits [B, K] by token name, "class" among them. Other tokens may be without advice.
         teacher_logits: logits [B, K] by teacher.
         labels: [B] class indices or [B, K] probabilities.
         weights: λ and τ; exactly one `Advice` per teacher.
 
     Returns:
-        "total" with its gradient, and every part by name, detached and before its λ: "class" and one entry per teacher,
+        "total" with its gradient, and every term by name, detached and before its λ: "class" and one entry per teacher,
         the mean over the tokens it advises.
 
     Raises:
@@ -60,7 +60,7 @@ def co_advise_loss(
     """
     if teacher_logits.keys() != weights.advice.keys():
         raise ValueError(
-            f"teachers answered for {sorted(teacher_logits)} but λ and τ are given for {sorted(weights.advice)}; "
+            f"there are logits of the teachers {sorted(teacher_logits)}, but λ and τ for {sorted(weights.advice)}; "
             "give one Advice per teacher"
         )
     if missing := sorted(weights.by_token.keys() - tokens.keys()):
@@ -87,8 +87,8 @@ def _advice(student: Tensor, name: str, teacher: Tensor, advice: Advice) -> Tens
     """One teacher's term, before its λ."""
     if teacher.shape != student.shape:
         raise ValueError(
-            f"teacher '{name}' answers with {tuple(teacher.shape)} logits, the student with "
-            f"{tuple(student.shape)}: both must be [batch, classes] of the same classes"
+            f"teacher '{name}' has logits of shape {tuple(teacher.shape)}, the student {tuple(student.shape)}: both "
+            "must be [batch, classes] with the same classes"
         )
     return hard_advice(student, teacher) if advice.hard else advice_divergence(student, teacher, advice.temperature)
 
@@ -105,7 +105,7 @@ def _mean_advice(student: Tensor, teachers: Sequence[Tensor], advice: Sequence[A
 
 
 def average_probabilities(tokens: Mapping[str, Tensor]) -> Tensor:
-    """Mean over all tokens' probabilities [B, K]: the explicit alternative to the class token's answer."""
+    """Mean of all tokens' probabilities [B, K], an alternative to predicting by the class token."""
     return torch.stack([_wide(logits).softmax(-1) for logits in tokens.values()]).mean(0)
 
 
@@ -115,10 +115,10 @@ def _wide(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CoAdvice:
-    """The losses of a training step by Eq. (1); without advice, the cross-entropy of the labels alone."""
+    """The losses of a training step by Eq. (1); without advice, the cross-entropy against the labels."""
 
     weights: LossWeights
 
     def __call__(self, student: nn.Module, batch: Batch, advice: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`co_advise_loss` of the student's answers for a batch; advice is logits [B, K] by teacher."""
+        """`co_advise_loss` of a batch of images; advice is logits [B, K] by teacher."""
         return co_advise_loss(student(batch.images), advice, batch.labels, self.weights)

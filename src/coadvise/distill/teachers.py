@@ -1,4 +1,4 @@
-"""Teachers: frozen networks that answer for the views a student is trained on."""
+"""Teachers: frozen networks that give logits for the views a student is trained on."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,17 +14,16 @@ from coadvise.models.network import Network, class_map, load_network
 
 
 class Teacher(nn.Module):
-    """A network in evaluation mode, without gradients, from its construction on, whatever anyone calls.
+    """A network that is always in evaluation mode and without gradients.
 
-    It is a copy made for answering (`Network.for_inference`); `network.about` says of which weights.
+    It is a copy made for inference (`Network.for_inference`).
 
     Args:
-        network: answers with its own normalisation.
-        classes: the student's classes, in its order. The teacher's own are put into that order by name; those that the
-            student does not have are left out.
+        network: normalises images itself.
+        classes: the student's classes, in its order. The teacher's are mapped to them by name; others are left out.
 
     Raises:
-        UserError: the teacher does not know all of these classes.
+        UserError: the teacher lacks some of these classes.
     """
 
     class_map: Tensor
@@ -37,21 +36,21 @@ class Teacher(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode: a teacher whose batch norm follows the views is another teacher."""
+        """Stays in evaluation mode: otherwise the views would change batch norm's statistics."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in 0..1 to logits [B, K] in float32, in the student's order of classes."""
-        # PyTorch before 2.13 cannot compile `inference_mode`; in a graph the two are the same.
+        """Logits [B, K] in float32, in the student's order of classes, of images [B, 3, H, W] in 0..1."""
+        # PyTorch before 2.13 cannot compile `inference_mode`; in a graph `no_grad` is the same.
         with torch.no_grad() if torch.compiler.is_compiling() else torch.inference_mode():
             logits = self.network(images)[CLASS].float()
             if not self.in_order:
                 logits = logits[:, self.class_map]
-        return logits.clone()  # an ordinary tensor again: the loss keeps it for the student's gradient
+        return logits.clone()  # no longer an inference tensor: autograd keeps it for the student's gradient
 
 
 class Teachers:
-    """Answers for a batch by all teachers, keyed by name. No teachers answer with an empty dict."""
+    """Logits [B, K] of all teachers for a batch, by name; an empty dict without teachers."""
 
     def __init__(self, teachers: Mapping[str, Teacher]) -> None:
         self.by_name = dict(teachers)
@@ -61,19 +60,18 @@ class Teachers:
 
 
 def check_classes(name: str, network: Network, classes: tuple[str, ...]) -> list[int]:
-    """Where the student's classes stand among the teacher's. Raises UserError where it does not know all of them."""
+    """The indices of the student's classes among the teacher's. Raises UserError if the teacher lacks some."""
     places = class_map(network.classes, classes)
     if places is None or len(set(classes)) < len(classes):
         raise UserError(
-            f"teacher '{name}' answers for {len(network.classes)} classes ({_few(network.classes)}), the data has "
-            f"{len(classes)} ({_few(classes)}); give a teacher that knows all of these, or none to have one trained "
-            "here"
+            f"teacher '{name}' has {len(network.classes)} classes ({_few(network.classes)}), the data "
+            f"has {len(classes)} ({_few(classes)}); give a teacher with all of these, or none to train one here"
         )
     return places
 
 
 def load_teachers(folders: Mapping[str, Path], classes: tuple[str, ...]) -> Teachers:
-    """Reads finished teachers, by name. Raises UserError as `Teacher` and `load_network` do."""
+    """Loads finished teachers, by name. Raises UserError as `Teacher` and `load_network` do."""
     return Teachers({name: Teacher(name, load_network(folder), classes) for name, folder in folders.items()})
 
 

@@ -19,20 +19,38 @@ from coadvise.storage import DamagedError, storing, write_weights
 from coadvise.training.engine import Engine
 
 BINS = 15  # of confidence, equally wide, for the calibration error
+BATCH = 250  # images a network answers for together; the bits of the logits depend on it
 
 
 def predict_logits(
     network: nn.Module, split: ScannedSplit, image_size: int, engine: Engine, workers: int = 0
 ) -> dict[str, Tensor]:
-    """Logits [N, K] float32 on the CPU by token, rows in the split's order. The network's mode is put back after."""
-    return predict_each({"": network}, still_batches(split, image_size, workers=workers), engine)[""]
+    """Logits [N, K] float32 on the CPU by output head, rows in the split's order. The network's mode is restored.
+
+    Each process answers for every n-th batch, and all get all logits, the same bits whatever n is.
+    """
+    engine.copy_buffers_from_main(network)
+    places = torch.arange(len(split)).split(BATCH)
+    own = range(engine.rank, len(places), engine.processes)
+    # A process without a batch also answers for the first one, only to know the names and sizes of the logits.
+    batches = still_batches(split, image_size, BATCH, workers, numbers=own or range(1))
+    found = predict_each({"": network}, batches, engine)[""]
+    if engine.processes == 1:
+        return found
+    logits = {}
+    for name, values in found.items():
+        rows = torch.zeros(len(split), values.shape[1])
+        for number, part in zip(own, values.split(BATCH), strict=False):
+            rows[places[number]] = part
+        logits[name] = engine.fill_from_all_ranks(rows)
+    return logits
 
 
 @torch.no_grad()
 def predict_each(
     networks: Mapping[str, nn.Module], batches: Iterable[Tensor], engine: Engine
 ) -> dict[str, dict[str, Tensor]]:
-    """The same of several networks, by their names, for batches of images that are made only once."""
+    """Logits [N, K] float32 on the CPU by network and output head, for batches of images that are made only once."""
     were_training = {part: network.training for part, network in networks.items()}
     collected: dict[str, dict[str, list[Tensor]]] = {part: {} for part in networks}
     for network in networks.values():

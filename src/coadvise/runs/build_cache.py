@@ -22,7 +22,7 @@ from coadvise.errors import Interrupted, UserError
 from coadvise.runs.parallel import in_processes, of_run
 from coadvise.runs.run import CONFIG, Run, cache_of, check_no_run, check_run, with_resolved_source
 from coadvise.storage import MANIFEST
-from coadvise.training.engine import Engine, settled
+from coadvise.training.engine import Engine, resolve_precision
 from coadvise.training.listener import Listener, Silent
 from coadvise.training.metrics import Recorder
 
@@ -67,7 +67,7 @@ def build_cache(
     kept = {} if top_k is None else {"top_k": top_k}
     values = with_resolved_source(folder, read_config(folder / CONFIG)).model_dump(mode="json")
     config = parse_config({**values, "cache": {**(values.get("cache") or {}), **kept}})
-    config = config.model_copy(update={"engine": settled(config.engine)})
+    config = config.model_copy(update={"engine": resolve_precision(config.engine)})
     for name in config.teachers:
         if not (folder / "teachers" / name / MANIFEST).is_file():
             raise UserError(
@@ -151,7 +151,7 @@ def fill(run: Run, seeds: Sequence[int], epochs: int) -> None:
     work = _Work(run, run.load_teachers(), form, caches, epochs)
     for cache, _ in caches:
         cache.sweep()
-    with run.engine.stops_gently():
+    with run.engine.graceful_shutdown():
         while missing := work.missing():
             if not any(work.store(*one) for one in missing):  # others are at all of them
                 work.stop_if_asked()
@@ -198,7 +198,7 @@ class _Work:
         self.run.listener.progress(PART, stored * an_epoch + batches, total * an_epoch, {})
 
     def stop_if_asked(self) -> None:
-        if self.run.engine.stop_requested_here:
+        if self.run.engine.stop_requested:
             total = len(self.caches) * self.epochs
             raise Interrupted(f"stopped with {self.stored()} of {total} epochs of logits stored")
 

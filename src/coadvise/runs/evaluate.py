@@ -22,7 +22,7 @@ from coadvise.evaluation.scores import in_order, predict_each, scores
 from coadvise.evaluation.shifts import FOLDER, IMAGENET_C, LAYOUTS, corrupted_splits, layout_of, subset, subset_split
 from coadvise.models.network import load_network
 from coadvise.runs.run import CONFIG, check_run, trained_parts, trained_tokens, with_resolved_source
-from coadvise.training.engine import Engine, here
+from coadvise.training.engine import Engine, for_this_machine
 from coadvise.training.listener import Listener, Silent
 
 
@@ -88,7 +88,7 @@ def evaluate_run(
         raise UserError(f"'{data}' is ImageNet-C, whose images are corrupted already; leave out --corruptions")
     check_run(run)
     config = read_config(run / CONFIG)
-    with Engine(here(config.engine)) if engine is None else nullcontext(engine) as engine:
+    with Engine(for_this_machine(config.engine)) if engine is None else nullcontext(engine) as engine:
         ready = Networks(run, config, engine)
         return _evaluated(ready, data, layout, corruptions, severities, images, listener or Silent())
 

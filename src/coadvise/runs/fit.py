@@ -19,7 +19,7 @@ from coadvise.runs.parallel import check_jobs, in_processes, of_run
 from coadvise.runs.plan import ADVISED, TEACHER, Part, plan
 from coadvise.runs.reuse import check_reuse, take
 from coadvise.runs.run import DATA, Run, check_folder, check_space, data_record, open_record, owned
-from coadvise.training.engine import Engine, settled
+from coadvise.training.engine import Engine, resolve_precision
 from coadvise.training.listener import Listener, Silent
 from coadvise.training.trackers import tracker
 
@@ -114,7 +114,9 @@ def _planned(
         raise UserError(f"seeds={seeds}; at least one student is needed")
     preset = preset or default_preset(data)
     config = _with_cache(load_config(preset, overrides, seed, str(data)), cache)
-    config = config.model_copy(update={"engine": settled(config.engine)})  # a run keeps the precision it began with
+    config = config.model_copy(
+        update={"engine": resolve_precision(config.engine)}
+    )  # a run keeps the precision it began with
     folder = Path(out or f"runs/{Path(data).resolve().name}-{Path(preset).stem}-seed{config.seed}")
     return config, folder, plan(config, seeds, baseline)
 
@@ -135,7 +137,7 @@ def training(
     """Trains the networks of a run that are not trained yet, teachers first, and holds the run directory meanwhile.
 
     Args:
-        config: as `load_config` gives it, its engine settled.
+        config: as `load_config` gives it, its precision resolved.
         folder: the run directory.
         parts: the networks wanted, as `plan` gives them.
         engine: entered.
@@ -165,8 +167,8 @@ def training(
         advised = [part.seed for part in parts if part.role == ADVISED and not is_done(folder, part)]
         check_caches(Path(cache), config, dataset, advised)
 
-    with engine.stops_gently(), engine.in_company(), owned(folder, engine):
-        if not engine.alike(json.dumps(data_record(dataset, config.data.image_size)["splits"])):
+    with engine.graceful_shutdown(), engine.detect_lost_ranks(), owned(folder, engine):
+        if not engine.equal_on_all_ranks(json.dumps(data_record(dataset, config.data.image_size)["splits"])):
             raise UserError(
                 f"the processes do not read the same images in '{source.root}'; this one {len(dataset.train)} to "
                 f"train on and {len(dataset.val)} to score: look after its disk"

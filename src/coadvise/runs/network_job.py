@@ -26,8 +26,9 @@ from coadvise.models.pretrained import given_network, start_from
 from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part
 from coadvise.runs.run import Run, cache_of
 from coadvise.storage import MANIFEST, DamagedError
+from coadvise.training.checkpoint import checkpoint_bytes
 from coadvise.training.engine import Engine
-from coadvise.training.loop import Advisers, Training, checkpoint_bytes, train
+from coadvise.training.loop import Advisers, Training, train
 from coadvise.training.metrics import last_of, read_records
 
 

@@ -77,7 +77,7 @@ def in_processes(
     fault: Exception | None = None
     told_to_stop: set[str] = set()
     looked, ended = time.monotonic(), set[str]()
-    with engine.stops_gently():
+    with engine.graceful_shutdown():
         while working or (waiting and fault is None):
             undone = waiting.keys() | working.keys()
             ready = [name for name in waiting if undone.isdisjoint(after.get(name, ()))] if fault is None else []
@@ -183,6 +183,6 @@ def _with_run(
     """In the child: opens the run as the parent has it."""
     dataset = scan(source_of(config), config.data.image_size, config.in_memory, config.data.presize)
     check_images(folder, dataset, config.data.image_size)
-    with Engine(config.engine) as engine, engine.stops_gently():
+    with Engine(config.engine) as engine, engine.graceful_shutdown():
         record = open_record(folder, config, engine, listener.say) if write else Recorder(folder, False, listener.say)
         task(Run(folder, config, dataset, engine, record, listener, cache))

@@ -31,7 +31,7 @@ from coadvise.storage import contents, write_text
 from coadvise.studies import STUDIES, Row, Study
 from coadvise.studies.columns import Finished, check_shift, shifted
 from coadvise.studies.result import draw, markdown, measured
-from coadvise.training.engine import Engine, settled
+from coadvise.training.engine import Engine, resolve_precision
 from coadvise.training.listener import Listener, Silent
 
 
@@ -231,7 +231,7 @@ def _prepare(
     if seeds < 1:
         raise UserError(f"seeds={seeds}; at least one student a row is needed")
     config = load_config(preset or default_preset(data), overrides, None, str(data))
-    config = config.model_copy(update={"engine": settled(config.engine)})
+    config = config.model_copy(update={"engine": resolve_precision(config.engine)})
     if cache:
         config = config.model_copy(update={"cache": config.cache or CacheConfig()})
     folder = Path(out or f"studies/{Path(data).resolve().name}")

@@ -7,7 +7,7 @@ import platform
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -20,21 +20,22 @@ from lightning_fabric.strategies import DDPStrategy
 from timm.layers import Attention
 from torch import Tensor, nn
 from torch.distributed import DistError, ProcessGroup
-from torch.distributed.distributed_c10d import _get_default_store
 
 from coadvise.config import EngineConfig
 from coadvise.data.views import Batch
 from coadvise.errors import LostProcessError, UserError
 from coadvise.machine import keep_freed_memory
 
-ANSWER_SECONDS = 3.0  # for a process to say that it, too, waits for others
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+ANSWER_SECONDS = 3.0  # in which a rank that is alive reports that it got no answer either
 
 
 class Engine:
     """Device, precision and processes of a command. Several processes come from torchrun, whose environment is read.
 
-    Building one changes nothing. `with engine:` starts it: processes find each other, and what holds for the whole
-    process (memory, algorithms, loggers) is set. A command builds and enters one engine and passes it on.
+    Building an engine changes nothing outside it. `with engine:` starts it: the processes connect, and settings of the
+    whole process (loggers, memory, algorithms) are changed. On exit they are restored, except two that cannot be: the C
+    library keeps freed memory, and the processes stay connected. A command builds one engine and passes it on.
 
     Raises:
         UserError: a device that is not there.
@@ -43,41 +44,48 @@ class Engine:
     def __init__(self, config: EngineConfig) -> None:
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UserError("engine.device=cuda, but PyTorch sees no CUDA device; use engine.device=cpu or auto")
-        config = settled(config)
+        config = resolve_precision(config)
         on_gpu = torch.cuda.is_available() and config.device != "cpu"
         local, world = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("WORLD_SIZE", "1"))
-        self.fabric = Fabric(
-            accelerator="cuda" if on_gpu else "cpu",
-            devices=local,
-            num_nodes=world // local,
-            strategy=DDPStrategy(timeout=timedelta(seconds=config.timeout_seconds)) if world > 1 else "auto",
-            precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
-        )
+        with _quiet_fabric():
+            self.fabric = Fabric(
+                accelerator="cuda" if on_gpu else "cpu",
+                devices=local,
+                num_nodes=world // local,
+                strategy=DDPStrategy(timeout=timedelta(seconds=config.timeout_seconds)) if world > 1 else "auto",
+                precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
+            )
         self._deterministic, self._timeout_seconds = config.deterministic and on_gpu, config.timeout_seconds
         self._hosts: ProcessGroup | None = None
+        self._restore = ExitStack()
         self.compile = config.compile
         self.half_precision = config.precision == "bfloat16"
         # Convolutions and involutions are faster channels-last in bfloat16 and on GPUs; plain ViTs do not mind.
         self.memory_format = torch.channels_last
-        self.at = "the start"  # where this process is, for an error that names it
-        self._stop = False
+        self.at = "the start"  # what this process is doing, for an error message
+        self.stop_requested = False  # whether this process got a signal to stop; see `any_rank` for all processes
 
     def __enter__(self) -> Self:
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision otherwise
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        if self._deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
-        self.fabric.launch()
-        if self.processes > 1:
-            self._hosts = _hosts(torch.distributed.group.WORLD, self._timeout_seconds)
+        with ExitStack() as stack:
+            stack.enter_context(_quiet_fabric())
+            if self.device.type == "cpu":
+                keep_freed_memory()
+            if self._deterministic:
+                stack.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+                stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+                torch.use_deterministic_algorithms(True)
+                torch.backends.cudnn.benchmark = False
+                if WORKSPACE not in os.environ:  # cuBLAS requires it
+                    stack.callback(os.environ.pop, WORKSPACE, None)
+                    os.environ[WORKSPACE] = ":4096:8"
+            self.fabric.launch()
+            if self.processes > 1:
+                self._hosts = _hosts(torch.distributed.group.WORLD, self._timeout_seconds)
+            self._restore = stack.pop_all()
         return self
 
-    def __exit__(self, *fault: object) -> None:
-        if self._deterministic:
-            torch.use_deterministic_algorithms(False)
+    def __exit__(self, *error: object) -> None:
+        self._restore.close()
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +93,7 @@ class Engine:
 
     @property
     def pins(self) -> bool:
-        """Whether batches are to be pinned on their way to the device."""
+        """Whether batches should be in pinned memory on their way to the device."""
         return self.device.type == "cuda"
 
     @property
@@ -107,10 +115,10 @@ class Engine:
         return f"cpu, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
 
     def prepare(self, network: nn.Module) -> None:
-        """Puts a network, in place, where and as it runs fastest.
+        """Moves a network, in place, to the device and the memory format in which it runs fastest.
 
-        One without gradients, such as a teacher, only answers: it is compiled here where asked, and never goes through
-        `setup`, so no process waits for another on its account.
+        A network without gradients, such as a teacher, is also compiled here if the configuration asks for it. It never
+        goes through `setup`, so no process waits for another one because of it.
         """
         network.to(self.device)
         network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # torch's stub leaves it out
@@ -120,16 +128,16 @@ class Engine:
             network.compile()
 
     def setup(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Compiles a prepared network where asked, wraps it for several processes."""
+        """Compiles a prepared network if the configuration asks for it, and wraps it for several processes."""
         module = torch.compile(network) if self.compile else network
         return self.fabric.setup(module, optimiser)
 
     def place(self, batch: Batch) -> Batch:
-        """The batch where and as the networks run."""
+        """The batch on the device, in the networks' memory format."""
         return batch.to(self.device, self.memory_format)
 
     def accumulating(self, model: nn.Module, more_to_come: bool) -> AbstractContextManager[None]:
-        """Keeps gradients to this process until the step's last micro-batch."""
+        """Gradients stay in this process until the step's last micro-batch."""
         return self.fabric.no_backward_sync(model, enabled=more_to_come and self.processes > 1)
 
     def backward(self, loss: Tensor) -> None:
@@ -140,91 +148,95 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def autocast(self) -> AbstractContextManager[None]:
+        return self.fabric.autocast()
+
     def barrier(self) -> None:
         """Waits for all processes."""
         self.fabric.barrier()
 
-    def autocast(self) -> AbstractContextManager[None]:
-        return self.fabric.autocast()
-
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over processes; the device is not waited for."""
+        """The mean over processes, on the device and without waiting for it."""
         if self.processes == 1:
             return values
         total = values.clone()
         torch.distributed.all_reduce(total)  # Fabric's waits at a barrier first, which on CUDA waits for the device
         return total / self.processes
 
-    def anywhere(self, flags: Tensor) -> Tensor:
-        """What is true on any process; the same answer on all, and the device is not waited for."""
+    def any_rank_on_device(self, flags: Tensor) -> Tensor:
+        """Which flags are true in any process, on the device and without waiting for it."""
         return self.mean(flags.float()) > 0 if self.processes > 1 else flags
 
-    def agreed(self, answer: bool) -> bool:
-        """Whether any process says yes; the same answer on all."""
-        return answer if self.processes == 1 else bool(self._highest(torch.tensor(int(answer))))
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
+        """Which flags are true in any process; the device is not involved."""
+        return tuple(map(bool, self._on_hosts(torch.tensor(flags).int()).tolist())) if self.processes > 1 else flags
 
-    def alike(self, text: str) -> bool:
-        """Whether all processes have the same text; the same answer on all."""
+    def equal_on_all_ranks(self, text: str) -> bool:
+        """Whether all processes have the same text."""
         number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-        highest, minus_lowest = self._highest(torch.tensor([number, -number])).tolist()
+        highest, minus_lowest = self._on_hosts(torch.tensor([number, -number])).tolist()
         return bool(highest == -minus_lowest)
 
-    def _highest(self, values: Tensor) -> Tensor:
-        """The highest of each over processes, which meet on their hosts and leave the device alone."""
+    def fill_from_all_ranks(self, rows: Tensor) -> Tensor:
+        """Float32 rows on the CPU, of which each process has some and zeros elsewhere, complete in every process."""
+        return self._on_hosts(rows.view(torch.int32), torch.distributed.ReduceOp.SUM).view(torch.float32)  # exact bits
+
+    def copy_buffers_from_main(self, network: nn.Module) -> None:
+        """Gives every process rank 0's buffers, such as batch norm's statistics: those are saved and scored."""
+        for buffer in network.buffers() if self.processes > 1 else ():
+            torch.distributed.broadcast(buffer, src=0)
+
+    def _on_hosts(self, values: Tensor, how: "torch.distributed.ReduceOp.RedOpType | None" = None) -> Tensor:
+        """`values`, reduced in place over processes on their CPUs (by default to the highest)."""
         if self.processes > 1:
-            torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=self._hosts)
+            torch.distributed.all_reduce(values, how or torch.distributed.ReduceOp.MAX, group=self._hosts)
         return values
 
-    @property
-    def stop_requested(self) -> bool:
-        """Whether any process got a signal to stop; the same answer on all."""
-        return self.agreed(self._stop)
-
     @contextmanager
-    def in_company(self) -> Iterator[None]:
-        """Names the processes that no longer answer, where one waits for another in vain.
+    def detect_lost_ranks(self) -> Iterator[None]:
+        """Names the processes that no longer answer, if one waits for another in vain.
 
         Raises:
-            LostProcessError: in place of gloo's error or time-out, which does not know whom it waited for.
+            LostProcessError: in place of gloo's error or time-out, which does not say which rank is lost.
         """
         try:
             yield
         except RuntimeError as error:
             if self.processes == 1 or not (isinstance(error, DistError) or "gloo" in str(error)):
                 raise
-            lost = " and ".join(f"rank {rank}" for rank in self._silent()) or "others, which answer again"
+            lost = " and ".join(f"rank {rank}" for rank in self._silent_ranks()) or "ranks that answer again by now"
             reason = str(error).partition("\n")[0]
             raise LostProcessError(
                 f"rank {self.rank} got no answer from {lost} at {self.at} ({reason}); run the same command again to "
                 "go on from the last checkpoint"
             ) from error
 
-    def _silent(self) -> list[int]:
-        """The processes that do not say within a moment that they, too, got no answer."""
-        store = _get_default_store()
-        store.set(f"coadvise/waiting/{self.rank}", "")
-        deadline, silent = time.monotonic() + ANSWER_SECONDS, list(range(self.processes))
-        while silent and time.monotonic() < deadline:
-            silent = [rank for rank in silent if not store.check([f"coadvise/waiting/{rank}"])]
-            time.sleep(0.1)
+    def _silent_ranks(self) -> list[int]:
+        """The ranks that do not report within a moment that they got no answer either."""
+        moment, silent = timedelta(seconds=ANSWER_SECONDS), list(range(self.processes))
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        deadline = time.monotonic() + ANSWER_SECONDS
+        try:
+            store = torch.distributed.TCPStore(*address, is_master=False, timeout=moment)  # type: ignore[attr-defined]
+            store.set(f"coadvise/waiting/{self.rank}", "")
+            while silent and time.monotonic() < deadline:
+                silent = [rank for rank in silent if not store.check([f"coadvise/waiting/{rank}"])]
+                time.sleep(0.1)
+        except DistError:  # without torchrun's agent it is rank 0 that holds the store
+            return [0]
         return silent
 
-    @property
-    def stop_requested_here(self) -> bool:
-        """Whether this process got a signal to stop, whatever others did: for work that is not done in step."""
-        return self._stop
-
     @contextmanager
-    def stops_gently(self) -> Iterator[None]:
-        """SIGINT, SIGTERM and SIGUSR1 ask for a stop after the step at hand instead of ending the process."""
+    def graceful_shutdown(self) -> Iterator[None]:
+        """SIGINT, SIGTERM and SIGUSR1 set `stop_requested` instead of ending the process."""
 
         def ask(number: int, frame: FrameType | None) -> None:
-            self._stop = True
+            self.stop_requested = True
 
         names = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         try:
             before = {name: signal.signal(name, ask) for name in names}
-        except ValueError:  # not the main thread: signals are somebody else's
+        except ValueError:  # only the main thread may handle signals
             yield
             return
         try:
@@ -234,23 +246,35 @@ class Engine:
                 signal.signal(name, handler)
 
 
+@contextmanager
+def _quiet_fabric() -> Iterator[None]:
+    """Hides lightning-fabric's announcements of precision and ranks."""
+    logger = logging.getLogger("lightning_fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 @cache
 def _hosts(processes: ProcessGroup, timeout_seconds: float) -> ProcessGroup:
-    """The same processes, to meet on their hosts wherever they compute. All of them make it at the same time."""
+    """The same processes, communicating between their CPUs whatever their devices. All make it at the same time."""
     group: ProcessGroup = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
     return group
 
 
-def here(config: EngineConfig) -> EngineConfig:
-    """How a run's networks answer on this machine: as they were trained; without such a device, as it can."""
+def for_this_machine(config: EngineConfig) -> EngineConfig:
+    """The configuration to run trained networks with: as trained, or on the CPU if this machine has no such device."""
     if config.device == "cuda" and not torch.cuda.is_available():
         precision = "auto" if config.precision == "bfloat16" else config.precision
         return config.model_copy(update={"device": "auto", "precision": precision})
     return config
 
 
-def settled(config: EngineConfig) -> EngineConfig:
-    """The configuration with the precision that `auto` stands for on this machine."""
+def resolve_precision(config: EngineConfig) -> EngineConfig:
+    """The configuration with the precision that `auto` means on this machine."""
     if config.precision != "auto":
         return config
     native = _cuda_has_bfloat16() if config.device != "cpu" and torch.cuda.is_available() else _cpu_has_bfloat16()
@@ -262,7 +286,7 @@ def _cuda_has_bfloat16() -> bool:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself. Emulated, a training step takes some twenty times as long."""
+    """Whether the processor has bfloat16 instructions. Emulated, a training step takes some twenty times as long."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -272,10 +296,10 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def plain_attention(network: nn.Module) -> None:
-    """Has timm's attention computed by two matrix products and a softmax.
+    """Makes timm's attention two matrix products and a softmax.
 
     On a CPU, PyTorch's fused attention spends three fifths of a small ViT's bfloat16 training step in its backward pass
-    (docs/LOG.md); on a GPU it is the faster one, and stays.
+    (docs/LOG.md). On a GPU the fused one is faster, and stays.
     """
     for module in network.modules():
         if isinstance(module, Attention):

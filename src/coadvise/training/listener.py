@@ -1,19 +1,20 @@
-"""Where a run tells what it does."""
+"""Where a run reports what it does."""
 
 from collections.abc import Mapping
 from typing import Protocol
 
 
 class Listener(Protocol):
-    """Where a run tells what it does."""
+    """Gets a run's messages and progress."""
 
     def say(self, text: str) -> None: ...
 
-    def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None: ...
+    def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        """A network has done so many steps of so many; `figures` are its latest losses and top-1, at ends of epochs."""
 
 
 class Silent:
-    """The default of the Python interface."""
+    """Ignores everything; the default in Python."""
 
     def say(self, text: str) -> None:
         return

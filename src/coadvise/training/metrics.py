@@ -1,4 +1,4 @@
-"""The run's record: `metrics.jsonl`, one JSON object a line, the one source of every number shown."""
+"""The run's record: `metrics.jsonl`, one JSON object a line, the only source of the numbers in its report."""
 
 import fcntl
 import json
@@ -16,25 +16,19 @@ FILE = "metrics.jsonl"
 
 
 class Recorder:
-    """Appends records; every process may call it, one of them writes.
+    """Appends records. Every process may call it; one of them writes.
 
     Args:
         folder: the run directory.
-        write: False makes this a recorder that writes nothing (all processes but the first).
-        say: where sentences for the user go.
-        trackers: called with each record as well.
+        write: whether this process writes; only the first one does.
+        say: gets messages for the user.
+        trackers: each gets every record too.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        write: bool,
-        say: Callable[[str], None],
-        trackers: Sequence[Tracker] = (),
-    ) -> None:
+    def __init__(self, folder: Path, write: bool, say: Callable[[str], None], trackers: Sequence[Tracker] = ()) -> None:
         self.path, self.write, self.say, self.trackers = folder / FILE, write, say, tuple(trackers)
         if write and self.path.exists():
-            with self._alone():
+            with self._locked():
                 if not self.path.read_bytes().endswith(b"\n"):  # a crash cut the last line
                     self._replace(read_records(folder))
 
@@ -42,7 +36,7 @@ class Recorder:
         """Appends one record."""
         record = {"kind": kind, **values}
         if self.write:
-            with self._alone(), storing(self.path), self.path.open("ab", buffering=0) as file:
+            with self._locked(), storing(self.path), self.path.open("ab", buffering=0) as file:
                 before, line = file.seek(0, os.SEEK_END), (json.dumps(record) + "\n").encode()
                 try:
                     while line:
@@ -54,9 +48,9 @@ class Recorder:
             track(record)
 
     def rewind(self, part: str, step: int) -> None:
-        """Drops what `part` recorded after `step`, and its result: training is about to say it again."""
+        """Removes what `part` recorded after `step`, and its result: training will record them again."""
         if self.write and self.path.exists():
-            with self._alone():
+            with self._locked():
                 records = read_records(self.path.parent)
                 self._replace(
                     r for r in records
@@ -64,8 +58,8 @@ class Recorder:
                 )  # fmt: skip
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keeps networks that are trained at the same time from writing at the same time."""
+    def _locked(self) -> Iterator[None]:
+        """Networks that are trained at the same time write one at a time."""
         with storing(self.path):
             lock = self.path.with_name(f".{FILE}.lock").open("w")
         with lock:
@@ -77,13 +71,13 @@ class Recorder:
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """All records of a run, in order; a last line cut short by a crash is left out."""
+    """All records of a run, in order, without a last line that a crash cut short."""
     path = folder / FILE
     return list(_parse(path, path.read_bytes().splitlines())) if path.exists() else []
 
 
 def last_of(records: Iterable[dict[str, Any]], kind: str, part: str | None = None) -> dict[str, Any] | None:
-    """The last record of a kind (and part), or None."""
+    """The last record of a kind (and of a part), or None."""
     found = [r for r in records if r["kind"] == kind and (part is None or r.get("part") == part)]
     return found[-1] if found else None
 
@@ -97,4 +91,4 @@ def _parse(path: Path, lines: list[bytes]) -> Iterable[dict[str, Any]]:
         if isinstance(record, dict) and "kind" in record:
             yield record
         elif number + 1 < len(lines):
-            raise UserError(f"damaged record: {path}, line {number + 1} is no record; restore or remove the line")
+            raise UserError(f"damaged record: {path}, line {number + 1} is not a record; restore or remove the line")

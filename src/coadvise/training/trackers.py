@@ -1,4 +1,4 @@
-"""Trackers: each is told every record of a run, as `metrics.jsonl` has it."""
+"""Trackers: each gets every record of a run, as it is in `metrics.jsonl`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from coadvise.errors import UserError
 
-Tracker = Callable[[dict[str, Any]], None]  # takes one record
+Tracker = Callable[[dict[str, Any]], None]  # gets one record
 
 
 def tensorboard() -> Callable[[Path], Tracker]:
@@ -16,7 +16,7 @@ def tensorboard() -> Callable[[Path], Tracker]:
     except ImportError:
         raise UserError("engine.tensorboard=true needs TensorBoard; install coadvise[tensorboard]") from None
 
-    def begin(run: Path) -> Tracker:
+    def start(run: Path) -> Tracker:
         writer = SummaryWriter(run / "tensorboard")
 
         def track(record: dict[str, Any]) -> None:
@@ -26,12 +26,12 @@ def tensorboard() -> Callable[[Path], Tracker]:
 
         return track
 
-    return begin
+    return start
 
 
 _TRACKERS = {"tensorboard": tensorboard}
 
 
 def tracker(name: str) -> Callable[[Path], Tracker]:
-    """What begins a tracker in a run directory. Raises UserError where its package is not installed."""
+    """The function that starts a tracker in a run directory. Raises UserError if its package is not installed."""
     return _TRACKERS[name]()
