@@ -31,11 +31,15 @@ REDNET = {"widths": (64, 128, 128, 192), "stem_width": 32, "num_classes": 5}
 
 
 def published_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights under the published names, and the other tensors, of one reference file."""
+    """Weights under the published names, and the image and outputs, of one reference file."""
     tensors = load_file(path)
-    return {
-        key.removeprefix("weights."): value for key, value in tensors.items() if key.startswith("weights.")
-    }, tensors
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    generator = torch.Generator().manual_seed(int(about["input_seed"]))
+    tensors["input"] = torch.randn(json.loads(about["input_shape"]), generator=generator)[:1]
+    prefix = "weights."
+    weights = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return {key: value.float() if value.dtype == torch.float16 else value for key, value in weights.items()}, tensors
 
 
 def wrapped(weights: dict[str, Tensor], layout: str) -> dict[str, Any]:
@@ -64,7 +68,7 @@ def student_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def assert_relative(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+def assert_relative(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     assert actual.shape == expected.shape
     assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
 
@@ -110,9 +114,9 @@ def test_rednet26_stages_and_input_gradient(reference: Path, layout: str, tmp_pa
     image = tensors["input"].requires_grad_()
     stages = net.forward_intermediates(image, indices=[1, 2, 3, 4], intermediates_only=True)
     for i, stage in enumerate(stages, start=1):
-        assert_relative(stage, tensors[f"stage{i}"])
+        assert_relative(stage, tensors[f"stage{i}"], 1e-5 if i < 4 else 1e-3)  # layer4 is stored in float16
     (gradient,) = torch.autograd.grad(stages[-1].square().mean(), image)
-    assert_relative(gradient, tensors["input_grad"])
+    assert_relative(gradient, tensors["input_grad"], 3e-3)
 
 
 @pytest.mark.parametrize("container", [None, "model"])
@@ -126,10 +130,10 @@ def test_aligned_student_logits(reference: Path, container: str | None, tmp_path
     assert isinstance(net, Student)
     with torch.no_grad():
         logits = net.forward_tokens(tensors["input"])
-        assert_relative(net(tensors["input"]), tensors["class_logits"])
-    for name in ("class", "conv", "inv"):
-        assert_relative(logits[name], tensors[f"{name}_logits"])
-    assert_relative(torch.stack(list(logits.values())).mean(0), tensors["average_logits"])
+        assert torch.equal(net(tensors["input"]), logits["class"])
+    logits["average"] = torch.stack(list(logits.values())).mean(0)
+    for name, values in logits.items():
+        assert_relative(values, tensors[f"{name}_logits"], 1e-3)
 
 
 # layouts -------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ and analysis.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from torch import Tensor, cat, nn
 
 from coadvise.advice import CLASS
 from coadvise.errors import UserError
-from coadvise.models.inference import ClassAnswer
+from coadvise.models.class_answer import ClassAnswer
 from coadvise.models.staged import default_cfg
 from coadvise.models.stems import STEMS, AlignedPatchEmbed
 from coadvise.models.tokens import PAPER_TOKENS, TokenModel, check_token_names
@@ -159,13 +160,10 @@ class Student(TokenModel, VisionTransformer):
         self._build_token_heads()
 
     def _pos_embed(self, x: Tensor | tuple[Tensor, dict[str, Tensor]]) -> Tensor:
-        """Put [class, named tokens, patches] in a row, [B, 1 + T + N, D], and add the position embedding."""
+        """Concatenate [class, named tokens, patches] to [B, 1 + T + N, D], and add the position embedding."""
         patches, tokens = x if isinstance(x, tuple) else (x, {})
         batch = patches.shape[0]
-        if self.reg_token is not None:
-            learned = self.reg_token.expand(batch, -1, -1).split(1, dim=1)
-            tokens = tokens | dict(zip(self.learned_names, learned, strict=True))
-        assert self.cls_token is not None
+        tokens = tokens | {name: token.expand(batch, -1, -1) for name, token in self._learned_tokens().items()}
         assert self.pos_embed is not None
         pos_embed: Tensor = self.pos_embed
         if self.dynamic_img_size:
@@ -176,8 +174,13 @@ class Student(TokenModel, VisionTransformer):
                 num_prefix_tokens=self.num_prefix_tokens,
             )
             patches = patches.flatten(1, 2)
-        row = [self.cls_token.expand(batch, -1, -1), *(tokens[name] for name in self.token_names), patches]
-        return self.pos_drop(cat(row, dim=1) + pos_embed)
+        return self.pos_drop(cat([*(tokens[name] for name in (CLASS, *self.token_names)), patches], dim=1) + pos_embed)
+
+    def _learned_tokens(self) -> dict[str, Tensor]:
+        """Return the tokens that are parameters, each [1, 1, D], by name."""
+        assert self.cls_token is not None
+        learned = () if self.reg_token is None else self.reg_token.split(1, dim=1)
+        return {CLASS: self.cls_token, **dict(zip(self.learned_names, learned, strict=True))}
 
     def forward_tokens(self, x: Tensor) -> dict[str, Tensor]:
         """Map images [B, C, H, W] to logits [B, num_classes] by token: ``"class"``, then ``token_names`` in order."""
@@ -191,7 +194,12 @@ class Student(TokenModel, VisionTransformer):
             UserError: A student that gives the whole sequence (``global_pool=""``).
         """
         _check_pool(self.global_pool or "none", self.num_classes)
-        return ClassAnswer(self)
+        model = copy.deepcopy(self).eval().requires_grad_(False)
+        assert model.pos_embed is not None
+        names, learned = (CLASS, *model.token_names), model._learned_tokens()
+        positions = model.pos_embed[:, : len(names)].split(1, dim=1)
+        rows = [position + learned.get(name, 0) for name, position in zip(names, positions, strict=True)]
+        return ClassAnswer(model, cat(rows, dim=1), {name: names.index(name) for name in model.aligned})
 
 
 def _aligned_embed(

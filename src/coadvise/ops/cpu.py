@@ -1,12 +1,7 @@
-"""The native CPU path of involution: calls ``involution_cpu.c`` on channels-last memory, or plain torch without it.
-
-The first call also registers ``involution_torch.cpp`` with PyTorch for CPU tensors. From then on that calls the kernel
-for what a channels-last network makes, and the functions here for all else. Without a C++ compiler all comes here.
-"""
+"""Involution on CPU tensors: calls ``involution_cpu.c`` on channels-last memory, or plain PyTorch without it."""
 
 import ctypes
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -23,13 +18,12 @@ from coadvise.ops.reference import (
 )
 
 SOURCE = Path(__file__).with_name("involution_cpu.c")
-DISPATCHED = Path(__file__).with_name("involution_torch.cpp")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
 def involution2d_cpu(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Involution on CPU tensors: [B, C, H, W] and [B, G, K, K, h, w] to [B, C, h, w] in the memory order of ``x``."""
-    kernel = native_kernel(_lanes(x, weight)) if x.dtype in DTYPES else None
+    kernel = native_kernel() if x.dtype == weight.dtype and x.dtype in DTYPES else None
     if kernel is None:
         return involution2d_reference(x, weight, stride)
     height, width = weight.shape[-2:]
@@ -41,7 +35,7 @@ def involution2d_cpu(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 def involution2d_backward_cpu(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     """Gradients of ``x`` and ``weight``, each in the shape, dtype and memory order of its tensor."""
-    kernel = native_kernel(_lanes(x, weight)) if x.dtype in DTYPES else None
+    kernel = native_kernel() if grad.dtype == x.dtype == weight.dtype and x.dtype in DTYPES else None
     if kernel is None:
         return involution2d_backward_reference(grad, x, weight, stride)
     grad, image = (t.contiguous(memory_format=torch.channels_last) for t in (grad, x))
@@ -49,12 +43,6 @@ def involution2d_backward_cpu(grad: Tensor, x: Tensor, weight: Tensor, stride: i
     grad_x, grad_pixels = torch.empty_like(image, memory_format=torch.channels_last), torch.empty_like(pixels)
     _call(kernel, _sizes(x, weight, stride), image, pixels, None, grad, grad_x, grad_pixels)
     return grad_x.contiguous(memory_format=memory_format(x)), like_weight(grad_pixels, weight)
-
-
-def _lanes(x: Tensor, weight: Tensor) -> int:
-    """How many channels a vector holds: the wider one unless it would be padded more than the narrower."""
-    group_width = x.shape[1] // weight.shape[1]
-    return 16 if -group_width % 16 == -group_width % 8 else 8
 
 
 def _sizes(x: Tensor, weight: Tensor, stride: int) -> tuple[int, ...]:
@@ -74,14 +62,7 @@ def _call(kernel: Callable[..., int], sizes: tuple[int, ...], *tensors: Tensor |
 
 
 @cache
-def native_kernel(lanes: int) -> Callable[..., int] | None:
-    """The compiled function for vectors of ``lanes`` floats; None, after one warning, where it cannot be had."""
-    without = "involution runs in plain torch, many times slower"
-    with ThreadPoolExecutor(1) as pool:  # both are compiled at the same time
-        dispatched = pool.submit(native.load, DISPATCHED, without="") if lanes == 16 else None
-        library = native.load(SOURCE, without, f"-DLANES={lanes}", parts=((), ("-DBACKWARD",)))
-    kernel = native.function(library, "involution", *[ctypes.c_void_p] * 7)
-    attach = native.function(dispatched.result(), "attach", ctypes.c_void_p) if dispatched else None
-    if kernel and attach:
-        attach(ctypes.cast(kernel, ctypes.c_void_p))  # type: ignore[arg-type]
-    return kernel
+def native_kernel() -> Callable[..., int] | None:
+    """The compiled function; None, after one warning, where it could not be built."""
+    library = native.load(SOURCE, "involution runs in plain PyTorch, many times slower")
+    return native.function(library, "involution", *[ctypes.c_void_p] * 7)

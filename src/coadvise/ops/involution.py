@@ -3,16 +3,15 @@
 Li et al., *Involution: Inverting the Inherence of Convolution for Visual Recognition*, CVPR 2021.
 
 The operator is registered with PyTorch as ``coadvise::involution2d`` and ``coadvise::involution2d_backward``, so eager
-code, ``torch.compile`` and ``torch.export`` see one node whatever computes it: ``cpu.py`` on CPU tensors, with
-``involution_torch.cpp`` for the usual ones, ``triton.py`` on CUDA tensors, plain torch on every other device. An ONNX
-export gets plain torch throughout, so that its readers need nothing of ours.
+code, ``torch.compile`` and ``torch.export`` see one node whatever computes it: ``cpu.py`` on CPU tensors, ``triton.py``
+on CUDA tensors, plain PyTorch on every other device. An ONNX export contains plain operators instead, so that its
+readers need nothing of this package.
 """
 
 import math
 import subprocess
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -34,42 +33,40 @@ DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 def involution2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """Filters each position of ``x`` with that position's own kernel: Eq. (4) of the paper, zero padding (K - 1) / 2.
+    """Filters each position of ``x`` with its own kernel: Eq. (4) of the paper, with zero padding (K - 1) / 2.
 
-    Differentiable any number of times, in reverse mode; `torch.func.jvp` sees a constant, as in any operator that
-    `torch.library` registers. Under autocast it runs in the autocast dtype, as a convolution does.
+    Differentiable any number of times in reverse mode. `torch.func.jvp` sees a constant, as with every operator that
+    `torch.library` registers. Under autocast it runs in the autocast dtype, as a convolution does; float64 stays.
 
     Args:
-        x: [B, C, H, W], floating point. Channels-last memory is the fast one.
-        weight: [B, G, K, K, h, w], G dividing C, K odd, h = ceil(H / stride), w = ceil(W / stride); dtype and device of
-            ``x``. Channel c of ``x`` uses kernel c // (C / G).
-        stride: step between output positions, at least 1.
+        x: [B, C, H, W], floating point. Channels-last memory is the fastest.
+        weight: [B, G, K, K, h, w], with G dividing C, K odd, h = ceil(H / stride), w = ceil(W / stride), on the device
+            of ``x``, of its dtype unless under autocast. Channel c of ``x`` uses kernel c // (C / G).
+        stride: Step between output positions, at least 1.
 
     Returns:
-        [B, C, h, w], in the dtype and the memory order of ``x``.
+        [B, C, h, w], in the dtype (or autocast's) and the memory order of ``x``.
 
     Raises:
-        UserError: for shapes, dtypes or devices other than these.
+        UserError: Other shapes, dtypes or devices.
     """
+    x, weight = _cast(x, weight)
     _check(x, weight, stride)
-    tracing = torch.compiler.is_compiling() or torch._C._is_tracing()
-    if tracing and torch.onnx.is_in_onnx_export():  # which takes longer to ask
-        return involution2d_reference(*_in_one_dtype(x, weight), stride)
-    out: Tensor = _operator(x, weight, stride)
+    if torch.onnx.is_in_onnx_export():
+        return involution2d_reference(x, weight, stride)
+    out: Tensor = torch.ops.coadvise.involution2d.default(x, weight, stride)
     return out
 
 
-def _autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
-    """What autocast makes of these inputs; None where it is off. It leaves float64 alone, as everywhere in PyTorch."""
+def _cast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in autocast's dtype where it is on; float64 stays, as everywhere in PyTorch."""
     device = x.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return None
-    return None if torch.float64 in (x.dtype, weight.dtype) else torch.get_autocast_dtype(device)
-
-
-def _in_one_dtype(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = _autocast_dtype(x, weight)
-    return (x, weight) if dtype is None else (x.to(dtype), weight.to(dtype))
+        return x, weight
+    if torch.float64 in (x.dtype, weight.dtype) or not (x.is_floating_point() and weight.is_floating_point()):
+        return x, weight
+    dtype = torch.get_autocast_dtype(device)
+    return x.to(dtype), weight.to(dtype)
 
 
 def _check(x: Tensor, weight: Tensor, stride: int) -> None:
@@ -99,7 +96,7 @@ def _check(x: Tensor, weight: Tensor, stride: int) -> None:
             f"x is {x.dtype} and weight {weight.dtype}; both must be floating point, of 16 to 64 bits; convert with "
             ".float()"
         )
-    if x.dtype != weight.dtype and _autocast_dtype(x, weight) is None:
+    if x.dtype != weight.dtype:
         raise UserError(f"x is {x.dtype} and weight {weight.dtype}; convert one to the other's dtype, or use autocast")
 
 
@@ -159,14 +156,11 @@ class Involution2d(nn.Module):
 _library = torch.library.Library("coadvise", "DEF")
 _forward = "coadvise::involution2d"
 _backward = "coadvise::involution2d_backward"
-for _suffix in "", "_any_layout":  # the latter is what involution_torch.cpp calls
-    for _schema in (
-        f"involution2d{_suffix}(Tensor x, Tensor weight, int stride) -> Tensor",
-        f"involution2d_backward{_suffix}(Tensor grad, Tensor x, Tensor weight, int stride) -> (Tensor, Tensor)",
-    ):
-        _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
-
-_operator = torch.ops.coadvise.involution2d.default
+for _schema in (
+    "involution2d(Tensor x, Tensor weight, int stride) -> Tensor",
+    "involution2d_backward(Tensor grad, Tensor x, Tensor weight, int stride) -> (Tensor, Tensor)",
+):
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def _forward_fake(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -231,14 +225,6 @@ def _triton() -> Any:
     return None
 
 
-def _forward_anywhere(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    return (involution2d_cpu if x.is_cpu else involution2d_reference)(x, weight, stride)
-
-
-def _backward_anywhere(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    return (involution2d_backward_cpu if x.is_cpu else involution2d_backward_reference)(grad, x, weight, stride)
-
-
 def _forward_cuda(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     kernels = _triton()
     return (involution2d_reference if kernels is None else kernels.involution2d_triton)(x, weight, stride)
@@ -250,27 +236,12 @@ def _backward_cuda(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> tupl
     return backward(grad, x, weight, stride)
 
 
-def _autocasting(key: str) -> Callable[[Tensor, Tensor, int], Tensor]:
-    """PyTorch's own `register_autocast` takes one dtype for good; this takes the one that the user's autocast has."""
-    itself = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-
-    def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        x, weight = _in_one_dtype(x, weight)
-        with torch._C._ExcludeDispatchKeyGuard(itself):
-            return _operator(x, weight, stride)
-
-    return forward
-
-
-for _key in ("AutocastCPU", "AutocastCUDA"):
-    _library.impl("involution2d", _autocasting(_key), _key)
-_library.impl("involution2d_any_layout", involution2d_cpu, "CPU")
-_library.impl("involution2d_backward_any_layout", involution2d_backward_cpu, "CPU")
+_library.impl("involution2d", involution2d_cpu, "CPU")
+_library.impl("involution2d_backward", involution2d_backward_cpu, "CPU")
 _library.impl("involution2d", _forward_cuda, "CUDA")
 _library.impl("involution2d_backward", _backward_cuda, "CUDA")
-# The key "CPU" stays free for involution_torch.cpp, which is built on the first call.
-_library.impl("involution2d", _forward_anywhere, "CompositeExplicitAutograd")
-_library.impl("involution2d_backward", _backward_anywhere, "CompositeExplicitAutograd")
+_library.impl("involution2d", involution2d_reference, "CompositeExplicitAutograd")
+_library.impl("involution2d_backward", involution2d_backward_reference, "CompositeExplicitAutograd")
 torch.library.register_fake(_forward, _forward_fake, lib=_library)
 torch.library.register_fake(_backward, _backward_fake, lib=_library)
 torch.library.register_autograd(_forward, _differentiate_forward, setup_context=_keep_forward, lib=_library)

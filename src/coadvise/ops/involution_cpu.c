@@ -9,20 +9,18 @@
  * of one group: a window is K short runs of memory, at offsets known when compiling, whatever the number of channels.
  *
  * Every value written has one owner and one order of summation: results depend on neither thread count nor run.
- * LANES, 8 or 16, comes from the command line; narrower or odd groups are padded with zeros up to a multiple of it.
- *
- * Compiled twice at the same time, to save half of the wait: with BACKWARD defined to the gradients' half of the library,
- * without to the rest.
+ * Groups that are narrower than LANES, or no multiple of it, are padded with zeros.
  */
 #include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#define LANES 16
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef uint32_t words __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
-#if LANES == 16 && !defined(__AVX512F__) /* two registers a vec, which GCC keeps in memory unless they are taken apart */
+#ifndef __AVX512F__ /* two registers a vec, which GCC keeps in memory unless they are taken apart */
 #define PART 8
 #else
 #define PART LANES
@@ -347,10 +345,8 @@ static void forward_band(const Plan *p, const void *x, const void *weight, void 
     }
 }
 
-#ifdef BACKWARD
-
 /* Owns the weight gradient of its output rows and the input gradient of the input rows [first, last) * stride. */
-void involution_backward_band(const Plan *p, const void *gradient, const void *x, const void *weight, void *dx, void *dw,
+static void backward_band(const Plan *p, const void *gradient, const void *x, const void *weight, void *dx, void *dw,
                               int64_t image, int64_t first, int64_t last, Scratch *s) {
     const int64_t floor_row = first * p->stride, ceil_row = least(last * p->stride, p->height);
     const int64_t reach = p->pad / p->stride;
@@ -373,11 +369,6 @@ void involution_backward_band(const Plan *p, const void *gradient, const void *x
         for (; done < complete; done++) flush_row(s->dx, dx, image, done, p); /* no later window reaches these rows */
     }
 }
-
-#else
-
-void involution_backward_band(const Plan *p, const void *gradient, const void *x, const void *weight, void *dx, void *dw,
-                              int64_t image, int64_t first, int64_t last, Scratch *s);
 
 /* ---- entry ---- */
 
@@ -428,7 +419,7 @@ int involution(const int64_t *sizes, const void *x, const void *weight, void *ou
             const int64_t image = i / p->bands, first = i % p->bands * p->band_rows;
             const int64_t last = least(first + p->band_rows, p->out_height);
             if (gradient)
-                involution_backward_band(p, gradient, x, weight, dx, dw, image, first, last, &s);
+                backward_band(p, gradient, x, weight, dx, dw, image, first, last, &s);
             else
                 forward_band(p, x, weight, out, image, first, last, &s);
         }
@@ -436,5 +427,3 @@ int involution(const int64_t *sizes, const void *x, const void *weight, void *ou
     free(memory);
     return 0;
 }
-
-#endif

@@ -1,10 +1,9 @@
-"""Native CPU kernels: C sources, and C++ ones for PyTorch's dispatcher, built on first use.
+"""Native CPU kernels: C sources that are compiled on first use.
 
 A compiled library is cached in ``$XDG_CACHE_HOME/coadvise`` (``~/.cache/coadvise``) under a hash of everything that
-shaped it. Without a C compiler, or with ``COADVISE_NATIVE=0``, there is none, and plain torch runs in its place.
+shaped it. Without a C compiler, or with ``COADVISE_NATIVE=0``, there is no library, and the caller does without.
 """
 
-import atexit
 import ctypes
 import hashlib
 import os
@@ -14,7 +13,6 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,36 +21,45 @@ import torch
 
 from coadvise.machine import cache_folder, cache_path
 
-PREFIX = "kernel-"  # of a library's name
-# No -ffast-math: NaN and infinity must reach the result. -O2 compiles faster, but involution's backward pass is then
-# 10-30 % slower.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC")
-COMPILERS = {".c": ("gcc", "cc", "clang"), ".cpp": ("g++", "c++", "clang++")}
-TORCH = Path(torch.__file__).parent
+PREFIX = "kernel-"  # of a library's file name
+COMPILERS = ("gcc", "cc", "clang")
+# No -ffast-math: NaN and infinity must reach the result. -O2 compiles faster, but makes involution's backward pass
+# 10 to 30 % slower.
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-fopenmp")
 
 
 @cache
-def load(source: Path, without: str, *defines: str, parts: tuple[tuple[str, ...], ...] = ((),)) -> ctypes.CDLL | None:
-    """The library of a source; None where it cannot be had, after one warning that begins with ``without``, if any."""
+def load(source: Path, without: str, *flags: str) -> ctypes.CDLL | None:
+    """The compiled library of a C source, or None where it could not be built.
+
+    Args:
+        source: The C file.
+        without: What happens without the library; a warning begins with it, once.
+        flags: Further flags for the compiler.
+    """
     if os.environ.get("COADVISE_NATIVE", "1") == "0":
         return None
     try:
-        library = build(source, *defines, parts=parts)
+        library = build(source, *flags)
         try:
             return ctypes.CDLL(str(library))
         except OSError:  # a damaged file, perhaps
             library.unlink()
-            return ctypes.CDLL(str(build(source, *defines, parts=parts)))
+            return ctypes.CDLL(str(build(source, *flags)))
     except (OSError, subprocess.SubprocessError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).splitlines()
         reason = next((line for line in lines if "error" in line), lines[0] if lines else type(error).__name__)
-        if without:
-            _warn(f"{without}: its native kernel could not be built ({reason})")
+        warnings.warn(
+            f"{without}: its native kernel could not be built ({reason}). Install gcc or clang, or set "
+            "COADVISE_NATIVE=0 to accept this silently.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return None
 
 
 def function(library: ctypes.CDLL | None, name: str, *arguments: Any) -> Callable[..., int] | None:
-    """A library's function of these `ctypes` arguments that returns an int; None without the library."""
+    """A library's function that takes these `ctypes` arguments and returns an int; None without the library."""
     if library is None:
         return None
     found: Any = getattr(library, name)
@@ -61,92 +68,67 @@ def function(library: ctypes.CDLL | None, name: str, *arguments: Any) -> Callabl
     return kernel
 
 
-@cache
-def _warn(message: str) -> None:
-    warnings.warn(
-        f"{message}. Install gcc or clang, or set COADVISE_NATIVE=0 to accept this silently.",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-
-
-def build(source: Path, *defines: str, parts: tuple[tuple[str, ...], ...] = ((),)) -> Path:
-    """Compiles a source unless a library for this source, compiler, processor, OpenMP runtime and torch is cached.
-
-    Args:
-        source: C, or C++ with PyTorch's headers and library.
-        defines: Flags for the compiler.
-        parts: The source is compiled once with each of these sets of flags, at the same time, and all make one library.
-    """
-    *others, last = names = COMPILERS[source.suffix]
-    compiler = next((path for name in names if (path := shutil.which(name))), None)
+def build(source: Path, *flags: str) -> Path:
+    """Compiles a C source, unless the cache has a library of this source, compiler, processor, OpenMP and PyTorch."""
+    compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
     if compiler is None:
-        raise FileNotFoundError(f"no {', '.join(others)} or {last} on PATH")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    runtime, flags, libraries = _openmp_runtime(), (*FLAGS, *defines), []
-    if source.suffix == ".cpp":
-        flags = (*flags, "-std=c++17", f"-I{TORCH / 'include'}")
-        libraries = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", f"-Wl,-rpath,{TORCH / 'lib'}"]
-    made_of = (source.read_text(), version, _processor(), str(runtime), torch.__version__, *flags, repr(parts))
-    key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:24]
-    name, there = f"{PREFIX}{key}.so", cache_path()
-    if there is not None and (there / name).exists():  # also where the folder can only be read
-        return there / name
-    folder = cache_folder() or _private_folder()
-    library = folder / name
-    if not library.exists():
-        with tempfile.TemporaryDirectory(
-            dir=folder
-        ) as scratch:  # renamed when whole: another process sees all or nothing
-            linked = Path(scratch, "kernel.so")
-            made = [Path(scratch, f"{number}.o") for number in range(len(parts))]
+        raise FileNotFoundError(f"no {', '.join(COMPILERS)} on PATH")
+    version = _run(compiler, "--version")
+    runtime = _openmp_runtime()
+    made_of = (source.read_text(), version, _processor(), str(runtime), torch.__version__, *FLAGS, *flags)
+    name = f"{PREFIX}{hashlib.sha256(chr(0).join(made_of).encode()).hexdigest()[:24]}.so"
+    cached = cache_path()
+    if cached is not None and (cached / name).exists():  # also where the folder can only be read
+        return cached / name
+    folder = cache_folder() or _process_folder()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        compiled, linked = Path(scratch, "kernel.o"), Path(scratch, "kernel.so")
+        _run(compiler, *FLAGS, *flags, "-c", str(source), "-o", str(compiled))
+        # -fopenmp at this step would link the compiler's runtime beside PyTorch's. Clang's calls need its own.
+        shared = runtime is not None and "clang" not in version
+        openmp = [str(runtime), f"-Wl,-rpath,{runtime.parent}"] if shared and runtime else ["-fopenmp"]
+        _run(compiler, "-shared", str(compiled), *openmp, "-o", str(linked))
+        with linked.open("rb") as file:
+            os.fsync(file.fileno())
+        linked.replace(folder / name)  # when complete: another process sees the whole file or none
+    return folder / name
 
-            def run(*arguments: str) -> None:
-                subprocess.run([compiler, *arguments], capture_output=True, text=True, check=True, timeout=120)
 
-            def compile_(part: tuple[str, ...], target: Path) -> None:
-                run(*flags, *part, "-fopenmp", "-c", str(source), "-o", str(target))
-
-            with ThreadPoolExecutor() as pool:
-                list(pool.map(compile_, parts, made))
-            # Linked by hand, since -fopenmp at this step would add the compiler's runtime beside torch's own. Clang's
-            # calls, though, are not those of the runtime that torch brings.
-            shared = runtime is not None and "clang" not in version
-            openmp = [str(runtime), f"-Wl,-rpath,{runtime.parent}"] if shared and runtime else ["-fopenmp"]
-            run("-shared", *map(str, made), *libraries, *openmp, "-o", str(linked))
-            with linked.open("rb") as file:
-                os.fsync(file.fileno())
-            linked.replace(library)
-    return library
+def _run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
 @cache
-def _private_folder() -> Path:
-    """For this process alone, since what lies in it gets loaded; gone when it ends."""
+def _process_folder() -> Path:
+    """A folder for this process alone, where the cache cannot be written."""
     warnings.warn(
-        f"'{cache_path() or '~/.cache/coadvise'}' cannot be written, so native kernels are built anew in every process,"
-        " seconds each. Set XDG_CACHE_HOME to a folder that can be, or COADVISE_NATIVE=0 for plain torch.",
+        f"'{cache_path() or '~/.cache/coadvise'}' cannot be written, so every process compiles native kernels again, "
+        "which takes seconds. Set XDG_CACHE_HOME to a writable folder, or COADVISE_NATIVE=0 for plain PyTorch.",
         RuntimeWarning,
         stacklevel=2,
     )
-    folder = Path(tempfile.mkdtemp(prefix="coadvise-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    folder = tempfile.TemporaryDirectory(prefix="coadvise-")
+    _process_folders.append(folder)
+    return Path(folder.name)
+
+
+_process_folders: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
 
 
 def _openmp_runtime() -> Path | None:
-    """The OpenMP library in this process, torch's own if there are several: one thread pool, one thread count."""
+    """The OpenMP library in this process, PyTorch's own if there are several: one thread pool, one thread count."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
         return None
     paths = {Path(line.split(maxsplit=5)[5]) for line in lines if line.count("/")}
     loaded = sorted(path for path in paths if path.name.startswith(("libgomp", "libiomp", "libomp")))
-    return next((path for path in loaded if TORCH in path.parents), loaded[0] if loaded else None)
+    own = Path(torch.__file__).parent
+    return next((path for path in loaded if own in path.parents), loaded[0] if loaded else None)
 
 
 def _processor() -> str:
-    """What ``-march=native`` means here: a cache in a shared home must not hand over instructions this CPU lacks."""
+    """What ``-march=native`` means here: a cache in a shared home must not offer instructions that this CPU lacks."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
