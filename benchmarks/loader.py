@@ -16,6 +16,7 @@ The floor is what no such view can do without, measured in the same turns: a fil
 pixels (bytes, by torchvision), bytes made floats; of a presized image the last two, of 32 pixels the last.
 """
 
+import io
 import tempfile
 import time
 from collections import Counter
@@ -39,9 +40,10 @@ from torchvision.transforms import (
 
 from benchmarks.table import Row, Setting, Table, machine
 from coadvise.config import AugmentConfig, load_config
-from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, take_no_bits
+from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, allow_no_bits
 from coadvise.data.scan import ScannedSplit, presized_split, scan_split
-from coadvise.data.sources import Source, Split
+from coadvise.data.sources import Source
+from coadvise.data.sources.folder import FolderSplit
 from coadvise.data.views import Views
 from coadvise.evaluation.speed import interleaved
 from coadvise.machine import keep_freed_memory
@@ -66,11 +68,11 @@ def photographs(folder: Path, count: int) -> Source:
         image = image.resize((500, 375), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        paths.append(folder / f"class{number % CLASSES}" / f"{number:05d}.jpg")
-        paths[-1].parent.mkdir(parents=True, exist_ok=True)
-        image.save(paths[-1], quality=90)
-    split = Split(tuple(paths), tuple(number % CLASSES for number in range(count)))
-    return Source(folder, tuple(f"class{n}" for n in range(CLASSES)), split, split, "")
+        paths.append(f"class{number % CLASSES}/{number:05d}.jpg")
+        (folder / paths[-1]).parent.mkdir(parents=True, exist_ok=True)
+        image.save(folder / paths[-1], quality=90)
+    split = FolderSplit(folder, tuple(paths), np.arange(count) % CLASSES)
+    return Source(str(folder), tuple(f"class{n}" for n in range(CLASSES)), split, split, "")
 
 
 class InMemory(torch.utils.data.Dataset[Any]):
@@ -150,8 +152,8 @@ def large(folder: Path, batch_size: int, repeats: int) -> tuple[list[Row], str]:
     kept = presized_split(source, "train", presize, folder / "store", lambda text: None)
     opened = time.perf_counter()
     plain = scan_split(source.train, 224, in_memory=False)
-    peer = timm_loader(ImageDataset(str(source.root)), 224, batch_size, torch.device("cpu"))
-    take_no_bits(peer.loader.dataset.transform)
+    peer = timm_loader(ImageDataset(source.where), 224, batch_size, torch.device("cpu"))
+    allow_no_bits(peer.loader.dataset.transform)
     store = kept.presized
     assert store is not None
     seconds = interleaved(
@@ -159,7 +161,9 @@ def large(folder: Path, batch_size: int, repeats: int) -> tuple[list[Row], str]:
             "timm": exhaust(peer),
             "files": one_pass(Views(plain, augment, CLASSES, 224, seed=0), batch_size),
             "presized": one_pass(Views(kept, augment, CLASSES, 224, seed=0), batch_size),
-            "floor of files": cropped(lambda: (np.array(Image.open(path)) for path in source.train.paths)),
+            "floor of files": cropped(
+                lambda: (np.array(Image.open(io.BytesIO(source.train.read(row)))) for row in range(count))
+            ),
             "floor of presized": cropped(lambda: (np.array(store[row]) for row in range(count))),
         },
         repeats,
@@ -183,8 +187,8 @@ def small(setting: Setting, batch_size: int) -> Row:
     augment = config.model_copy(update={"cutmix": 0.0, "smoothing": 0.0})
     count = SMALL_BATCHES * batch_size
     pixels = np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
-    paths = tuple(Path(str(n)) for n in range(count))
-    split = ScannedSplit(paths, np.arange(count) % CLASSES, pixels, (), Counter({(32, 32): count}))
+    labels = np.arange(count) % CLASSES
+    split = ScannedSplit(FolderSplit(Path(), (), labels), labels, pixels, (), Counter({(32, 32): count}))
     dataset = InMemory(split)
     peer = timm_loader(dataset, 32, batch_size, setting.device)
     peer.loader.dataset.transform = Compose(

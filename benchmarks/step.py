@@ -32,6 +32,7 @@ from benchmarks.table import Row, Setting, Table, in_turns, machine
 from coadvise.advice import LossWeights
 from coadvise.config import EngineConfig, ModelConfig, RecipeConfig, RunConfig, load_config
 from coadvise.data.scan import ScannedSplit
+from coadvise.data.sources.folder import FolderSplit
 from coadvise.data.views import Views
 from coadvise.distill.teachers import Teacher, Teachers
 from coadvise.models import TokenModel
@@ -51,7 +52,7 @@ def random_split(images: int, size: int = SIZE, classes: int = len(CLASSES)) -> 
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (images, 3, size, size), dtype=np.uint8)
     labels = rng.integers(0, classes, images)
-    return ScannedSplit(tuple(map(Path, map(str, range(images)))), labels, pixels, (), Counter({(size, size): images}))
+    return ScannedSplit(FolderSplit(Path(), (), labels), labels, pixels, (), Counter({(size, size): images}))
 
 
 def student(name: str, advised: bool) -> Network:

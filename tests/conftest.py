@@ -13,7 +13,6 @@ import coadvise  # noqa: F401  # isort: skip  (its torchvision guard, before any
 from tiny import make_images, write_preset
 
 from coadvise import fit
-from coadvise.data import warp
 from coadvise.machine import cache_folder
 from coadvise.ops import cpu, native
 
@@ -50,7 +49,7 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def fresh_kernel() -> Iterator[None]:
     """Forgets which native kernels this process has built, before and after the test."""
-    kept = (cpu.native_kernel, warp._kernel, native.load)
+    kept = (cpu.native_kernel, native.load)
     for function in kept:
         function.cache_clear()
     yield
@@ -106,11 +105,8 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 @pytest.fixture(scope="session")
 def photos() -> Path:
-    """A folder with train/ and test/ of ten classes of 32-pixel JPEG photographs."""
-    folder = os.environ.get("COADVISE_PHOTOS")
-    if not folder:
-        pytest.skip("no photographs (set COADVISE_PHOTOS to a folder with train/ and test/ of ten classes)")
-    return Path(folder)
+    """A folder with train/ and test/ of three classes of small JPEG photographs."""
+    return Path(__file__).parent / "photos"
 
 
 @pytest.fixture(scope="session")

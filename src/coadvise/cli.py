@@ -169,7 +169,7 @@ def predict(
 ) -> None:
     """Say what is on images. One that cannot be read is an error, unless allowed."""
     from coadvise.data.images import readable
-    from coadvise.data.sources import image_files
+    from coadvise.data.sources.folder import image_files
     from coadvise.deploy.predict import load
 
     student, images, unreadable = load(run, part), image_files(images), list[str]()

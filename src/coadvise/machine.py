@@ -1,4 +1,4 @@
-"""Where things are kept that any later run may use, and anybody may delete: `~/.cache/coadvise`."""
+"""This machine: the cache folder, the cores, how memory is reused."""
 
 import ctypes
 import os
@@ -6,7 +6,10 @@ from pathlib import Path
 
 
 def cache_path() -> Path | None:
-    """`$XDG_CACHE_HOME/coadvise`, by default `~/.cache/coadvise`, whether it is there or not; None without a home."""
+    """`$XDG_CACHE_HOME/coadvise`, by default `~/.cache/coadvise`, which need not exist; None without a home folder.
+
+    It holds what any later run may use and the user may delete at any time.
+    """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "coadvise")
     except RuntimeError:
@@ -14,7 +17,7 @@ def cache_path() -> Path | None:
 
 
 def cache_folder() -> Path | None:
-    """`cache_path`, made where it was not there; None where it cannot be made or written."""
+    """`cache_path`, created if needed; None where it cannot be created or written."""
     folder = cache_path()
     try:
         if folder is not None:
@@ -24,20 +27,25 @@ def cache_folder() -> Path | None:
     return folder if folder is not None and os.access(folder, os.W_OK) else None
 
 
+def available_cores() -> int:
+    """How many cores this process may use: those of its CPU affinity where the system has one, else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Has the C library keep what is freed, for the next step to use. Returns whether it does.
+    """Makes the C library keep freed memory for the next step. Returns whether it does so.
 
-    Otherwise glibc gives the maps of every step back to the system, and gets them again page by page, each zeroed
-    first: up to a fifth of a small teacher's time (benchmarks/allocator.py), about as much of a loader's. The process
-    then keeps the most memory that it ever needed. Another C library is left as it is.
+    By default glibc returns the buffers of every step to the system and gets them again page by page, each zeroed
+    first: up to a fifth of a small teacher's time, and about as much of a loader's (benchmarks/allocator.py). The
+    process then holds on to the most memory that it ever needed. C libraries without `mallopt` are left as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    # Some versions of glibc take no more than 32 MiB as the size from which on maps come from the system directly.
+    # Some versions of glibc accept at most 32 MiB for the size from which the system is asked directly.
     kept = mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)
     return bool(kept and mallopt(_M_TRIM_THRESHOLD, -1) and mallopt(_M_TOP_PAD, 2**26))

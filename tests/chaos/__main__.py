@@ -1,18 +1,19 @@
-"""`python -m chaos [--seed N] [--tries N] [CAMPAIGN ...]`: exit code 0 if nothing was lost."""
+"""`python -m chaos [kill] [corrupt] [--seed N] [--tries N]` damages runs at random; exits with 1 if any was lost."""
 
 import argparse
-import importlib
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from chaos import CAMPAIGNS
+from chaos import corrupt, kill
 
-parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
-parser.add_argument("campaigns", nargs="*", help=f"of {', '.join(CAMPAIGNS)}; all when none is given")
-parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--tries", type=int, default=0, help="of each campaign; 0 is the full size")
+CAMPAIGNS = {"kill": kill.run, "corrupt": corrupt.run}
+
+parser = argparse.ArgumentParser(prog="chaos", description="Kills and damages runs at random.")
+parser.add_argument("campaigns", nargs="*", metavar="kill|corrupt", help="both if none is given")
+parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same tries")
+parser.add_argument("--tries", type=int, default=50, help="of each campaign")
 chosen = parser.parse_args()
 if unknown := set(chosen.campaigns) - CAMPAIGNS.keys():
     parser.error(f"no campaign {', '.join(unknown)}; there are {', '.join(CAMPAIGNS)}")
@@ -21,7 +22,7 @@ lost = 0
 for name in chosen.campaigns or CAMPAIGNS:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"chaos-{name}-") as folder:
-        tally = importlib.import_module(f"chaos.{name}").run(chosen.tries or CAMPAIGNS[name], chosen.seed, Path(folder))
-    print(f"{tally}\n  {time.monotonic() - began:.0f} s, seed {chosen.seed}", flush=True)
+        tally = CAMPAIGNS[name](chosen.tries, chosen.seed, Path(folder))
+    print(f"{name}: {tally}\n  {time.monotonic() - began:.0f} s, seed {chosen.seed}", flush=True)
     lost += len(tally.lost)
 sys.exit(1 if lost else 0)

@@ -4,41 +4,34 @@ import random
 import shutil
 from pathlib import Path
 
-from chaos import Tally
-from chaos.victim import FINISHED, REFUSED, STOPPED, Victims, result
+from chaos.victim import FINISHED, REFUSED, STOPPED, Tally, Victims, result
 
-STOP = ("students/advised-0", 5)  # in the middle of an epoch; teachers are finished, two checkpoints are there
+STOP = ("students/advised-0", 5)  # in the middle of an epoch: teachers are finished, two checkpoints exist
 
 
 def run(tries: int, seed: int, folder: Path) -> Tally:
-    """Damages checkpoints, finished networks and predictions, one file a try.
+    """Damages one file of checkpoints, finished networks or predictions in each try.
 
-    Survived is a run that came to the same end, or that refused in a sentence which names the file. Lost is another
-    end, or another error.
+    Survived is a run with the same result, or one that refused with a message that names the file. All else is lost.
     """
-    draw, tally, victims = random.Random(seed), Tally("corrupt"), Victims(folder)
-    wanted_at, stopped, path = folder / "undisturbed", folder / "stopped", folder / "run"
-    assert victims.start(wanted_at).code == FINISHED
+    draw, tally, victims = random.Random(seed), Tally(), Victims(folder)
+    undisturbed, stopped, path = folder / "undisturbed", folder / "stopped", folder / "run"
+    assert victims.start(undisturbed).code == FINISHED
     assert victims.start(stopped, stop_at=lambda *where: where == STOP).code == STOPPED
-    wanted = result(wanted_at)
-    files = sorted(
-        str(file.relative_to(stopped))
-        for kind in ("checkpoints", "teachers", "predictions")
-        for file in (stopped / kind).rglob("*")
-        if file.is_file()
-    )
-    while tally.tried < tries:
+    wanted = result(undisturbed)
+    kinds = ("checkpoints", "teachers", "predictions")
+    files = sorted(file for kind in kinds for file in (stopped / kind).rglob("*") if file.is_file())
+    for _ in range(tries):
         shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(stopped, path)
-        name = draw.choice(files)
+        name = str(draw.choice(files).relative_to(stopped))
         damage = _damage(path / name, draw)
         outcome = victims.start(path)
         tally.tried += 1
         if outcome.code == REFUSED and name in outcome.message:
             tally.note("refused, file named")
         elif outcome.code == FINISHED and result(path) == wanted:
-            said = any(name in text for text in outcome.said)
-            tally.note("said, and the same end" if said else "not needed, and the same end")
+            tally.note("reported" if any(name in text for text in outcome.said) else "not needed")
         else:
             tally.lost.append(f"{name}, {damage}: {outcome.message.strip() or 'another result'}")
     return tally

@@ -4,40 +4,36 @@ import random
 import shutil
 from pathlib import Path
 
-from chaos import Tally
-from chaos.victim import FINISHED, Outcome, Place, Victims, result
+from chaos.victim import FINISHED, Outcome, Place, Tally, Victims, result
+
 from coadvise.training.checkpoint import Checkpoints
 
 
 def run(tries: int, seed: int, folder: Path) -> Tally:
-    """Kills runs until `tries` were killed; each goes on until it is finished, and is held against an undisturbed one.
+    """Kills runs `tries` times in all; each goes on until it is finished, and is compared with an undisturbed one.
 
-    Lost is a kill after which the run did not go on from its newest whole checkpoint, or did not come to the same end.
+    Lost is a kill after which the run did not go on from its newest whole checkpoint, or ended differently.
     """
-    draw, tally, victims = random.Random(seed), Tally("kill"), Victims(folder)
-    undisturbed = folder / "undisturbed"
-    counted = victims.start(undisturbed, count=True)
+    draw, tally, victims = random.Random(seed), Tally(), Victims(folder)
+    counted = victims.start(folder / "undisturbed", count=True)
     assert counted.code == FINISHED, counted.message
-    wanted = result(undisturbed)
+    wanted = result(folder / "undisturbed")
     while tally.tried < tries:
-        path, kills = folder / "run", []
+        path, kills, code = folder / "run", [], -9
         shutil.rmtree(path, ignore_errors=True)
-        while True:
+        while code == -9:
             saving = draw.random() < 0.5
             place = Place(draw.randrange(1, counted.calls["saving" if saving else "any"]), saving)
             saved = _saved(path)
             outcome = victims.start(path, place if tally.tried < tries else None)
             if fault := _went_on(saved, outcome):
                 tally.lost.append(f"{kills[-1] if kills else 'start'}: {fault}")
-            if outcome.code != -9:
-                break
-            kills.append(place)
-            tally.tried += 1
-            tally.note("inside a save" if saving else "anywhere")
-        if outcome.code != FINISHED:
-            tally.lost.append(f"{kills}: {outcome.message}")
-        elif result(path) != wanted:
-            tally.lost.append(f"{kills}: another result")
+            if (code := outcome.code) == -9:
+                kills.append(place)
+                tally.tried += 1
+                tally.note("inside a save" if saving else "anywhere")
+        if code != FINISHED or result(path) != wanted:
+            tally.lost.append(f"{kills}: {outcome.message or 'another result'}")
     return tally
 
 

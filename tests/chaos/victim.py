@@ -1,7 +1,6 @@
-"""A run in a process of its own, which can be killed at an exact place; and whether it came to the same end.
+"""A run in a process of its own that can be killed at an exact place, and whether it came to the same end.
 
-Children are forked: they start at once, so that a campaign of many is short. The parent itself computes nothing, so it
-has no threads that a fork would lose.
+Children are forked, so they start at once. The parent computes nothing, so a fork loses no threads.
 """
 
 import json
@@ -10,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,13 +17,29 @@ from typing import Any
 import torch
 from tiny import PRESET, Stopper, contents, make_images, never, records, write_preset
 
-from coadvise import fit
-from coadvise import storage as checkpoint
+from coadvise import fit, storage
 from coadvise.errors import Interrupted, UserError
-from coadvise.training import metrics as record
+from coadvise.training import checkpoint, metrics
 
-SAVING = {checkpoint.__file__, record.__file__}
-FINISHED, STOPPED, REFUSED, FAULT = 0, 10, 11, 12
+SAVING = {storage.__file__, metrics.__file__}
+FINISHED, STOPPED, REFUSED, FAULT = 0, 10, 11, 12  # exit codes of a child
+
+
+@dataclass
+class Tally:
+    """The result of a campaign; `lost` has a line for each try that went wrong."""
+
+    tried: int = 0
+    lost: list[str] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)  # how often what happened
+
+    def note(self, what: str) -> None:
+        self.notes[what] = self.notes.get(what, 0) + 1
+
+    def __str__(self) -> str:
+        notes = ", ".join(f"{what} {count}" for what, count in sorted(self.notes.items()))
+        first = f"tried {self.tried}, survived {self.tried - len(self.lost)}, lost {len(self.lost)} ({notes})"
+        return "\n".join([first, *(f"  lost: {line}" for line in self.lost)])
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,7 @@ class _Calls:
 
 
 class _Log(Stopper):
-    """Writes down what happens where it outlives the process."""
+    """Writes what happens to a file, which outlives the process."""
 
     def __init__(self, path: Path, stop_at: Callable[[str, int], bool]) -> None:
         super().__init__(stop_at)
@@ -73,9 +88,9 @@ class _Log(Stopper):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a child ended, and what it wrote down."""
+    """How a child ended, and what it wrote."""
 
-    code: int  # of the above, or minus the signal
+    code: int  # one of the above, or minus the signal
     said: tuple[str, ...]
     steps: tuple[tuple[str, int], ...]
     message: str
@@ -83,42 +98,35 @@ class Outcome:
 
 
 class Victims:
-    """Runs of one tiny configuration: 8 steps of each of four networks, a checkpoint after every second."""
+    """Runs of one tiny configuration: 8 steps of each of four networks, a checkpoint after every step."""
 
     def __init__(self, folder: Path) -> None:
         torch.set_num_threads(1)
-        self.folder = folder
-        self.data = make_images(folder / "images")
-        self.preset = write_preset(folder, PRESET.replace("epochs: 2", "epochs: 4"))
+        checkpoint.WRITING_SHARE = 0
+        text = PRESET.replace("epochs: 2", "epochs: 4").replace("checkpoint_seconds: 0", "checkpoint_seconds: 1e-9")
+        self.folder, self.data, self.preset = folder, make_images(folder / "images"), write_preset(folder, text)
 
     def start(
         self, run: Path, place: Place | None = None, stop_at: Callable[[str, int], bool] = never, count: bool = False
     ) -> Outcome:
-        """Starts or goes on with a run, to its end or to `place`."""
+        """Starts or resumes a run, to its end or to `place`."""
         log, end = self.folder / "log", self.folder / "end"
         end.write_text("{}")
         child = os.fork()
         if child == 0:
-            self._live(run, place, stop_at, count, log, end)
+            self._live(run, _Calls(place), place is not None or count, _Log(log, stop_at), end)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         last = json.loads(end.read_text())
-        return Outcome(
-            code,
-            tuple(line["said"] for line in lines if "said" in line),
-            tuple((line["part"], line["step"]) for line in lines if "part" in line),
-            last.get("message", ""),
-            last.get("calls", {}),
-        )
+        said = tuple(line["said"] for line in lines if "said" in line)
+        steps = tuple((line["part"], line["step"]) for line in lines if "part" in line)
+        return Outcome(code, said, steps, last.get("message", ""), last.get("calls", {}))
 
-    def _live(
-        self, run: Path, place: Place | None, stop_at: Callable[[str, int], bool], count: bool, log: Path, end: Path
-    ) -> None:
+    def _live(self, run: Path, calls: _Calls, counting: bool, listener: _Log, end: Path) -> None:
         """In the child."""
-        code, message, calls = FAULT, "", _Calls(place)
+        code, message = FAULT, ""
         try:
-            listener = _Log(log, stop_at)
-            if place or count:
+            if counting:
                 sys.setprofile(calls)
             fit(self.data, self.preset, run, baseline=True, listener=listener)
             code = FINISHED
@@ -136,7 +144,7 @@ class Victims:
 
 
 def result(run: Path) -> dict[str, Any]:
-    """Everything that a finished run is: every weight, and every number that does not depend on the clock."""
+    """Everything about a finished run: every weight, and every number that does not depend on the clock."""
     weights = {n: data for n, data in contents(run).items() if n.endswith("model.safetensors")}
     last = {r["part"]: r for r in records(run, "result")}
     by_part = {

@@ -9,6 +9,7 @@ import torch
 
 from coadvise.config import AugmentConfig
 from coadvise.data.scan import ScannedSplit
+from coadvise.data.sources.folder import FolderSplit
 from coadvise.data.views import Batch, Views
 
 NOTHING = AugmentConfig(kind="none")
@@ -18,10 +19,17 @@ EVERYTHING = AugmentConfig(
 )  # fmt: skip
 
 
+def files(*paths: Path | str, labels: Iterable[int] = ()) -> FolderSplit:
+    """Files as a split, all of class 0 unless labels are given; they need not exist."""
+    found = np.array([*labels] or [0] * len(paths), np.int64)
+    return FolderSplit(Path(), tuple(map(str, paths)), found)
+
+
 def made_split(images: int, size: int = 12, classes: int = 3) -> ScannedSplit:
     """Random pixels without files."""
     pixels = np.random.default_rng(images).integers(0, 256, (images, 3, size, size), dtype=np.uint8)
-    return ScannedSplit(tuple(map(Path, map(str, range(images)))), np.arange(images) % classes, pixels, (), Counter())
+    split = files(*map(str, range(images)), labels=(np.arange(images) % classes).tolist())
+    return ScannedSplit(split, split.labels, pixels, (), Counter())
 
 
 def made_views(images: int, augment: AugmentConfig, size: int = 12, classes: int = 3, seed: int = 0) -> Views:

@@ -164,7 +164,7 @@ def test_files_that_disappear_while_training_are_skipped_listed_and_counted(pres
     listener = Once("teachers/conv", 2, lose)
     run = fit(data, preset, tmp_path / "run", listener=listener)
     lines = (run / FILE).read_text().splitlines()
-    assert sorted(line.partition("': ")[0] for line in lines) == [f"'{path}" for path in lost]
+    assert sorted(line.partition("': ")[0] for line in lines) == [f"'{path.relative_to(data)}" for path in lost]
     assert [r["unreadable"] for r in records(run, "train")] == [0, 2, 2, 2]
     assert sum("a training image is skipped from now on: " in text for text in listener.said) == 2
     # A run that goes on finds the file gone from the folder, says so, and still has it on its list.

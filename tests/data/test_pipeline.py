@@ -11,7 +11,7 @@ from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment, post
 from torch import Tensor
 
 from coadvise.config import AugmentConfig
-from coadvise.data.pipeline import Pipeline, take_no_bits
+from coadvise.data.pipeline import Pipeline, allow_no_bits
 
 PLAIN = AugmentConfig(kind="deit", rand_augment="")
 DEIT = AugmentConfig(kind="deit")
@@ -30,7 +30,7 @@ def timms(images: list[Image.Image], rand_augment: str | None) -> list[Tensor]:
         32, is_training=True, color_jitter=0.4 if rand_augment else None, auto_augment=rand_augment, re_prob=0.0,
         interpolation="bicubic", normalize=False,
     )  # fmt: skip
-    take_no_bits(pipeline)
+    allow_no_bits(pipeline)
     views = []
     for seed, image in enumerate(images):
         random.seed(seed)
@@ -42,7 +42,7 @@ def timms(images: list[Image.Image], rand_augment: str | None) -> list[Tensor]:
 
 def test_crops_and_flips_are_timm_s_up_to_rounding() -> None:
     images = textures(40)
-    ours = Pipeline(PLAIN, 32).views(images, range(40))
+    ours = Pipeline(PLAIN, 32).views(zip(images, range(40), strict=True), 40)
     difference = (ours - torch.stack(timms(images, None))).abs() * 255
     assert difference.mean() < 0.1  # grey levels
     assert difference.max() < 8
@@ -51,7 +51,7 @@ def test_crops_and_flips_are_timm_s_up_to_rounding() -> None:
 def test_rand_augment_is_timm_s_with_the_same_draws() -> None:
     """Most operations keep a rounding small; equalising, posterising and sharpening make more of it."""
     images = textures(60)
-    ours = Pipeline(DEIT, 32).views(images, range(60))
+    ours = Pipeline(DEIT, 32).views(zip(images, range(60), strict=True), 60)
     theirs = torch.stack(timms(images, DEIT.rand_augment))
     difference = (ours - theirs).abs().mean((1, 2, 3)) * 255
     assert (difference < 0.2).float().mean() > 0.8
@@ -64,7 +64,7 @@ def test_how_much_is_cropped_and_whether_it_is_flipped_are_the_configuration_s()
     ramp = Image.fromarray(np.arange(0, 256, 8, dtype=np.uint8)[None, :, None].repeat(32, 0).repeat(3, 2))
     for flip, shown in ((False, 0), (True, 20)):
         augment = PLAIN.model_copy(update={"crop_scale": (1.0, 1.0), "flip": flip})
-        views = Pipeline(augment, 32).views([ramp] * 40, range(40))
+        views = Pipeline(augment, 32).views(zip([ramp] * 40, range(40), strict=True), 40)
         whole = torch.from_numpy(np.array(ramp)).permute(2, 0, 1).float() / 255
         mirrored = (views == whole.flip(2)).flatten(1).all(1)
         assert ((views == whole).flatten(1).all(1) ^ mirrored).all()
@@ -73,16 +73,16 @@ def test_how_much_is_cropped_and_whether_it_is_flipped_are_the_configuration_s()
 
 def test_an_array_and_an_image_of_the_same_pixels_give_the_same_view() -> None:
     images = textures(20)
-    arrays = [np.asarray(image) for image in images]
+    arrays = [np.array(image) for image in images]
     pipeline = Pipeline(DEIT, 24)
-    assert torch.equal(pipeline.views(images, range(20)), pipeline.views([a.copy() for a in arrays], range(20)))
+    assert torch.equal(*(pipeline.views(zip(given, range(20), strict=True), 20) for given in (images, arrays)))
 
 
 @pytest.mark.parametrize("name", ["rand-m9-mstd0.5-inc1", "original-mstd0.5", "augmix-m9"])
 def test_no_draw_stops_the_pipeline(name: str) -> None:
     """timm posterises to no bits now and then, which Pillow refuses from 13 on."""
     pipeline = timm.data.create_transform(8, is_training=True, auto_augment=name, normalize=False, color_jitter=None)
-    take_no_bits(pipeline)
+    allow_no_bits(pipeline)
     parts = [part for part in pipeline.transforms if isinstance(part, AutoAugment | RandAugment | AugMixAugment)]
     assert len(parts) == 1
     listed = parts[0].policy if isinstance(parts[0], AutoAugment) else [parts[0].ops]
@@ -96,6 +96,6 @@ def test_no_draw_stops_the_pipeline(name: str) -> None:
 
 def test_images_of_any_size_and_form() -> None:
     images = [Image.new("RGB", size, (10, 200, 30)) for size in ((1, 1), (1, 40), (300, 2), (7, 7), (64, 48))]
-    views = Pipeline(PLAIN, 16).views(images, range(5))
+    views = Pipeline(PLAIN, 16).views(zip(images, range(5), strict=True), 5)
     assert views.shape == (5, 3, 16, 16)
     assert torch.allclose(views * 255, torch.tensor([10.0, 200, 30])[:, None, None].expand_as(views), atol=1)

@@ -1,7 +1,6 @@
-"""Every image is decoded once; what cannot be read is left out and named."""
+"""Every picture is decoded once for all processes and runs; what cannot be read is left out and named."""
 
 import errno
-import hashlib
 import re
 import shutil
 from collections import Counter
@@ -9,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from samples import files
 from tiny import make_images
 
 from coadvise.data import scan as scan_module
 from coadvise.data.images import read_image, square, to_array
-from coadvise.data.scan import ScannedSplit, scan, scan_split
-from coadvise.data.sources import Source, Split, open_source
+from coadvise.data.scan import Changes, changes_of, scan, scan_split, scored_and_trained_on
+from coadvise.data.sources import Source, open_source
 from coadvise.data.store import presized
 from coadvise.errors import UserError
 
@@ -26,13 +28,13 @@ def test_all_images_in_order(image_folder: Path, in_memory: bool) -> None:
     dataset = scan(source, 12, in_memory)
     assert dataset.classes == source.classes
     for scanned, split in ((dataset.train, source.train), (dataset.val, source.val)):
-        assert scanned.paths == split.paths
-        assert scanned.labels.tolist() == list(split.labels)
+        assert scanned.split.names() == split.names()
+        assert np.array_equal(scanned.labels, split.labels)
         assert not scanned.unreadable
         assert scanned.sizes == {(16, 16): len(split)}
         if in_memory:
-            expected = np.stack([to_array(square(read_image(path), 12)) for path in split.paths])
-            assert np.array_equal(scanned.pixels, expected)
+            images = (read_image(image_folder / name) for name in split.names())
+            assert np.array_equal(scanned.pixels, np.stack([to_array(square(image, 12)) for image in images]))
         else:
             assert scanned.pixels is None
     assert dataset.val.per_class(3) == [6, 6, 6]
@@ -47,9 +49,9 @@ def test_unreadable_images_are_left_out_and_never_replaced(tmp_path: Path, in_me
     bad = {0: b"", 7: b"<html>", 8: paths[8].read_bytes()[:40], 19: b"\x89PNG"}
     for number, content in bad.items():
         paths[number].write_bytes(content)
-    scanned = scan_split(Split(tuple(paths), tuple(n % 3 for n in range(20))), 8, in_memory)
+    scanned = scan_split(files(*paths, labels=[n % 3 for n in range(20)]), 8, in_memory)
     good = [number for number in range(20) if number not in bad]
-    assert scanned.paths == tuple(paths[number] for number in good)
+    assert scanned.split.names() == [str(paths[number]) for number in good]
     assert scanned.labels.tolist() == [number % 3 for number in good]
     assert len(scanned.unreadable) == len(bad)
     for line, number in zip(scanned.unreadable, bad, strict=True):
@@ -57,14 +59,14 @@ def test_unreadable_images_are_left_out_and_never_replaced(tmp_path: Path, in_me
     if in_memory:
         assert scanned.pixels[:, 0, 0, 0].tolist() == good
     assert scanned.sizes == {(8, 8): 16}
+    assert [scanned.picture(row).getpixel((0, 0))[0] for row in range(16)] == good
 
 
 def test_sizes_are_counted(tmp_path: Path) -> None:
     sizes = [(8, 8), (9, 5), (9, 5)]
     for number, size in enumerate(sizes):
         Image.new("L", size).save(tmp_path / f"{number}.png")
-    split = Split(tuple(sorted(tmp_path.iterdir())), (0, 0, 0))
-    assert scan_split(split, 8, True).sizes == Counter(sizes)
+    assert scan_split(files(*sorted(tmp_path.iterdir())), 8, True).sizes == Counter(sizes)
 
 
 def test_a_class_without_a_readable_image_is_named_with_its_own_fault(tmp_path: Path) -> None:
@@ -72,7 +74,7 @@ def test_a_class_without_a_readable_image_is_named_with_its_own_fault(tmp_path: 
     (root / "train" / "blue" / "0.png").write_bytes(b"")  # a fault elsewhere
     for path in (root / "train" / "green").iterdir():
         path.write_bytes(b"<html>")
-    with pytest.raises(UserError, match=r"class 'green' has no readable image.*train/green/0\.png': cannot identify"):
+    with pytest.raises(UserError, match=r"class 'green' has no readable image.*'train/green/0\.png': not an image"):
         scan(open_source(root, 0.2, 0), 16, True)
 
 
@@ -80,13 +82,13 @@ def test_nothing_left_to_score(tmp_path: Path) -> None:
     root = make_images(tmp_path, train=1, val=1)
     for path in (root / "val").glob("*/*"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"no readable image to score on.*first fault: .*val/blue/0\.png"):
+    with pytest.raises(UserError, match=r"no readable image to score on.*'val/blue/0\.png'"):
         scan(open_source(root, 0.2, 0), 16, False)
 
 
 def test_more_than_memory_holds_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_module, "MEMORY_LIMIT", 2**20)
-    split = Split((Path("missing.png"),) * 1500, (0,) * 1500)
+    split = files(*["missing.png"] * 1500)
     with pytest.raises(UserError, match=r"1500 images at 32 px.*augment\.kind=deit"):
         scan_split(split, 32, True)
     assert len(scan_split(split, 32, False).unreadable) == 1500
@@ -94,36 +96,66 @@ def test_more_than_memory_holds_is_refused_before_anything_is_read(monkeypatch: 
 
 def test_photographs(photos: Path) -> None:
     dataset = scan(open_source(photos, 0.2, 0), 32, True)
-    assert len(dataset.classes) == 10
+    assert len(dataset.classes) == 3
     assert not dataset.train.unreadable + dataset.val.unreadable
     assert 0.3 < dataset.train.pixels.mean() / 255 < 0.7
 
 
-def test_the_sum_is_of_the_files_in_order_and_no_names(tmp_path: Path) -> None:
-    root = make_images(tmp_path / "a", train=3)
-    split = scan(open_source(root, 0.2, 0), 16, in_memory=False).train
-    by_hand = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in split.paths))
-    assert split.sha256 == by_hand.hexdigest()
+# digests -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_sum_is_of_contents_in_order_and_of_no_names(tmp_path: Path) -> None:
+    root = make_images(tmp_path, train=3)
+    paths = sorted((root / "train").rglob("*.png"))
+    whole = scan_split(files(*paths), 16, True).sha256
     (root / "train").rename(root / "elsewhere")
-    moved = scan_split(
-        Split(tuple(root / "elsewhere" / path.relative_to(root / "train") for path in split.paths), (0,) * 9), 16, True
+    moved = [root / "elsewhere" / path.relative_to(root / "train") for path in paths]
+    assert scan_split(files(*moved), 16, False).sha256 == whole
+    assert scan_split(files(*moved[::-1]), 16, False).sha256 != whole
+    moved[4].write_bytes(moved[3].read_bytes())
+    assert scan_split(files(*moved), 16, True).sha256 != whole
+
+
+def test_pictures_both_trained_and_scored_on_are_found(tmp_path: Path) -> None:
+    root = make_images(tmp_path, train=3, val=2)
+    shutil.copy(root / "train" / "red" / "2.png", root / "val" / "blue" / "1.png")
+    assert scored_and_trained_on(scan(open_source(root, 0.2, 0), 16, True)) == [("val/blue/1.png", "train/red/2.png")]
+
+
+def test_a_listing_tells_what_changed(tmp_path: Path) -> None:
+    root = make_images(tmp_path, train=4, val=1)
+    train = root / "train"
+    (train / "red" / "3.png").write_bytes(b"broken")
+    (train / "red" / "new\nline.png").write_bytes((train / "red" / "0.png").read_bytes())
+    before = scan(open_source(root, 0.2, 0), 16, False).train.listing()
+    assert len(before) == 13
+    assert all(line.isprintable() for line in before)
+    assert changes_of(before, before[::-1]) == Changes()
+    Image.new("RGB", (9, 9)).save(train / "red" / "3.png")  # readable now
+    (train / "blue" / "1.png").write_bytes((train / "blue" / "0.png").read_bytes())
+    (train / "green" / "0.png").rename(train / "blue" / "0b.png")
+    changes = changes_of(before, scan(open_source(root, 0.2, 0), 16, False).train.listing())
+    assert changes.added == ("train/blue/0b.png",)
+    assert changes.removed == ("train/green/0.png",)
+    assert sorted(changes.replaced) == ["train/blue/1.png", "train/red/3.png"]
+    assert str(changes) == (
+        "1 added ('train/blue/0b.png'), 1 removed ('train/green/0.png'), 2 replaced ('train/blue/1.png' first)"
     )
-    assert moved.sha256 == split.sha256
-    moved.paths[4].write_bytes(moved.paths[3].read_bytes())
-    assert scan_split(Split(moved.paths, (0,) * 9), 16, True).sha256 != split.sha256
-    gone = scan_split(Split(moved.paths, (0,) * 9), 16, True)
-    moved.paths[0].unlink()
-    with pytest.raises(UserError, match=r"cannot read '.*0\.png' any more: No such file"):
-        _ = gone.sha256
 
 
-def test_the_sum_is_of_all_files_of_a_large_split(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"1")
-    split = ScannedSplit((tmp_path / "x",) * 4500, np.zeros(4500, np.int64), None, (), Counter())
-    assert split.sha256 == hashlib.sha256(hashlib.sha256(b"1").digest() * 4500).hexdigest()
+listings = st.dictionaries(st.text("ab ", min_size=1, max_size=3), st.sampled_from(["1 0", "2 0", "1 1"]))
 
 
-# what is kept ---------------------------------------------------------------------------------------------------------
+@given(listings, listings)
+def test_changes_are_those_of_sets(old: dict[str, str], new: dict[str, str]) -> None:
+    changes = changes_of(*([f"{about} {name}" for name, about in lines.items()] for lines in (old, new)))
+    assert {*changes.added} == new.keys() - old.keys()
+    assert {*changes.removed} == old.keys() - new.keys()
+    assert {*changes.replaced} == {name for name in new.keys() & old.keys() if new[name] != old[name]}
+    assert bool(changes) == (old != new)
+
+
+# what is kept --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -139,39 +171,41 @@ def large_images(root: Path) -> Source:
     return open_source(root, 0.2, 0)
 
 
-@pytest.mark.parametrize("presize", [0, 24])
-def test_images_are_decoded_once_whatever_process_or_run_asks(
-    tmp_path: Path, cache: Path, presize: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("in_memory", "presize"), [(True, 0), (False, 24), (False, 0)])
+def test_pictures_are_decoded_once_whatever_process_or_run_asks(
+    tmp_path: Path, cache: Path, in_memory: bool, presize: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = large_images(tmp_path / "images")
     said: list[str] = []
-    first = scan(source, 16, not presize, presize, said.append)
+    first = scan(source, 16, in_memory, presize, said.append)
     if presize:
-        assert [np.array_equal(first.train.presized[row], presized(read_image(path), 24))
-                for row, path in enumerate(first.train.paths)] == [True] * 11  # fmt: skip
+        for row in range(11):
+            assert np.array_equal(first.train.presized[row], presized(first.train.picture(row), 24))
         assert len(said) == 1
         assert re.search(r"presizing 12 images to 24 px.*GiB are free", said[0])
-    else:
-        plain = scan_split(source.train, 16, in_memory=True)
-        assert np.array_equal(first.train.pixels, plain.pixels)
-        assert not said
+    elif in_memory:
+        assert np.array_equal(first.train.pixels, scan_split(source.train, 16, in_memory=True).pixels)
     assert len(first.train.unreadable) == 1
+    assert first.train.digests == scan_split(source.train, 16, in_memory=False).digests
 
     decoded = []
-    monkeypatch.setattr(scan_module, "read_image", lambda path: decoded.append(path) or read_image(path))
-    again = scan(source, 16, not presize, presize, said.append)
-    assert not [path for path in decoded if path in source.train.paths]
+    decode = scan_module.decode
+    monkeypatch.setattr(scan_module, "decode", lambda content, name: decoded.append(name) or decode(content, name))
+    again = scan(source, 16, in_memory, presize, said.append)
+    assert not decoded
     assert len(said) == bool(presize)
     for one, other in ((first.train, again.train), (first.val, again.val)):
-        assert (one.paths, one.unreadable, one.sizes) == (other.paths, other.unreadable, other.sizes)
-        assert np.array_equal(one.labels, other.labels)
-    changed = source.train.paths[5]
-    Image.new("RGB", (50, 50), (1, 2, 3)).save(changed)
-    new = scan(source, 16, not presize, presize, said.append).train
-    assert changed in decoded
-    row = new.paths.index(changed)
-    image = new.presized[row] if presize else new.pixels[row].transpose(1, 2, 0)
-    assert (image == (1, 2, 3)).all()
+        assert one.listing() == other.listing()
+        assert (one.unreadable, one.sizes, one.digests) == (other.unreadable, other.sizes, other.digests)
+    name = source.train.name(5)
+    Image.new("RGB", (50, 50), (1, 2, 3)).save(tmp_path / "images" / name)
+    new = scan(source, 16, in_memory, presize, said.append).train
+    assert name in decoded
+    row = new.split.names().index(name)
+    assert new.digests[row] != first.train.digests[row]
+    if in_memory or presize:
+        image = new.presized[row] if presize else new.pixels[row].transpose(1, 2, 0)
+        assert (image == (1, 2, 3)).all()
 
 
 def test_splits_and_sizes_are_kept_side_by_side(tmp_path: Path, cache: Path) -> None:
@@ -182,19 +216,18 @@ def test_splits_and_sizes_are_kept_side_by_side(tmp_path: Path, cache: Path) -> 
     assert scan(source, 16, in_memory=True).train.pixels.shape == (11, 3, 16, 16)
 
 
-def test_small_images_need_no_cache_folder_and_presized_ones_say_what_they_need(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_presized_images_need_a_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = large_images(tmp_path / "images")
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert scan(source, 16, in_memory=True).train.pixels.shape == (11, 3, 16, 16)
+    assert len(scan(source, 16, in_memory=False).train.digests) == 11
     with pytest.raises(UserError, match=r"cannot be written; set XDG_CACHE_HOME.*data\.presize=0"):
         scan(source, 16, in_memory=False, presize=24)
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
-def test_a_full_disk_is_said_and_nothing_is_left(
+def test_a_full_disk_is_reported_and_nothing_is_left(
     tmp_path: Path, cache: Path, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = large_images(tmp_path / "images")
@@ -208,6 +241,7 @@ def test_a_full_disk_is_said_and_nothing_is_left(
         monkeypatch.setattr(scan_module, "presized", full)
     with pytest.raises(UserError, match=r"presized images.*(need 0\.00 GiB|No space left).*data\.presize=0"):
         scan(source, 16, in_memory=False, presize=24)
-    assert not [path for path in cache.rglob("*") if path.is_file() and path.name != ".lock"]
+    left = [path.parent.name for path in cache.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert not [folder for folder in left if "presized" in folder]
     if when == "before":
         assert scan(source, 16, in_memory=True).train.pixels.shape == (11, 3, 16, 16)

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from samples import files
 
 from coadvise.data import store as store_module
 from coadvise.data.images import square
-from coadvise.data.store import Decoded, Store, fingerprint, open_store, presized
+from coadvise.data.store import Decoded, Seen, Store, fingerprint, open_store, presized
 
 
 def made(seed: int, count: int) -> list[tuple]:
@@ -26,7 +27,7 @@ def made(seed: int, count: int) -> list[tuple]:
     for number in range(count):
         height, width = (int(side) for side in rng.integers(1, 9, 2))
         array = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        images.append((f"'{number}.png': broken", None) if rng.random() < 0.3 else ((width, height), array))
+        images.append((f"'{number}.png': broken", None) if rng.random() < 0.3 else (Seen(width, height, "ab"), array))
     return images
 
 
@@ -52,15 +53,15 @@ def test_a_store_gives_back_what_was_put_in_and_is_made_once(seed: int, count: i
         assert len(first) == sum(array is not None for _, array in images)
 
 
-def test_images_of_one_shape_can_be_had_as_one_array_and_a_store_pickles_small(tmp_path: Path) -> None:
+def test_images_of_one_shape_are_one_array_and_a_store_pickles_small(tmp_path: Path) -> None:
     arrays = np.random.default_rng(0).integers(0, 256, (50, 3, 16, 16), dtype=np.uint8)
-    store = open_store(tmp_path, "f", lambda: (((16, 16), array) for array in arrays))
+    store = open_store(tmp_path, "f", lambda: ((Seen(16, 16, "ab"), array) for array in arrays))
     assert np.array_equal(store.stacked((3, 16, 16)), arrays)
     assert len(pickle.dumps(store)) < 5000 < arrays.nbytes
 
 
 @pytest.mark.parametrize("damage", ["a byte", "a byte far behind", "the end", "the description", "no description"])
-def test_a_damaged_store_is_made_anew(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_store_is_made_again(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "_BLOCK", 64)
     images = made(1, 9)
     open_store(tmp_path, "f", lambda: iter(images))
@@ -96,7 +97,7 @@ def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> 
     assert holds(open_store(tmp_path, "old", never), before)
 
 
-def test_a_new_fingerprint_replaces_the_store_unless_somebody_has_it(tmp_path: Path) -> None:
+def test_a_new_fingerprint_replaces_the_store_unless_a_process_uses_it(tmp_path: Path) -> None:
     before, after = made(4, 6), made(5, 6)
     old = open_store(tmp_path, "old", lambda: iter(before))
     (tmp_path / ".killed.pixels").write_bytes(b"what a killed process left")
@@ -127,47 +128,40 @@ def test_many_at_once_make_it_once(tmp_path: Path) -> None:
     assert all(holds(store, images) for store in stores)
 
 
-def test_a_fingerprint_is_of_paths_sizes_times_modes_and_kind(tmp_path: Path) -> None:
+def test_a_fingerprint_is_of_names_sizes_times_modes_and_kind(tmp_path: Path) -> None:
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path in paths:
         path.write_bytes(b"1234")
         os.utime(path, ns=(0, 10**9))
-    whole = fingerprint(paths, "32 square")
-    assert fingerprint(paths, "32 square") == whole
-    others = [
-        fingerprint(paths, "48 square"),
-        fingerprint(paths[::-1], "32 square"),
-        fingerprint(paths[:1], "32 square"),
-    ]
-    os.utime(paths[1], ns=(0, 2 * 10**9))
-    others.append(fingerprint(paths, "32 square"))
-    paths[1].write_bytes(b"12345")
-    os.utime(paths[1], ns=(0, 10**9))
-    others.append(fingerprint(paths, "32 square"))
-    paths[1].write_bytes(b"4321")  # of the same size, and its time is put back
-    os.utime(paths[1], ns=(0, 10**9))
-    others.append(fingerprint(paths, "32 square"))
-    assert fingerprint(paths, "32 square") == others[-1]
-    paths[1].chmod(0o600)
-    others.append(fingerprint(paths, "32 square"))
-    paths[1].unlink()
-    others.append(fingerprint(paths, "32 square"))
+    whole = fingerprint(files(*paths), "32 square")
+    assert fingerprint(files(*paths), "32 square") == whole
+    others = [fingerprint(files(*paths), "48 square"), fingerprint(files(*paths[::-1]), "32 square")]
+    others.append(fingerprint(files(paths[0]), "32 square"))
+    for change in (
+        lambda path: os.utime(path, ns=(0, 2 * 10**9)),
+        lambda path: path.write_bytes(b"12345"),
+        lambda path: (path.write_bytes(b"4321"), os.utime(path, ns=(0, 10**9))),  # size and time as before
+        lambda path: path.chmod(0o600),
+        lambda path: path.unlink(),
+    ):
+        change(paths[1])
+        others.append(fingerprint(files(*paths), "32 square"))
     assert len({whole, *others}) == len(others) + 1
 
 
 def test_another_pillow_or_another_decoder_makes_another_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = fingerprint([], "32 square")
+    before = fingerprint(files(), "32 square")
     with monkeypatch.context() as patch:
         patch.setattr(store_module.features, "version", lambda name: "0.1")
-        assert fingerprint([], "32 square") != before
+        assert fingerprint(files(), "32 square") != before
     for module in (store_module.images, store_module):
         with monkeypatch.context() as patch:
             changed = tmp_path / Path(module.__file__).name
             changed.write_text(Path(module.__file__).read_text() + "# changed")
             patch.setattr(module, "__file__", str(changed))
-            assert fingerprint([], "32 square") != before
+            assert fingerprint(files(), "32 square") != before
 
 
 def test_presized_images_are_resized_as_scored_ones() -> None:

@@ -12,16 +12,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from samples import EVERYTHING, NOTHING, joined, made_split, made_views, same
+from samples import EVERYTHING, NOTHING, files, joined, made_split, made_views, same
 from torch import Tensor
 
 from coadvise.config import AugmentConfig
 from coadvise.data import draws
 from coadvise.data import views as views_module
-from coadvise.data.images import read_image
 from coadvise.data.pipeline import Pipeline
 from coadvise.data.scan import ScannedSplit, scan, scan_split
-from coadvise.data.sources import Split, open_source
+from coadvise.data.sources import open_source
 from coadvise.data.views import VIEWS, Views, light_views
 from coadvise.errors import UserError
 
@@ -367,7 +366,7 @@ def test_deit_views_neither_disturb_nor_heed_global_random_state(on_disk: Scanne
 
 
 def test_global_state_is_put_back_after_a_broken_image(on_disk: ScannedSplit, tmp_path: Path) -> None:
-    broken = ScannedSplit((tmp_path / "gone.png",), np.zeros(1, np.int64), None, (), Counter())
+    broken = ScannedSplit(split := files(tmp_path / "gone.png"), split.labels, None, (), Counter())
     before = global_state()
     with pytest.raises(ValueError, match=r"gone\.png"):
         Views(broken, DEIT, 3, 16, 0)[0, np.arange(1)]
@@ -388,7 +387,7 @@ def test_deit_views_come_from_the_pipeline_by_each_image_s_own_seed(on_disk: Sca
     assert batch.images.dtype == torch.float32
     for view, index in zip(batch.images, batch.index.tolist(), strict=True):
         seed = draws.scalar_seed(7, draws.PIPELINE, 5, index)
-        assert torch.equal(view, Pipeline(augment, 16).views([read_image(on_disk.paths[index])], [seed])[0])
+        assert torch.equal(view, Pipeline(augment, 16).views([(on_disk.picture(index), seed)], 1)[0])
 
 
 def test_images_presized_to_their_own_size_give_the_views_of_their_files(
@@ -442,9 +441,9 @@ def test_a_cuda_device_makes_the_cpu_s_views_up_to_rounding(name: str) -> None:
 def test_photographs_keep_their_look(photos: Path) -> None:
     """Whatever is done to photographs, their mean colour stays near, and no view is empty."""
     split = scan(open_source(photos, 0.2, 0), 32, in_memory=False).train
-    plain = Views(split, NOTHING, 10, 32, 0)[0, np.arange(64)].images
+    plain = Views(split, NOTHING, 3, 32, 0)[0, np.arange(24)].images
     for augment in (AugmentConfig(), AugmentConfig(zoom=0.2, rotate=20, colour=0.3), AugmentConfig(kind="deit")):
-        views = Views(split, augment, 10, 32, 0)[0, np.arange(64)].images
+        views = Views(split, augment, 3, 32, 0)[0, np.arange(24)].images
         assert views.min() >= 0
         assert views.max() <= 1
         assert abs(views.mean() - plain.mean()) < 0.08
@@ -456,9 +455,9 @@ def test_photographs_keep_their_look(photos: Path) -> None:
 
 def vanishing(folder: Path, lost: set[int], images: int = 12) -> ScannedSplit:
     """Image files of which some were there when they were scanned and now cannot be read, each for another reason."""
-    split = scan_split(Split(write_images(folder, images), tuple(n % 3 for n in range(images))), 12, in_memory=False)
+    split = scan_split(files(*write_images(folder, images), labels=[n % 3 for n in range(images)]), 12, in_memory=False)
     for number in lost:
-        path = split.paths[number]
+        path = Path(split.name(number))
         content = path.read_bytes()
         path.unlink()
         if number % 3 == 1:
@@ -490,7 +489,7 @@ def test_another_training_image_s_own_view_stands_where_a_file_is_lost(
     assert batch.index.tolist() == [stand_in[number] for number in order]
     assert set(batch.unreadable) == lost
     for number, line in batch.unreadable.items():
-        assert line.startswith(f"{str(split.paths[number])!r}: ")
+        assert line.startswith(f"{split.name(number)!r}: ")
 
     # Whatever batches it is asked for in, here or in another process, it is the same.
     cuts = sorted(data.draw(st.sets(st.integers(1, 11), max_size=3)))
@@ -508,12 +507,13 @@ def test_another_training_image_s_own_view_stands_where_a_file_is_lost(
 
 def test_a_file_that_comes_back_is_read_again(tmp_path: Path) -> None:
     split = vanishing(tmp_path, set())
-    content = split.paths[4].read_bytes()
+    path = Path(split.name(4))
+    content = path.read_bytes()
     views = Views(split, DEIT, 3, 12, 5)
     whole = views[1, np.arange(12)]
-    split.paths[4].write_bytes(b"")
+    path.write_bytes(b"")
     without = views[1, np.arange(12)]
-    split.paths[4].write_bytes(content)
+    path.write_bytes(content)
     assert not same(whole, without)
     assert same(views[1, np.arange(12)], whole)
 

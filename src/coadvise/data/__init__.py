@@ -1,1 +1,1 @@
-"""From files to batches: sources find images, the scan reads them, views vary them, the loader hands them out."""
+"""Pictures to batches: sources list them, the scan decodes them once, views augment them, the loader makes batches."""

@@ -1,11 +1,11 @@
-"""Random numbers that are a pure function of where they are used: no generator, no state, any batch at once."""
+"""Random numbers as a pure function of where they are used: no generator, no state, vectorised."""
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-# One stream a purpose, so that no two draws share their numbers.
+# One stream for each purpose, so that no two purposes share their numbers.
 ORDER, GEOMETRY, ERASE, MIX, PIPELINE, STEP, SPLIT, TEACHER, CORRUPTION = range(1, 10)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -36,7 +36,7 @@ def uniforms(seed: int, stream: int, epoch: int, index: npt.ArrayLike, count: in
 
 
 def permutation(seed: int, stream: int, epoch: int, length: int) -> npt.NDArray[np.int64]:
-    """A random order of `length` things, a pure function of (seed, stream, epoch)."""
+    """A random order of `length` indices, a pure function of (seed, stream, epoch)."""
     return np.argsort(seeds(seed, stream, epoch, np.arange(length)), kind="stable")
 
 

@@ -1,5 +1,6 @@
-"""Image files to pixels."""
+"""Encoded images to pixels."""
 
+import io
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -7,49 +8,77 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from coadvise.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
 
-# What a file may hold, whatever it is called. Pillow knows more; some of it is run, not decoded (EPS by Ghostscript).
+# Formats that are decoded, whatever a file is called. Pillow knows more; EPS for example starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
-MOST_OBLONG = 32  # of a longer strip only the middle is looked at: scaled up whole it would fill the memory
-_BACKGROUND = "white"  # behind what is transparent, as a page shows it; the colour stored there is nobody's choice
+MOST_BYTES = 2**30  # of an encoded image; more than any with MAX_IMAGE_PIXELS needs
+MOST_OBLONG = 32  # longer side over shorter; of a longer strip only the middle is used, since resizing it needs memory
+_BACKGROUND = "white"  # behind transparent parts, as web pages show them; the colour stored there is arbitrary
 
 
 class UnreadableImageError(UserError):
-    """An image file that cannot be decoded; `str` gives the path and the reason."""
+    """A picture that cannot be read or decoded; `str` gives its name and the reason."""
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decodes a file as upright RGB, transparent parts on white, the first frame of an animation.
+    """The image in a file, as `decode` gives it. Raises UnreadableImageError."""
+    try:
+        content = read_file(path)
+    except OSError as error:
+        raise UnreadableImageError(fault(str(path), error)) from None
+    return decode(content, str(path))
+
+
+def read_file(path: Path) -> bytes:
+    """A regular file's bytes. Raises OSError, also for what is no regular file or larger than any image."""
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError("not a regular file")  # reading a pipe would wait
+    if about.st_size > MOST_BYTES:
+        raise OSError(f"{about.st_size} bytes, and at most {MOST_BYTES} are read")
+    return path.read_bytes()
+
+
+def decode(content: bytes, name: str) -> Image.Image:
+    """An encoded image as upright RGB, transparent parts on white, the first frame of an animation.
+
+    Args:
+        name: of the picture, for the error.
 
     Raises:
-        UnreadableImageError: the file is missing, no regular file, empty, truncated, not an image of a known format, or
-            has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (which is found out before they are decoded).
+        UnreadableImageError: empty, truncated, not an image of a known format, or more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS` (found before they are decoded).
     """
     try:
-        with open_image(path) as image:
+        with open_image(content) as image:
             image.load()
             return upright_rgb(image)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, EOFError and others
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImageError(f"{str(path)!r}: {reason}") from None
+        raise UnreadableImageError(fault(name, error)) from None
+
+
+def fault(name: str, error: Exception) -> str:
+    """One printable line: a picture's name as Python writes it, and why it cannot be read."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):  # Pillow names the buffer's address
+        reason = f"not an image of a known format ({', '.join(FORMATS)})"
+    return f"{name!r}: {reason}"
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image as every network sees it: turned as its EXIF block says, transparent parts on white, of 8 bits."""
+    """An image as every network sees it: turned as its EXIF block says, transparent parts on white, 8 bits."""
     return _rgb(_upright(image))
 
 
 @contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
-    """An image whose header alone has been read. Raises whatever Pillow does, and ValueError for too many pixels."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("not a regular file")  # a pipe would be waited for
-    with Image.open(path, formats=FORMATS) as image:
+def open_image(content: bytes) -> Iterator[Image.Image]:
+    """An image whose header alone is decoded. Raises whatever Pillow does, and ValueError for too many pixels."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         most = Image.MAX_IMAGE_PIXELS  # up to twice this Pillow itself only warns
         if most is not None and image.width * image.height > most:
             raise ValueError(f"decompression bomb: {image.width} x {image.height} pixels, at most {most} are decoded")
@@ -70,7 +99,7 @@ def readable(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side resized to `size` (bicubic), centre cropped to size x size: what every network is scored on."""
+    """Resizes the shorter side to `size` (bicubic) and crops the centre, size x size: what networks are scored on."""
     image = _middle(image)
     width, height = image.size
     if (width, height) != (size, size):

@@ -1,4 +1,4 @@
-"""Batches in order: training views from any step on, and the images to be scored."""
+"""Batches in order: training views from any step on, and the images to score."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from coadvise.data.images import Pixels, UnreadableImageError, read_image, square, to_array
+from coadvise.data.images import Pixels, UnreadableImageError, square, to_array
 from coadvise.data.scan import ScannedSplit
 from coadvise.data.views import Batch, Indices, Views
-from coadvise.data.workers import taking_up, worker_batches
+from coadvise.data.workers import mark_reading, worker_batches
 from coadvise.errors import UserError
 
 Change = Callable[[Pixels, int], Pixels]
@@ -19,16 +19,16 @@ Change = Callable[[Pixels, int], Pixels]
 class TrainingLoader:
     """Micro-batches of training views for one process.
 
-    A step takes `batch_size` consecutive positions of the epoch's order, cut into accumulate x processes chunks. The
-    images that do not fill an epoch's last batch are left out of that epoch; a set smaller than a batch is one batch.
+    A step takes `batch_size` consecutive positions of the epoch's order, divided into accumulate x processes chunks.
+    Images that do not fill the last batch of an epoch are left out of it; a set smaller than a batch is one batch.
 
     Args:
         batch_size: images an optimiser step, over all processes and micro-batches.
         rank, processes: which share of each step this process gets.
-        pin: whether batches made on the CPU are put where a CUDA device copies them from without being waited for.
+        pin: put batches made on the CPU into pinned memory, from which a CUDA device copies asynchronously.
 
     Raises:
-        UserError: a batch cannot be cut evenly.
+        UserError: a batch cannot be divided evenly.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class TrainingLoader:
         self.steps_per_epoch = len(views) // self.batch_size
 
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
-        """The micro-batches of steps first..last-1, `accumulate` a step, whatever ran before."""
-        workers, pin = _workers_and_pin(self.views, self.workers, self.pin)
+        """The micro-batches of steps first..last-1, `accumulate` a step, whichever steps ran here before."""
+        workers, pin = _loader_options(self.views, self.workers, self.pin)
         batches = worker_batches(
-            self.views, workers, self.views.split.paths, sampler=_Requests(self, first, last),
+            self.views, workers, self.views.split.name, sampler=_Requests(self, first, last),
             pin_memory=pin, prefetch_factor=4 if workers else None,
         )  # fmt: skip
         for _ in range(first, last):
@@ -52,23 +52,23 @@ class TrainingLoader:
 
 
 def whole_batch(batch_size: int, images: int, accumulate: int, processes: int) -> int:
-    """The images of an optimiser step: `batch_size`, or where there are fewer images, as many as can be cut evenly.
+    """The images of an optimiser step: `batch_size`, or with fewer images, as many as can be divided evenly.
 
     Raises:
-        UserError: a batch cannot be cut evenly.
+        UserError: a batch cannot be divided evenly.
     """
     chunks = accumulate * processes
     size = min(batch_size, images - images % chunks)
     if size == 0 or size % chunks:
         raise UserError(
-            f"a batch of {size} images cannot be cut into {accumulate} micro-batches on {processes} processes; "
+            f"a batch of {size} images cannot be divided into {accumulate} micro-batches on {processes} processes; "
             f"choose recipe.batch_size a multiple of {chunks}, at most the {images} training images"
         )
     return size
 
 
 class _Requests:
-    """What `Views` is asked for, in order: (epoch, positions) of each micro-batch."""
+    """The requests to `Views`, in order: (epoch, positions) of each micro-batch."""
 
     def __init__(self, loader: TrainingLoader, first: int, last: int) -> None:
         self.loader, self.first, self.last = loader, first, last
@@ -86,20 +86,20 @@ class _Requests:
 
 
 def epoch_batches(views: Views, epoch: int, batch_size: int, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
-    """The views of an epoch, every one of them once, in the epoch's order."""
+    """All views of an epoch, in its order."""
     positions = np.arange(len(views))
     requests = [(epoch, positions[start : start + batch_size]) for start in range(0, len(views), batch_size)]
-    workers, pin = _workers_and_pin(views, workers, pin)
-    return worker_batches(views, workers, views.split.paths, sampler=requests, pin_memory=pin)
+    workers, pin = _loader_options(views, workers, pin)
+    return worker_batches(views, workers, views.split.name, sampler=requests, pin_memory=pin)
 
 
-def _workers_and_pin(views: Views, workers: int, pin: bool) -> tuple[int, bool]:
-    """Workers and pinning for these views: what is made on a device needs neither of them."""
+def _loader_options(views: Views, workers: int, pin: bool) -> tuple[int, bool]:
+    """Workers and pinning for these views, which need neither if they are made on a device."""
     return (workers, pin) if views.device.type == "cpu" else (0, False)
 
 
 class _StillImages(Dataset[Tensor]):
-    """Images as they are scored: resized, centre cropped, nothing random; `change` sees them last."""
+    """Images as networks are scored on them: resized, centre cropped, nothing random, then `change`d."""
 
     def __init__(self, split: ScannedSplit, image_size: int, batch_size: int, change: Change | None) -> None:
         self.split, self.image_size, self.batch_size, self.change = split, image_size, batch_size, change
@@ -117,10 +117,10 @@ class _StillImages(Dataset[Tensor]):
             stack = np.stack([self.change(pixels, row) for pixels, row in zip(stack, rows, strict=True)])
         return torch.from_numpy(stack).float().div_(255)
 
-    def _read(self, number: int) -> Pixels:
-        taking_up(number)
+    def _read(self, row: int) -> Pixels:
+        mark_reading(row)
         try:
-            return to_array(square(read_image(self.split.paths[number]), self.image_size))
+            return to_array(square(self.split.picture(row), self.image_size))
         except UnreadableImageError as error:
             raise UserError(
                 f"an image to be scored can no longer be read: {error}; none is scored in its place"
@@ -131,14 +131,14 @@ def still_batches(
     split: ScannedSplit, image_size: int, batch_size: int = 250, workers: int = 0, change: Change | None = None,
     numbers: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:  # fmt: skip
-    """Validation images [B, 3, S, S] in 0..1, in the split's order, every one of them once.
+    """Validation images [B, 3, S, S] float32 in 0..1, all of them, in the split's order.
 
     Args:
+        change: maps an image [3, S, S] uint8 and its row in the split to the image to score in its place.
         numbers: which batches to make, counted from 0; None makes all.
-        change: given an image [3, S, S] uint8 and its row in the split, another in its place.
 
     Raises:
-        UserError: one can no longer be read.
+        UserError: a picture can no longer be read.
     """
     images = _StillImages(split, image_size, batch_size, change)
-    return worker_batches(images, workers, split.paths, sampler=range(len(images)) if numbers is None else numbers)
+    return worker_batches(images, workers, split.name, sampler=range(len(images)) if numbers is None else numbers)

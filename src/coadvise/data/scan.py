@@ -1,8 +1,7 @@
-"""Reads every image once before training: what is there, what cannot be read and, where they are kept, the pixels."""
+"""Decodes every picture once before training: which can be read, how large they are, what they hold."""
 
 import contextlib
 import hashlib
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,58 +15,89 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from coadvise.data.images import Pixels, UnreadableImageError, read_image, square, to_array
-from coadvise.data.sources import Source, Split
-from coadvise.data.store import Outcome, Store, fingerprint, open_store, presized, presized_size
+from coadvise.data.images import (
+    Pixels,
+    UnreadableImageError,
+    decode,
+    fault,
+    open_image,
+    square,
+    to_array,
+)
+from coadvise.data.sources import Source, Split, resolved
+from coadvise.data.store import Outcome, Seen, Store, fingerprint, open_store, presized, presized_size
 from coadvise.errors import UserError
-from coadvise.machine import cache_folder
+from coadvise.machine import available_cores, cache_folder
 
 T = TypeVar("T")
 Make = Callable[[Image.Image], Pixels]  # what is kept of an image
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of decoded images kept in memory
-MANY_FILES = 100_000  # whose contents are not compared: it would take minutes
+MEASURED = 2000  # pictures whose headers are read to foresee how much space presized ones take
 
 
 @dataclass(frozen=True)
 class ScannedSplit:
-    """The readable images of a split.
+    """The readable pictures of a split, by row.
 
     Attributes:
-        paths, labels: the readable files, in the source's order; `labels` is [N] int64.
-        pixels: [N, 3, S, S] uint8, or None where images stay on disk.
-        presized: the images of `paths`, decoded and no larger than is needed, or None where files are decoded anew.
-        unreadable: one line a file that could not be decoded: its path and why.
+        split: the readable pictures, in the source's order.
+        labels: [N] int64, indices into the source's classes.
+        pixels: [N, 3, S, S] uint8, or None where images are decoded when they are needed.
+        unreadable: one line for each picture that could not be decoded: its name and why.
         sizes: how many images there are of each (width, height).
+        presized: the images decoded and no larger than needed, or None where they are decoded anew for every view.
+        digests: 16 hexadecimal digits for each readable picture, of its bytes.
+        left_out: the unreadable pictures.
     """
 
-    paths: tuple[Path, ...]
+    split: Split
     labels: npt.NDArray[np.int64]
     pixels: Pixels | None
     unreadable: tuple[str, ...]
     sizes: Counter[tuple[int, int]]
     presized: Store | None = None
+    digests: tuple[str, ...] = ()
+    left_out: Split | None = None
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.labels)
+
+    def name(self, row: int) -> str:
+        """What the user knows a picture by."""
+        return self.split.name(row)
+
+    def read(self, row: int) -> bytes:
+        """An encoded picture. Raises OSError."""
+        return self.split.read(row)
+
+    def picture(self, row: int) -> Image.Image:
+        """A picture decoded anew, upright RGB. Raises UnreadableImageError."""
+        return _decoded(self.split, row)[1]
 
     def per_class(self, classes: int) -> list[int]:
         return np.bincount(self.labels, minlength=classes).tolist()
 
     @cached_property
     def sha256(self) -> str:
-        """Of the files' contents, in order: what they are called has no say in any view. Raises UserError."""
-        whole = hashlib.sha256()
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(self), 4096):
-                for digest in pool.map(_sha256, self.paths[start : start + 4096]):
-                    whole.update(digest)
-        return whole.hexdigest()
+        """Of the readable pictures' digests, in order; names do not count."""
+        return hashlib.sha256("".join(self.digests).encode()).hexdigest()
+
+    def listing(self) -> list[str]:
+        """A line `DIGEST LABEL NAME` for each picture; the digest of an unreadable one is "-"."""
+        splits = [(self.split, self.digests)]
+        if self.left_out is not None:
+            splits.append((self.left_out, ("-",) * len(self.left_out)))
+        return [
+            f"{digest} {label} {_one_line(split.name(row))}"
+            for split, digests in splits
+            for row, (digest, label) in enumerate(zip(digests, split.labels.tolist(), strict=True))
+        ]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """An scanned source: all that training and evaluation need to know about the data."""
+    """A scanned source: all that training and evaluation need to know about the data."""
 
     source: Source
     train: ScannedSplit
@@ -78,41 +108,69 @@ class Dataset:
         return self.source.classes
 
 
+@dataclass(frozen=True)
+class Changes:
+    """How one listing of pictures differs from an older one, by names. False where it does not."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()  # of other bytes, or in another class
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.replaced)
+
+    def __str__(self) -> str:
+        """As "2 added ('train/a/1.jpg' first), 1 replaced ('train/a/3.jpg')"."""
+        kinds = (("added", self.added), ("removed", self.removed), ("replaced", self.replaced))
+        return ", ".join(
+            f"{len(names)} {what} ({names[0]!r}{' first' if len(names) > 1 else ''})" for what, names in kinds if names
+        )
+
+
+def changes_of(old: Sequence[str], new: Sequence[str]) -> Changes:
+    """What changed from one `ScannedSplit.listing` to another; the order of pictures does not count."""
+    before, after = ({name: about for *about, name in (line.split(" ", 2) for line in lines)} for lines in (old, new))
+    return Changes(
+        added=tuple(name for name in after if name not in before),
+        removed=tuple(name for name in before if name not in after),
+        replaced=tuple(name for name in after if name in before and after[name] != before[name]),
+    )
+
+
 def scan(
     source: Source, image_size: int, in_memory: bool, presize: int = 0, say: Callable[[str], None] = lambda text: None
 ) -> Dataset:
-    """Decodes every image once, in threads, or takes what an earlier run or another process has kept of it.
+    """Decodes every picture once, in threads, or takes what another process or run kept in the user's cache folder.
+
+    Where nothing can be kept there, each process decodes for itself.
 
     Args:
-        in_memory: all images are wanted as `pixels`; processes share them.
-        presize: shorter side, in pixels, of the training images to be kept in the user's cache folder; 0 keeps none.
-        say: is told what is about to be written there.
+        image_size: pixels.
+        in_memory: keep all images as `pixels`, which processes share.
+        presize: shorter side, in pixels, of the training images to keep on disk; 0 keeps none.
+        say: called with a line about what will be written there.
 
     Raises:
-        UserError: a class has no readable image left to train on, nothing is left to score, the pixels do not fit into
-            memory, or the presized images not onto the disk.
+        UserError: a class has no readable image to train on, none can be scored, the pixels do not fit into memory, or
+            the presized images not onto the disk.
     """
-    if in_memory:
-        train, val = (_shared_split(source, name, image_size) for name in ("train", "val"))
+    size = image_size if in_memory else None
+    val = _shared_split(source, "val", size)
+    if presize and not in_memory:
+        train = presized_split(source, "train", presize, cache_folder(), say)
     else:
-        val = scan_split(source.val, image_size, in_memory)
-        train = (
-            presized_split(source, "train", presize, cache_folder(), say)
-            if presize
-            else scan_split(source.train, image_size, False)
-        )
+        train = _shared_split(source, "train", size)
     for label, count in enumerate(train.per_class(len(source.classes))):
         if count == 0:
-            path = source.train.paths[source.train.labels.index(label)]
-            fault = next(line for line in train.unreadable if line.startswith(repr(str(path))))
-            raise UserError(f"class '{source.classes[label]}' has no readable image to train on; first fault: {fault}")
+            lost = train.unreadable[np.flatnonzero(train.left_out.labels == label)[0]] if train.left_out else "none"
+            raise UserError(f"class '{source.classes[label]}' has no readable image to train on; first fault: {lost}")
     if not len(val):
-        raise UserError(f"no readable image to score on in '{source.root}'; first fault: {val.unreadable[0]}")
+        raise UserError(f"no readable image to score on in '{source.where}'; first fault: {val.unreadable[0]}")
     return Dataset(source, train, val)
 
 
 def scan_split(split: Split, image_size: int, in_memory: bool) -> ScannedSplit:
-    """Decodes every image of a split; leaves out what cannot be read, and says which. Nothing is kept on disk."""
+    """Decodes every picture of a split; leaves out those that cannot be read. Nothing is kept on disk."""
     if not in_memory:
         return _scanned(split, [outcome for outcome, _ in _decode(split, None)])
     _check_memory(len(split), image_size)
@@ -127,24 +185,28 @@ def scan_split(split: Split, image_size: int, in_memory: bool) -> ScannedSplit:
     return _scanned(split, outcomes, pixels[:kept])
 
 
-def _shared_split(source: Source, name: str, image_size: int) -> ScannedSplit:
-    """Pixels for memory, decoded once for all processes and runs; where they cannot be kept, for this process alone."""
+def _shared_split(source: Source, name: str, image_size: int | None) -> ScannedSplit:
+    """A split scanned once for all processes and runs, with pixels of a size or without."""
     split: Split = getattr(source, name)
-    _check_memory(len(split), image_size)
+    make, need = None, 0
+    if image_size is not None:
+        make, need = partial(_square, size=image_size), _check_memory(len(split), image_size)
     folder = cache_folder()
-    if folder is not None and shutil.disk_usage(folder).free > len(split) * 3 * image_size**2:
+    if folder is not None and shutil.disk_usage(folder).free > need:
         with contextlib.suppress(OSError):
-            store = _store(folder, source, name, f"{image_size} square", partial(_square, size=image_size))
-            return _scanned(split, store.outcomes, pixels=store.stacked((3, image_size, image_size)))
-    return scan_split(split, image_size, in_memory=True)
+            kind = "seen" if image_size is None else f"{image_size} square"
+            store = _store(folder, source, name, kind, make)
+            pixels = None if image_size is None else store.stacked((3, image_size, image_size))
+            return _scanned(split, store.outcomes, pixels)
+    return scan_split(split, image_size or 0, in_memory=image_size is not None)
 
 
 def presized_split(
     source: Source, name: str, side: int, folder: Path | None, say: Callable[[str], None]
 ) -> ScannedSplit:
-    """Images with a shorter side of at most `side` pixels, in a file. Raises UserError where there is no room."""
+    """Images with a shorter side of at most `side` pixels, in a file below `folder`. Raises UserError for no room."""
     split: Split = getattr(source, name)
-    remedy = "set XDG_CACHE_HOME to a folder on a larger disk, or data.presize=0 to decode files anew for every view"
+    remedy = "set XDG_CACHE_HOME to a folder on a larger disk, or data.presize=0 to decode pictures anew for every view"
     if folder is None:
         raise UserError(f"there is no folder for presized images, ~/.cache/coadvise cannot be written; {remedy}")
 
@@ -162,66 +224,57 @@ def presized_split(
     return _scanned(split, store.outcomes, presized=store)
 
 
+def scored_and_trained_on(dataset: Dataset) -> list[tuple[str, str]]:
+    """Names of validation pictures that are training pictures too, byte for byte: the one and the other."""
+    trained = dict(zip(dataset.train.digests, range(len(dataset.train)), strict=True))
+    return [
+        (dataset.val.name(row), dataset.train.name(trained[digest]))
+        for row, digest in enumerate(dataset.val.digests)
+        if digest in trained
+    ]
+
+
 def _store(
-    folder: Path, source: Source, name: str, kind: str, make: Make, announce: Callable[[], None] = lambda: None
+    folder: Path, source: Source, name: str, kind: str, make: Make | None, announce: Callable[[], None] = lambda: None
 ) -> Store:
-    """The store of a split, one for each data folder, choice of its classes, way of dividing it, and kind."""
+    """The store of a split, one for each source, choice of its classes, way of dividing it, and kind."""
     split: Split = getattr(source, name)
-    what = repr((os.fspath(source.root.absolute()), source.classes, source.note, kind))
+    what = repr((resolved(source.where), source.classes, source.note, kind))
     place = hashlib.sha256(what.encode()).hexdigest()[:12]
 
     def decode() -> Iterator[tuple[Outcome, Pixels | None]]:
         announce()
         return _decode(split, make)
 
-    return open_store(
-        folder / "images" / f"{name}-{kind.replace(' ', '-')}-{place}", fingerprint(split.paths, kind), decode
-    )
+    return open_store(folder / "images" / f"{name}-{kind.replace(' ', '-')}-{place}", fingerprint(split, kind), decode)
 
 
-def scored_and_trained_on(dataset: Dataset) -> list[tuple[Path, Path]]:
-    """Validation files that are training files too, byte for byte: the one and the other. Not looked for among many."""
-    train, val = dataset.train.paths, dataset.val.paths
-    if len(train) + len(val) > MANY_FILES:
-        return []
-    by_size: dict[int, list[Path]] = {}
-    for path in train:
-        by_size.setdefault(path.stat().st_size, []).append(path)
-    alike = [path for path in val if path.stat().st_size in by_size]
-    others = [path for size in sorted({path.stat().st_size for path in alike}) for path in by_size[size]]
-    by_content = dict(zip(_threaded(_sha256, others), others, strict=True))
-    digests = zip(alike, _threaded(_sha256, alike), strict=True)
-    return [(path, by_content[digest]) for path, digest in digests if digest in by_content]
-
-
-def _check_memory(images: int, image_size: int) -> None:
+def _check_memory(images: int, image_size: int) -> int:
+    """Bytes that decoded images take. Raises UserError for too many."""
     need = images * 3 * image_size**2
     if need > MEMORY_LIMIT:
         raise UserError(
             f"{images} images at {image_size} px need {need / 2**30:.1f} GiB decoded, and at most "
-            f"{MEMORY_LIMIT / 2**30:.0f} GiB are kept in memory; use augment.kind=deit, which reads files as needed"
+            f"{MEMORY_LIMIT / 2**30:.0f} GiB are kept in memory; use augment.kind=deit, which decodes them as needed"
         )
-
-
-def _sha256(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise UserError(f"cannot read '{path}' any more: {error.strerror}; restore it, or start again") from None
+    return need
 
 
 def _scanned(
     split: Split, outcomes: Sequence[Outcome], pixels: Pixels | None = None, presized: Store | None = None
 ) -> ScannedSplit:
-    kept = [number for number, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
+    seen = [outcome for outcome in outcomes if isinstance(outcome, Seen)]
+    faults = np.array([isinstance(outcome, str) for outcome in outcomes], bool)
+    readable = split.subset(np.flatnonzero(~faults)) if faults.any() else split
     return ScannedSplit(
-        paths=tuple(split.paths[number] for number in kept),
-        labels=np.asarray(split.labels, np.int64)[kept],
+        split=readable,
+        labels=readable.labels,
         pixels=pixels,
         unreadable=tuple(outcome for outcome in outcomes if isinstance(outcome, str)),
-        sizes=Counter(outcome for outcome in outcomes if not isinstance(outcome, str)),
+        sizes=Counter((one.width, one.height) for one in seen),
         presized=presized,
+        digests=tuple(one.digest for one in seen),
+        left_out=split.subset(np.flatnonzero(faults)) if faults.any() else None,
     )
 
 
@@ -230,31 +283,48 @@ def _square(image: Image.Image, size: int) -> Pixels:
 
 
 def _presized_bytes(split: Split, side: int) -> int:
-    """What the presized images will take, by the files' headers."""
+    """About how many bytes the presized images take, by the headers of some of them."""
 
-    def one(path: Path) -> int:
+    def one(index: int) -> int:
         try:
-            with Image.open(path) as image:
+            with open_image(split.read(index)) as image:
                 width, height = presized_size(image.size, side)
         except Exception:  # whatever is wrong with it, the scan names it
             return 0
         return 3 * width * height
 
-    return sum(_threaded(one, split.paths))
+    some = np.linspace(0, len(split), min(len(split), MEASURED), endpoint=False).astype(int).tolist()
+    return sum(_threaded(one, some)) * len(split) // len(some)
+
+
+def _decoded(split: Split, index: int) -> tuple[bytes, Image.Image]:
+    """A picture's bytes and its image, upright RGB. Raises UnreadableImageError."""
+    name = split.name(index)
+    try:
+        content = split.read(index)
+    except OSError as error:
+        raise UnreadableImageError(fault(name, error)) from None
+    return content, decode(content, name)
 
 
 def _decode(split: Split, make: Make | None) -> Iterator[tuple[Outcome, Pixels | None]]:
-    def one(path: Path) -> tuple[Outcome, Pixels | None]:
+    def one(index: int) -> tuple[Outcome, Pixels | None]:
         try:
-            image = read_image(path)
+            content, image = _decoded(split, index)
         except UnreadableImageError as error:
             return str(error), None
-        return image.size, make(image) if make else None
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        return Seen(*image.size, digest), make(image) if make else None
 
-    return _threaded(one, split.paths)
+    return _threaded(one, range(len(split)))
 
 
-def _threaded(one: Callable[[Path], T], paths: Sequence[Path]) -> Iterator[T]:
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(paths), 512):  # in slices, so that results do not pile up
-            yield from pool.map(one, paths[start : start + 512])
+def _threaded(one: Callable[[int], T], indices: Sequence[int]) -> Iterator[T]:
+    with ThreadPoolExecutor(min(16, available_cores())) as pool:
+        for start in range(0, len(indices), 512):  # in slices, so that results do not pile up
+            yield from pool.map(one, indices[start : start + 512])
+
+
+def _one_line(name: str) -> str:
+    """A name with what is not printable escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -1,10 +1,11 @@
-"""Decoded images of a split in one memory-mapped file of the user's cache folder: made once, shared by all processes.
+"""What decoding a split once found, kept in the user's cache folder for all processes and runs.
 
-A store is a folder with `FINGERPRINT.pixels`, the images' bytes one after the other, and `FINGERPRINT.json`, which says
-what they are and is renamed into place last. The fingerprint is a hash of every file's path, size, time of change and
-mode, of the code that decodes them and of Pillow's version: with any of these another, the store is made anew, and the
-old one dropped unless somebody has it. The pixels are held against their sha256 each time a store is opened; a damaged
-one is made anew.
+A store is a folder with `FINGERPRINT.json`, which holds each picture's size and digest or why it cannot be read, and
+`FINGERPRINT.pixels`, decoded images one after the other in a memory-mapped file (empty where only the former is kept).
+The JSON file is renamed into place last. The fingerprint is a hash of every picture's name and stamp (for a file its
+size, times, inode and mode), of the code that decodes, and of Pillow's version: if any of these changes, the store is
+made again, and the old one is deleted unless a process uses it. Each time a store is opened its pixels are compared
+with their sha256; a damaged store is made again.
 """
 
 import contextlib
@@ -13,12 +14,12 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,22 +27,35 @@ from PIL import Image, features
 
 from coadvise.data import images
 from coadvise.data.images import Pixels
+from coadvise.data.sources import Split
+from coadvise.machine import available_cores
 
-Outcome = str | tuple[int, int]  # of a file: why it cannot be read, or its image's width and height
-Decoded = Iterable[tuple[Outcome, Pixels | None]]  # an array where there is an image
-
-FORMAT = 1
+FORMAT = 2
 _BLOCK = 64 * 2**20  # bytes hashed at a time, by one thread
+
+
+class Seen(NamedTuple):
+    """A picture that could be decoded: its size in pixels, and the first 16 hexadecimal digits of its bytes' sha256."""
+
+    width: int
+    height: int
+    digest: str
+
+
+Outcome = str | Seen  # of a picture; a text is why it cannot be read
+Decoded = Iterable[tuple[Outcome, Pixels | None]]  # with what is kept of it, if anything
 
 
 @dataclass(frozen=True)
 class Store:
-    """The images of a split that can be read, as uint8 arrays of three dimensions. Pickles as its path, not its pixels.
+    """What was found of a split, and what was kept of its readable pictures: uint8 arrays of three dimensions.
+
+    Pickles as its path, without its pixels.
 
     Attributes:
         path: the file of pixels.
-        outcomes: one for each file of the split, unreadable ones included.
-        shapes: [N, 3], of each image.
+        outcomes: one for each picture of the split, unreadable ones included.
+        shapes: [N, 3], of each array; N is 0 where no pixels are kept.
     """
 
     path: Path
@@ -52,12 +66,12 @@ class Store:
         return len(self.shapes)
 
     def __getitem__(self, row: int) -> Pixels:
-        """One image, as it lies in the file."""
+        """One array; a view of the file."""
         start, stop = self._ends[row : row + 2]
         return self._mapped[start:stop].reshape(self.shapes[row])
 
     def stacked(self, shape: tuple[int, int, int]) -> Pixels:
-        """All images [N, *shape], as they lie in the file; they must be of that one shape."""
+        """All arrays [N, *shape], as a view of the file; they must be of that one shape."""
         assert (self.shapes == shape).all(), "images of several shapes cannot be stacked"
         return self._mapped.reshape(len(self), *shape)
 
@@ -69,42 +83,37 @@ class Store:
     def _mapped(self) -> Pixels:
         if not len(self):
             return np.empty(0, np.uint8)
-        # Copy on write: nobody means to write, but PyTorch takes arrays that could be written without complaint.
+        # Copy on write: nothing writes, but PyTorch warns of arrays that are read-only.
         return np.asarray(np.memmap(self.path, np.uint8, mode="c"))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "outcomes": self.outcomes, "shapes": self.shapes}
 
 
-def fingerprint(paths: Sequence[Path], kind: str) -> str:
-    """Of everything that decides the pixels of a store; `kind` says what is made of an image."""
+def fingerprint(split: Split, kind: str) -> str:
+    """Of all that decides what a store holds; `kind` says what is kept of an image."""
     codecs = [f"{name} {features.version(name)}" for name in ("pil", "jpg", "libjpeg_turbo", "zlib", "webp", "libtiff")]
     code = [Path(module).read_text() for module in (images.__file__, __file__)]
     whole = hashlib.sha256(json.dumps([FORMAT, kind, codecs, code]).encode())
-    for path in paths:
-        try:
-            about = path.stat()
-            line = f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} {about.st_ino} {about.st_mode}"
-        except OSError as error:
-            line = f"errno {error.errno}"
-        whole.update(os.fsencode(path.absolute()) + b"\0" + line.encode() + b"\0")
+    for index in range(len(split)):
+        whole.update(f"{split.name(index)}\0{split.stamp(index)}\0".encode())
     return whole.hexdigest()[:32]
 
 
 def open_store(folder: Path, name: str, decode: Callable[[], Decoded]) -> Store:
-    """The store of a fingerprint, made first where it is not there whole. Other processes wait meanwhile.
+    """The store with a fingerprint, made first unless a whole one exists. Other processes wait meanwhile.
 
     Args:
         name: the fingerprint.
-        decode: called if the store has to be made; an outcome a file and, where there is an image, its array.
+        decode: called if the store has to be made; yields one item for each picture of the split, in order.
 
     Raises:
-        OSError: it cannot be written or read; what was written of it is gone again.
+        OSError: it cannot be written or read; nothing half-written is left.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        if (store := _read(folder, name)) is not None:  # several processes may look at the same time
+        if (store := _read(folder, name)) is not None:  # several processes may read at the same time
             return store
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (store := _read(folder, name)) is not None:
@@ -155,23 +164,23 @@ def _write(path: Path, decoded: Decoded) -> dict[str, Any]:
 
 
 def _read(folder: Path, name: str) -> Store | None:
-    """A store that is there and whole, or None."""
+    """A store that is whole, or None."""
     path = folder / f"{name}.pixels"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         about = json.loads((folder / f"{name}.json").read_text())
         shapes = np.array(about["shapes"], np.int64).reshape(-1, 3)
         whole = path.stat().st_size == shapes.prod(axis=1).sum() and _digests(path) == about["sha256"]
         if about["format"] == FORMAT and whole:
-            outcomes = tuple(o if isinstance(o, str) else (int(o[0]), int(o[1])) for o in about["outcomes"])
+            outcomes = tuple(outcome if isinstance(outcome, str) else Seen(*outcome) for outcome in about["outcomes"])
             store, held = Store(path, outcomes, shapes), os.open(path, os.O_RDONLY)
-            fcntl.flock(held, fcntl.LOCK_SH)  # until it is let go nobody removes the file
+            fcntl.flock(held, fcntl.LOCK_SH)  # until it is released no process deletes the file
             weakref.finalize(store, os.close, held)
             return store
     return None
 
 
 def _in_use(pixels: Path) -> bool:
-    """Whether a process has a store, whose pixels it, or one that it started, may map at any time."""
+    """Whether a process has this store open; it, or a process that it started, may map the pixels at any time."""
     with contextlib.suppress(FileNotFoundError), pixels.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -188,5 +197,5 @@ def _digests(path: Path) -> list[str]:
             file.seek(start)
             return hashlib.sha256(file.read(_BLOCK)).hexdigest()
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, available_cores())) as pool:
         return list(pool.map(one, range(0, path.stat().st_size, _BLOCK)))

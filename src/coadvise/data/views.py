@@ -1,11 +1,11 @@
 """Views: images as a training step sees them, each a pure function of (seed, epoch, position).
 
-An epoch is an order of all training images, decided by (seed, epoch). What happens to the image at a position, with
-which other it is mixed and how much, is decided by (seed, epoch, image) and (seed, epoch, position) alone, so views do
-not depend on batches, workers, processes or resuming. Mix partners are neighbours in the order: mostly in one batch.
+An epoch is an order of all training images, a function of (seed, epoch). How an image is augmented, and with which
+other it is mixed, is a function of (seed, epoch, image) and (seed, epoch, position) alone, so views do not depend on
+batches, workers, processes or resuming. Images are mixed with neighbours in the order, mostly within a batch.
 
-Draws are numbers of the CPU; what they are done with happens where the pixels are. On a CUDA device that is the device
-itself if all images are in memory and fit: the same views, up to the device's rounding.
+Random numbers are drawn on the CPU and applied where the pixels are: on the CUDA device if all images are in memory and
+fit there, which gives the same views up to the device's rounding.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,28 +23,29 @@ from torch.utils.data import Dataset as TorchDataset
 
 from coadvise.config import AugmentConfig
 from coadvise.data import draws
-from coadvise.data.images import Pixels, UnreadableImageError, read_image, square, to_array
+from coadvise.data.images import Pixels, UnreadableImageError, square, to_array
 from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, Pipeline
 from coadvise.data.scan import ScannedSplit
-from coadvise.data.workers import taking_up
+from coadvise.data.workers import mark_reading
 from coadvise.errors import UserError
 
 Indices = npt.NDArray[np.int64]
 
-# Raised with every change after which a view looks otherwise: logits stored for the old ones are then refused.
+# The version of views. Raise it with every change that alters them: stored logits of older views are then refused.
 VIEWS = 1
-MOST_SKIPPED = 100  # files in a row that can be skipped; more of them are a disk that has gone
+MOST_SKIPPED = 100  # unreadable pictures in a row; more of them mean that the disk is gone
 
 
 @dataclass(frozen=True)
 class Batch:
-    """All that crosses from data to training.
+    """What data gives to training.
 
-    images: [B, 3, H, W] float32 in 0..1, not normalised: each network does that by its own figures.
-    labels: [B] int64, or [B, K] float32 when mixed or smoothed.
-    index: [B] int64, which training image each view is of.
-    epoch: int, the epoch whose views these are: where views are recycled, an earlier one than the loop's.
-    unreadable: a line for each file that could not be read for it, by its place in the split; see `Views`.
+    Attributes:
+        images: [B, 3, H, W] float32 in 0..1, not normalised: each network does that with its own mean and deviation.
+        labels: [B] int64, or [B, K] float32 when mixed or smoothed.
+        index: [B] int64, the row of each view's image in the training split.
+        epoch: whose views these are; where views are recycled, an earlier one than the loop's.
+        unreadable: a line for each picture that could not be read, by its row; see `Views`.
     """
 
     images: Tensor
@@ -54,20 +55,20 @@ class Batch:
     unreadable: Mapping[int, str] = field(default_factory=dict)
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> "Batch":
-        """The batch on a device, images laid out as the networks run."""
+        """The batch on a device, images in the networks' memory format."""
         images = self.images.to(device, non_blocking=True, memory_format=memory_format)
         return replace(self, images=images, labels=self.labels.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """Called by the loader, so that copies to a CUDA device do not wait."""
+        """Called by PyTorch's loader; copies from pinned memory to a CUDA device are asynchronous."""
         return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
 class Views(TorchDataset[Batch]):
     """Training views of a split, asked for as (epoch, positions in that epoch's order).
 
-    In place of an image whose file can no longer be read there stands the next in the split that can: that image's own
-    view of the epoch, with its own label and index.
+    An image that can no longer be read is replaced by the next in the split that can: that image's own view of the
+    epoch, with its own label and index.
     """
 
     def __init__(self, split: ScannedSplit, augment: AugmentConfig, classes: int, image_size: int, seed: int) -> None:
@@ -81,28 +82,28 @@ class Views(TorchDataset[Batch]):
 
     @property
     def device(self) -> torch.device:
-        """Where views are made, and batches come out."""
+        """Where views are made, and batches are."""
         return torch.device("cpu") if self._resident is None else self._resident.device
 
     def on(self, device: torch.device) -> "Views":
-        """The same views made on a CUDA device, if all images are in memory and take a quarter of its free memory."""
+        """The same views made on a CUDA device, if all images are in memory and fit in a quarter of its free memory."""
         pixels = self.split.pixels
         if device.type != "cuda" or pixels is None or self._pipeline is not None:
             return self
         return self.resident(device) if pixels.nbytes <= torch.cuda.mem_get_info(device)[0] // 4 else self
 
     def resident(self, device: torch.device) -> "Views":
-        """The same views made on any device, by a copy of all pixels there."""
+        """The same views made on any device, from a copy of all pixels there."""
         views = Views(self.split, self.augment, self.classes, self.image_size, self.seed)
         views._resident = torch.from_numpy(self.split.pixels).to(device)
         return views
 
     def drawn(self, epoch: int) -> int:
-        """The epoch whose order and views an epoch sees: itself, or an earlier one where views are recycled."""
+        """The epoch whose order and views an epoch uses: itself, or an earlier one where views are recycled."""
         return epoch % self.augment.recycle if self.augment.recycle else epoch
 
     def order(self, epoch: int) -> Indices:
-        """The images' order in an epoch, [N]."""
+        """The rows of the images in an epoch's order, [N]."""
         epoch = self.drawn(epoch)
         if self._order[0] != epoch:
             self._order = (epoch, draws.permutation(self.seed, draws.ORDER, epoch, len(self)))
@@ -133,13 +134,12 @@ class Views(TorchDataset[Batch]):
         return Batch(images, labels, torch.from_numpy(index), epoch, unreadable)
 
     def _single_views(self, epoch: int, wanted: Indices, unreadable: dict[int, str]) -> tuple[Tensor, Indices]:
-        """[B, 3, S, S] in 0..1, before mixing, and which images they are of."""
-        index = wanted.copy()
+        """[B, 3, S, S] in 0..1, before mixing, and the row of each view's image."""
         if self._pipeline is not None:
-            seeds = self._pipeline_seeds(epoch, index)
-            images = self._pipeline.views(self._files(epoch, index, seeds, unreadable), seeds)
+            images, index = self._pipeline_views(self._pipeline, epoch, wanted, unreadable)
         else:
-            images = self._pixels(index, unreadable).float().div_(255)
+            pixels, index = self._pixels(wanted, unreadable)
+            images = pixels.float().div_(255)
         if self.augment.kind == "light":
             images = light_views(images, self.augment, draws.uniforms(self.seed, draws.GEOMETRY, epoch, index, 9))
         if self.augment.erase > 0:
@@ -150,51 +150,49 @@ class Views(TorchDataset[Batch]):
     def _labels(self, index: Indices) -> Tensor:
         return _sent(self.split.labels[index], self.device)
 
-    def _pipeline_seeds(self, epoch: int, index: Indices) -> list[int]:
-        return (draws.seeds(self.seed, draws.PIPELINE, epoch, index) >> np.uint64(1)).tolist()
+    def _pipeline_views(
+        self, pipeline: Pipeline, epoch: int, wanted: Indices, unreadable: dict[int, str]
+    ) -> tuple[Tensor, Indices]:
+        """DeiT's views of images of any size, read one at a time, and the row of each view's image."""
+        presized, shown = self.split.presized, list[int]()
 
-    def _files(
-        self, epoch: int, index: Indices, seeds: list[int], unreadable: dict[int, str]
-    ) -> Iterator[Image.Image | Pixels]:
-        """Images of any size, one at a time; where another stands in, `index` and `seeds` become its own, in place."""
-        for row, wanted in enumerate(index.tolist()):
-            if self.split.presized is not None:
-                yield self.split.presized[wanted]
-                continue
-            image, index[row] = self._read(wanted, unreadable)
-            if index[row] != wanted:
-                seeds[row] = self._pipeline_seeds(epoch, index[row : row + 1])[0]
-            yield image
+        def images() -> Iterator[tuple[Image.Image | Pixels, int]]:
+            seeds = draws.seeds(self.seed, draws.PIPELINE, epoch, wanted) >> np.uint64(1)
+            for row, seed in zip(wanted.tolist(), seeds.tolist(), strict=True):
+                image, at = (presized[row], row) if presized is not None else self._read(row, unreadable)
+                shown.append(at)
+                yield image, seed if at == row else draws.scalar_seed(self.seed, draws.PIPELINE, epoch, at)
 
-    def _read(self, index: int, unreadable: dict[int, str]) -> tuple[Image.Image, int]:
-        """An image and its place in the split: the one asked for, or the next that can be read."""
-        for place in range(index, index + min(MOST_SKIPPED, len(self))):
-            taking_up(place % len(self))
+        return pipeline.views(images(), len(wanted)), np.array(shown, np.int64)
+
+    def _read(self, row: int, unreadable: dict[int, str]) -> tuple[Image.Image, int]:
+        """An image and its row: the one asked for, or the next that can be read."""
+        tried = min(MOST_SKIPPED, len(self))
+        for at in (place % len(self) for place in range(row, row + tried)):
+            mark_reading(at)
             try:
-                return read_image(self.split.paths[place % len(self)]), place % len(self)
+                return self.split.picture(at), at
             except UnreadableImageError as error:
-                unreadable[place % len(self)] = str(error)
+                unreadable[at] = str(error)
         raise UserError(
-            f"{min(MOST_SKIPPED, len(self))} training images in a row can no longer be read; the first is "
-            f"{unreadable[index]}; see to it that '{self.split.paths[index].parent}' is there, and run again to go on"
+            f"{tried} training images in a row can no longer be read; the first is {unreadable[row]}; check that their "
+            "folder or disk is there, and run the same command again to go on"
         )
 
-    def _pixels(self, index: Indices, unreadable: dict[int, str]) -> Tensor:
-        """Images [B, 3, S, S] uint8; `index` is changed in place as by `_files`."""
+    def _pixels(self, wanted: Indices, unreadable: dict[int, str]) -> tuple[Tensor, Indices]:
+        """Images [B, 3, S, S] uint8, and the row of each."""
         if self._resident is not None:
-            return self._resident[_sent(index, self.device)]
+            return self._resident[_sent(wanted, self.device)], wanted
         if self.split.pixels is not None:
-            return torch.from_numpy(self.split.pixels[index])
-        arrays = []
-        for row, wanted in enumerate(index.tolist()):
-            image, index[row] = self._read(wanted, unreadable)
-            arrays.append(to_array(square(image, self.image_size)))
-        return torch.from_numpy(np.stack(arrays))
+            return torch.from_numpy(self.split.pixels[wanted]), wanted
+        images, index = zip(*(self._read(row, unreadable) for row in wanted.tolist()), strict=True)
+        arrays = [to_array(square(image, self.image_size)) for image in images]
+        return torch.from_numpy(np.stack(arrays)), np.array(index, np.int64)
 
     def _mix(self, epoch: int, positions: Indices, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """Mixup or cutmix with the neighbour. Returns images and each view's own share of the label, [B, 1]."""
         augment = self.augment
-        u = draws.uniforms(self.seed, draws.MIX, epoch, positions // 2, 5)  # a pair's two views share their draws
+        u = draws.uniforms(self.seed, draws.MIX, epoch, positions // 2, 5)  # the same draws for both views of a pair
         cut = u[:, 1] < (0.5 if augment.mixup > 0 and augment.cutmix > 0 else float(augment.cutmix > 0))
         alpha = np.where(cut, augment.cutmix, augment.mixup)
         share = np.where(u[:, 0] < augment.mix_probability, betaincinv(alpha, alpha, u[:, 2]), 1.0)
@@ -212,13 +210,13 @@ class Views(TorchDataset[Batch]):
 
 
 def _sent(values: npt.NDArray[Any] | Tensor, device: torch.device) -> Tensor:
-    """Values from the host where views are made; a CUDA device is not waited for, which pinned memory allows."""
+    """Values copied from the host to where views are made; to a CUDA device asynchronously, from pinned memory."""
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def light_views(images: Tensor, augment: AugmentConfig, u: draws.Array) -> Tensor:
-    """Moves, zooms, turns, flips and recolours a batch: one affine resampling with mirrored borders, then colour.
+    """Shifts, zooms, rotates, flips and recolours a batch: one affine resampling with mirrored borders, then colour.
 
     Args:
         images: [B, 3, H, W] in 0..1.
@@ -230,13 +228,13 @@ def light_views(images: Tensor, augment: AugmentConfig, u: draws.Array) -> Tenso
     angle = torch.deg2rad(augment.rotate * draw[:, 2])
     size = images.shape[-1]
     shift = augment.shift * 2 * draw[:, 3:5]
-    turned = augment.zoom > 0 or augment.rotate > 0
-    if not turned:  # whole pixels: nothing is blurred
+    resampled = augment.zoom > 0 or augment.rotate > 0
+    if not resampled:  # whole pixels, so that nothing is blurred
         shift = (shift * size / 2).round() * 2 / size
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     theta = torch.stack([cos * mirror, -sin, shift[:, 0], sin * mirror, cos, shift[:, 1]], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(_sent(theta, images.device), list(images.shape), align_corners=False)
-    mode = "bilinear" if turned else "nearest"
+    mode = "bilinear" if resampled else "nearest"
     images = F.grid_sample(images, grid, mode=mode, padding_mode="reflection", align_corners=False)
     if augment.colour > 0:
         factors = _sent(1 + augment.colour * draw[:, 5:8], images.device)

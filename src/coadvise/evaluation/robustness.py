@@ -71,7 +71,7 @@ def file_cases(
     for (name, severity), split in splits.items():
         readable = 0
         for start in range(0, len(split), AT_ONCE):
-            few = Split(split.paths[start : start + AT_ONCE], split.labels[start : start + AT_ONCE])
+            few = split.subset(range(start, min(start + AT_ONCE, len(split))))
             scanned = scan_split(few, image_size, in_memory=True)
             unreadable += scanned.unreadable
             readable += len(scanned)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -48,6 +47,8 @@ def disagreements(run: Run) -> Markup:
         f"{len(cards)} of these images, taken in turn from each case (which teacher is right, whether the student is), "
         "those with the surest teachers first. Numbers are probabilities in percent; bold: the answer; ✓: the truth."
     )
+    if run.picture is None:
+        note += " Thumbnails are left out: the images are not at hand."
     return join(
         [tag("p", lead, class_="lead"), counts, tag("p", note, class_="note"), tag("div", *cards, class_="cards")]
     )
@@ -98,7 +99,7 @@ def _card(
     verdict = "the student is right" if answers(run, tokens[0])[row] == label else "the student is wrong"
     head = tag(
         "header",
-        thumbnail(run.data.get("root"), name),
+        "" if run.picture is None else thumbnail(run, row, name),
         tag(
             "div", tag("h3", run.class_name(label)), tag("p", f"{who}; {verdict}"), tag("code", name or f"image {row}")
         ),
@@ -149,28 +150,19 @@ def _cell(voice: Voice, share: float, answer: bool, tokens: Sequence[Voice]) -> 
     return tag("td", tag("span", text), class_=classes, style=f"--p:{100 * share:.1f}%")
 
 
-def thumbnail(root: object, name: str | None) -> Markup:
-    """A picture inside the page, or a placeholder where its file is missing or does not decode."""
-    if isinstance(root, str) and name is not None and not _leads_out(name):
-        try:
-            kind, content, small = _encoded(Path(root) / name)
-        except Exception:  # Pillow's decoders raise many kinds
-            pass  # the placeholder says it
-        else:
-            source = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-            return tag("img", src=source, alt=name, class_="thumb pixelated" if small else "thumb")
-    return tag("div", "no picture", class_="thumb placeholder", title=f"{name or 'its path'} is missing")
+def thumbnail(run: Run, row: int, name: str | None) -> Markup:
+    """A picture inside the page, or a placeholder where it cannot be read or decoded."""
+    try:
+        assert run.picture is not None
+        kind, content, small = _encoded(run.picture(row))
+    except Exception:  # Pillow's decoders raise many kinds
+        return tag("div", "no picture", class_="thumb placeholder", title=f"{name or 'it'} cannot be read")
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    return tag("img", src=source, alt=name or "", class_="thumb pixelated" if small else "thumb")
 
 
-def _leads_out(name: str) -> bool:
-    """Whether a picture's name leads out of the data folder: then it is somebody else's file."""
-    return Path(name).is_absolute() or ".." in Path(name).parts
-
-
-def _encoded(path: Path) -> tuple[str, bytes, bool]:
-    if not path.is_file():
-        raise ValueError("not a regular file")
-    with Image.open(path, formats=FORMATS) as picture:
+def _encoded(encoded: bytes) -> tuple[str, bytes, bool]:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
         if Image.MAX_IMAGE_PIXELS is not None and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
             raise ValueError("a decompression bomb")
         picture.draft("RGB", (LARGE, LARGE))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -28,16 +29,21 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup]], ...] = (
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, picture: Callable[[int], bytes] | None = None) -> Path:
     """Writes `run/report.html` from what the run directory holds and returns its path.
 
     The file is replaced in one step, so a reader sees the old page or the new one. A run that is still going or was
     interrupted gets a page that says what is missing.
 
+    Args:
+        run: the run directory.
+        picture: gives the encoded validation image of a row of the predictions, or raises. None: thumbnails are left
+            out, and a line says so.
+
     Raises:
         ValueError: `run` is not a directory.
     """
-    page = render(read_run(run))
+    page = render(replace(read_run(run), picture=picture))
     target = run / "report.html"
     beside = run / f".report.{os.getpid()}.html"
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -100,7 +100,10 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything a report knows about a run; `faults` says what was there and could not be read."""
+    """Everything a report knows about a run; `faults` says what was there and could not be read.
+
+    `picture` gives the encoded validation image of a row, or raises; None where nobody can give it.
+    """
 
     path: Path
     config: str | None
@@ -108,6 +111,7 @@ class Run:
     records: tuple[Record, ...]
     predictions: Mapping[str, Predictions]  # part -> answers
     faults: tuple[str, ...]
+    picture: Callable[[int], bytes] | None = None
 
     @property
     def classes(self) -> list[str]:

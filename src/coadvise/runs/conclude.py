@@ -49,7 +49,7 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
         divergences=[asdict(divergence) for divergence in divergences(logits)],
     )  # fmt: skip
     with storing(run.folder):
-        report = write_report(run.folder)
+        report = write_report(run.folder, run.dataset.val.read)
     for line in verdict_table(rows):
         run.listener.say(line)
     run.listener.say(text)

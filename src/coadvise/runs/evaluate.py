@@ -13,7 +13,7 @@ from torch import Tensor
 from coadvise.config import RunConfig, nearest, read_config
 from coadvise.data.loader import still_batches
 from coadvise.data.scan import scan_split
-from coadvise.data.sources import DIGITS, Split, evaluation_split, few, passed_over, scored_folder, source_of
+from coadvise.data.sources import Split, evaluation_remarks, evaluation_split, few, source_of
 from coadvise.errors import UserError
 from coadvise.evaluation.agreement import agreements, divergences
 from coadvise.evaluation.corruptions import CORRUPTIONS, SEVERITIES
@@ -102,7 +102,8 @@ def _evaluated(
         return _imagenet_c(ready, data, images, listener)
     files, classes = _image_set(ready, data, layout, listener)
     numbers = _evenly(len(files), images)
-    split = scan_split(_some(files, numbers), size, in_memory=ready.config.in_memory)
+    some = files.subset(numbers)
+    split = scan_split(some, size, in_memory=ready.config.in_memory)
     if not len(split):
         raise UserError(f"none of the {len(numbers)} images can be read; first fault: {split.unreadable[0]}")
     labels = torch.from_numpy(split.labels)
@@ -115,8 +116,9 @@ def _evaluated(
         "agreements": [{**asdict(pair), "error_overlap": pair.error_overlap} for pair in agreements(logits, labels)],
     }
     if corruptions:
-        by_path = dict(zip(_some(files, numbers).paths, numbers, strict=True))
-        cases = made_cases(split, [by_path[path] for path in split.paths], severities, size, ready.config.seed, workers)
+        by_name = dict(zip(some.names(), numbers, strict=True))
+        readable = [by_name[name] for name in split.split.names()]
+        cases = made_cases(split, readable, severities, size, ready.config.seed, workers)
         total = len(CORRUPTIONS) * len(severities)
         result["corruptions"] = corruption_scores(lambda b: ready.answers(b, classes), cases, total, listener)
     return result
@@ -129,9 +131,9 @@ def _image_set(ready: Networks, data: str | None, layout: str, listener: Listene
         return source.val, source.classes  # a given teacher by itself may know more
     if layout == FOLDER:
         split = evaluation_split(data, ready.classes, ready.config.data.classes)
-        for line in passed_over([scored_folder(Path(data))], ready.classes) if data != DIGITS else ():
+        for line in evaluation_remarks(data, ready.classes):
             listener.say(line)
-        there = set(split.labels)
+        there = set(split.labels.tolist())
         if missing := [name for label, name in enumerate(ready.classes) if label not in there]:
             listener.say(f"no images of {few(missing)}; answers are among all {len(ready.classes)} classes")
         return split, ready.classes
@@ -141,7 +143,7 @@ def _image_set(ready: Networks, data: str | None, layout: str, listener: Listene
 
 def _imagenet_c(ready: Networks, data: str, images: int | None, listener: Listener) -> dict[str, Any]:
     splits = {
-        where: _some(split, _evenly(len(split), images))
+        where: split.subset(_evenly(len(split), images))
         for where, split in corrupted_splits(data, ready.classes, ready.config.data.classes).items()
     }
     unreadable: list[str] = []
@@ -178,10 +180,6 @@ def _evenly(count: int, images: int | None) -> list[int]:
     """So many of 0..count-1, evenly spread: files are in the order of their classes."""
     few = count if images is None else min(images, count)
     return np.linspace(0, count, few, endpoint=False).astype(int).tolist()
-
-
-def _some(split: Split, numbers: Sequence[int]) -> Split:
-    return Split(tuple(split.paths[n] for n in numbers), tuple(split.labels[n] for n in numbers))
 
 
 def _what(data: str, layout: str, classes: int, images: int) -> dict[str, Any]:

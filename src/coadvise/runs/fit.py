@@ -9,7 +9,7 @@ from pathlib import Path
 from coadvise.config import CacheConfig, RunConfig, load_config
 from coadvise.data.quarantine import check_share
 from coadvise.data.scan import Dataset, scan, scored_and_trained_on
-from coadvise.data.sources import DIGITS, passed_over, source_of, typical_size
+from coadvise.data.sources import NAMED, source_of, typical_size
 from coadvise.errors import UserError
 from coadvise.runs.build_cache import check_caches, complete
 from coadvise.runs.conclude import conclude
@@ -170,7 +170,7 @@ def training(
     with engine.graceful_shutdown(), engine.detect_lost_ranks(), owned(folder, engine):
         if not engine.equal_on_all_ranks(json.dumps(data_record(dataset, config.data.image_size)["splits"])):
             raise UserError(
-                f"the processes do not read the same images in '{source.root}'; this one {len(dataset.train)} to "
+                f"the processes do not read the same images in '{source.where}'; this one {len(dataset.train)} to "
                 f"train on and {len(dataset.val)} to score: look after its disk"
             )
         record = open_record(folder, config, engine, listener.say)
@@ -215,18 +215,18 @@ def _with_cache(config: RunConfig, cache: str | Path | None) -> RunConfig:
 
 
 def default_preset(data: str | Path) -> str:
-    """`digits` for the digits, `small-images` up to 96 pixels, `photos` above."""
-    if str(data) == DIGITS:
-        return "digits"
-    return "small-images" if typical_size(Path(data)) <= 96 else "photos"
+    """That of a named source; else `small-images` up to 96 pixels, `photos` above."""
+    if (named := NAMED.get(str(data))) is not None:
+        return named.preset
+    return "small-images" if typical_size(data) <= 96 else "photos"
 
 
 def describe(dataset: Dataset) -> Iterator[str]:
     """The data in a few lines: classes, counts, sizes, the split, what cannot be read."""
     names = ", ".join(dataset.classes[:12]) + (", ..." if len(dataset.classes) > 12 else "")
-    yield f"data: {dataset.source.root}, {len(dataset.classes)} classes ({names})"
+    yield f"data: {dataset.source.where}, {len(dataset.classes)} classes ({names})"
     yield f"split: {dataset.source.note}"
-    yield from (f"  {line}" for line in passed_over(dataset.source.folders, dataset.classes))
+    yield from (f"  {line}" for line in dataset.source.remarks)
     for name, split in (("train", dataset.train), ("validation", dataset.val)):
         counts = split.per_class(len(dataset.classes))
         widths, heights = zip(*split.sizes, strict=True)
@@ -237,7 +237,7 @@ def describe(dataset: Dataset) -> Iterator[str]:
         if len(split.unreadable) > 5:
             yield f"  and {len(split.unreadable) - 5} more; all are listed in {DATA}"
     if both := scored_and_trained_on(dataset):
-        scored, trained = (str(path.relative_to(dataset.source.root)) for path in both[0])
+        scored, trained = both[0]
         yield (
             f"{len(both)} of the {len(dataset.val)} validation images are training images too, to the byte ({scored!r} "
             f"is {trained!r}); of these the scores say little: leave them in one of both"

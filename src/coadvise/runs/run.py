@@ -21,7 +21,7 @@ from coadvise.advice import AVERAGE, CLASS
 from coadvise.config import FREE, RunConfig, differences, read_config
 from coadvise.data.quarantine import Quarantine
 from coadvise.data.scan import Dataset
-from coadvise.data.sources import DIGITS
+from coadvise.data.sources import resolved
 from coadvise.data.views import Views
 from coadvise.distill.logit_cache import LogitCache, fingerprint, seed_folder
 from coadvise.distill.teachers import Teachers, load_teachers
@@ -145,8 +145,8 @@ def _respelled(folder: Path, old: RunConfig, new: RunConfig) -> RunConfig:
     A path may be spelled otherwise, or be relative to another directory. Images are the same in the same folder, a
     teacher is by its weights.
     """
-    data, teachers, here = old.data, dict(old.teachers), str(Path(new.data.source).resolve())
-    if DIGITS not in (data.source, new.data.source) and written_data(folder).get("folder") == here:
+    data, teachers, here = old.data, dict(old.teachers), resolved(new.data.source)
+    if written_data(folder).get("folder") == here:
         data = data.model_copy(update={"source": new.data.source})
     for name in teachers.keys() & new.teachers.keys():
         before, now = teachers[name].checkpoint, new.teachers[name].checkpoint
@@ -251,17 +251,15 @@ def open_record(folder: Path, config: RunConfig, engine: Engine, say: Callable[[
 
 def data_record(dataset: Dataset, image_size: int) -> dict[str, Any]:
     """What `data.json` holds of a run's images."""
-    root, count = dataset.source.root, len(dataset.classes)
+    count = len(dataset.classes)
     splits = {
         name: {"images": len(split), "per_class": split.per_class(count), "unreadable": list(split.unreadable)}
         for name, split in (("train", dataset.train), ("val", dataset.val))
     }
-    splits["val"]["paths"] = [
-        os.fsencode(path.relative_to(root)).decode(errors="backslashreplace") for path in dataset.val.paths
-    ]
+    splits["val"]["paths"] = dataset.val.split.names()
     return {
-        "root": str(root),
-        "folder": str(root.resolve()),  # where a relative root was
+        "root": dataset.source.where,
+        "folder": resolved(dataset.source.where),  # where a relative root was
         "classes": list(dataset.classes),
         "image_size": image_size,
         "note": dataset.source.note,
@@ -294,7 +292,7 @@ def with_resolved_source(folder: Path, config: RunConfig) -> RunConfig:
     Where that is gone the configuration stays: all may have been moved, and a relative folder may still be right.
     """
     there = written_data(folder).get("folder")
-    if config.data.source == DIGITS or not isinstance(there, str) or not Path(there).is_dir():
+    if not isinstance(there, str) or not Path(there).is_dir():
         return config
     return config.model_copy(update={"data": config.data.model_copy(update={"source": there})})
 

@@ -18,7 +18,7 @@ from typing import Any
 from coadvise.advice import AVERAGE
 from coadvise.config import CacheConfig, RunConfig, TeacherConfig, deciding_values, load_config, nearest, with_changes
 from coadvise.data.scan import scan
-from coadvise.data.sources import DIGITS, source_of
+from coadvise.data.sources import resolved, source_of
 from coadvise.errors import UserError
 from coadvise.runs.fit import default_preset, training
 from coadvise.runs.foresight import foresee
@@ -314,8 +314,8 @@ def _cache(config: RunConfig, folder: Path) -> Path | None:
 
 def _hash(config: RunConfig, folder: Path) -> str:
     """Of all in a configuration that decides numbers, wherever the study's folder lies and from wherever it is run."""
-    values, source = deciding_values(config), config.data.source
-    values["source"] = source if source == DIGITS else str(Path(source).resolve())
+    values = deciding_values(config)
+    values["source"] = resolved(config.data.source)
     for given in (*values["teachers"].values(), values["student"]):
         for key in ("checkpoint", "start"):
             if given.get(key) is not None:
