@@ -127,14 +127,6 @@ def test_a_mean_needs_teachers_of_one_kind(other):
     assert LossWeights(1.0, {"b": other}, mean=True).by_token == {"class": ["b"]}, "alone there is nothing to combine"
 
 
-def test_tokens_are_listed_once_in_the_teachers_order():
-    weights = LossWeights(
-        1.0, {"b": Advice(token="two"), "a": Advice(), "c": Advice(token="two"), "d": Advice(token="class")}
-    )
-    assert weights.trained_tokens == ("class", "two", "a")
-    assert weights.by_token["two"] == ["b", "c"]
-
-
 def test_tokens_of_teachers_without_weight_are_not_trained():
     weights = LossWeights(0.0, {"a": Advice(0.0), "b": Advice(1.0, token=("b", "class")), "c": Advice(0.0, token="b")})
     assert weights.trained_tokens == ("class", "b")

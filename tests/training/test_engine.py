@@ -4,11 +4,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
 from coadvise.config import EngineConfig, ModelConfig, RecipeConfig
 from coadvise.data.views import Batch
@@ -135,30 +133,3 @@ def test_in_another_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
-
-
-def two_ranks(monkeypatch: pytest.MonkeyPatch, theirs: Callable[[Tensor], Tensor]) -> Engine:
-    """An engine that reduces with what another rank gives."""
-    engine = cpu()
-    monkeypatch.setattr(Engine, "processes", 2)
-
-    def reduce(values: Tensor, how: object, group: object) -> None:
-        highest = how == torch.distributed.ReduceOp.MAX
-        values.copy_(torch.maximum(values, theirs(values)) if highest else values + theirs(values))
-
-    monkeypatch.setattr(torch.distributed, "all_reduce", reduce)
-    return engine
-
-
-def test_what_processes_find_out_about_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = two_ranks(monkeypatch, lambda values: values)
-    assert engine.equal_on_all_ranks("text")
-    engine = two_ranks(monkeypatch, lambda values: values + torch.tensor([1, -1]))
-    assert not engine.equal_on_all_ranks("text")
-    engine = two_ranks(monkeypatch, lambda values: torch.tensor([0, 1], dtype=values.dtype))
-    assert engine.any_rank(False, False) == (False, True)
-    rows = torch.tensor([[0.1, -0.0], [0.0, 0.0]])
-    engine = two_ranks(monkeypatch, lambda values: torch.tensor([[0, 0], [3, 1 << 30]], dtype=values.dtype))
-    found = engine.fill_from_all_ranks(rows.clone())
-    assert torch.equal(found.view(torch.int32)[0], rows.view(torch.int32)[0]), "to the bit, also the sign of zero"
-    assert found[1, 1] == 2.0

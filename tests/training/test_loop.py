@@ -167,7 +167,7 @@ def test_resumed_with_another_number_of_workers_it_ends_with_the_same_bits(datas
 
 
 @pytest.mark.parametrize("seconds", [0, EVERY_STEP], ids=["each epoch", "by time"])
-@pytest.mark.parametrize("crash", [2, 4, 5, 8])
+@pytest.mark.parametrize("crash", [2, 5, 8])
 def test_killed_it_goes_on_from_the_last_checkpoint_and_ends_with_the_same_bits(
     seconds: float, crash: int, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +186,10 @@ def test_killed_it_goes_on_from_the_last_checkpoint_and_ends_with_the_same_bits(
     last = crash - 1 if seconds else (crash - 1) // 3 * 3
     kept = [step for step in ((last - 1, last) if seconds else (last - 3, last)) if step > 0]
     assert saved(tmp_path / "killed") == [f"step-{step:08d}" for step in kept]
+    if len(kept) == 2:  # and if that one is damaged, from the one before
+        newest = tmp_path / "killed" / "checkpoints" / f"step-{last:08d}" / "state.pt"
+        newest.write_bytes(newest.read_bytes()[:-1])
+        last = kept[0]
     rest = Stopper(never)
     network = case.start(dataset, tmp_path / "killed", rest.progress)
     assert rest.steps[0] == ("part", last + 1)
@@ -235,19 +239,6 @@ def test_signals_inside_an_accumulation_window_and_while_saving_wait(
 def test_a_stop_asked_for_in_the_last_step_lets_it_finish(dataset: Dataset, tmp_path: Path) -> None:
     Case(recipe={"epochs": 1}).start(dataset, tmp_path, Stopper(lambda part, step: step == 3).progress)
     assert not saved(tmp_path)
-
-
-def test_a_damaged_checkpoint_is_skipped_for_the_one_before(dataset: Dataset, tmp_path: Path) -> None:
-    case = Case(recipe={"ema": 0.9}, checkpoint_seconds=0)
-    wanted = snapshot(case.start(dataset, tmp_path / "undisturbed"))
-    with pytest.raises(Interrupted):
-        case.start(dataset, tmp_path / "stopped", Stopper(lambda part, step: step == 7).progress)
-    newest = tmp_path / "stopped" / "checkpoints" / "step-00000007" / "state.pt"
-    newest.write_bytes(newest.read_bytes()[:-1])
-    rest = Stopper(never)
-    network = case.start(dataset, tmp_path / "stopped", rest.progress)
-    assert rest.steps[0] == ("part", 7)
-    assert_same_end(network, tmp_path / "stopped", wanted, tmp_path / "undisturbed")
 
 
 def test_a_changed_configuration_holds_from_where_training_goes_on(
@@ -387,17 +378,6 @@ def test_the_average_of_the_weights_after_each_step_is_evaluated_and_returned(da
     for name, value in network.model.state_dict().items():
         torch.testing.assert_close(value, average[name], rtol=1e-4, atol=1e-6, msg=name)
     assert evaluated == [(network, 9), (network, 15)]
-
-
-def test_teachers_do_not_change(dataset: Dataset, tmp_path: Path) -> None:
-    with Engine(EngineConfig(device="cpu", precision="bfloat16")) as engine:
-        job = Case(recipe={"ema": 0.9, "epochs": 1}, augment=MIXED).job(dataset, engine)
-        before = {name: snapshot(teacher) for name, teacher in job.teachers.by_name.items()}
-        run(job, tmp_path, engine)
-    for name, teacher in job.teachers.by_name.items():
-        assert_same_weights(teacher.state_dict(), before[name])
-        assert not any(module.training for module in teacher.modules())
-        assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
 
 
 @pytest.mark.parametrize("recipe", [{}, {"ema": 0.9}], ids=["plain", "average"])

@@ -69,13 +69,6 @@ def test_a_line_cut_by_a_crash_costs_that_line_only(
     assert read_records(folder) == entries[:-1] + later
 
 
-def test_a_line_that_lacks_only_its_end_is_kept(tmp_path: Path) -> None:
-    written(tmp_path, [{"kind": "a"}, {"kind": "b"}])
-    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-1])
-    written(tmp_path, [{"kind": "c"}])
-    assert [record["kind"] for record in read_records(tmp_path)] == ["a", "b", "c"]
-
-
 @pytest.mark.parametrize("line", [b'{"kind": ', b"\xff", b"[3]", b'{"kinc": "a"}', b""])
 def test_damage_elsewhere_is_an_error(line: bytes, tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b'{"kind": "a"}\n' + line + b'\n{"kind": "b"}\n')

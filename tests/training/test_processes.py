@@ -204,6 +204,8 @@ from coadvise.training.engine import Engine
 from coadvise.training.metrics import Recorder
 from coadvise.training.nonfinite import NonFiniteGuard
 with Engine(EngineConfig(device="cpu")) as engine:
+    assert engine.any_rank(engine.rank == 1, False) == (True, False)
+    assert engine.equal_on_all_ranks("text") and not engine.equal_on_all_ranks(f"text {engine.rank}")
     folder = Path(sys.argv[2], str(engine.rank))
     folder.mkdir()
     weight = torch.nn.Parameter(torch.zeros(2))
@@ -231,7 +233,7 @@ with Engine(EngineConfig(device="cpu")) as engine:
 """
 
 
-def test_all_skip_what_one_sees_and_each_scores_its_share(
+def test_all_know_and_skip_what_one_sees_and_each_scores_its_share(
     tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = ModelConfig(model="resnet_small", model_kwargs={"widths": [8], "depths": [1], "strides": [2]})
