@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# Values of an MLP's hidden layer, a block's largest tensor, that a CPU computes at once: eight images of 224 pixels at
-# width 384. Batches of 64 take a fifth less time than in one piece, which takes new memory from the system each time.
+# Values of an MLP's hidden layer, a block's largest tensor, that a CPU computes at a time: eight images of 224 pixels
+# at width 384. A batch of 64 takes a fifth less time than in one piece, which takes new memory each time.
 CHUNK_VALUES = 2_500_000
 
 

@@ -1,5 +1,6 @@
 """A model together with what it needs to answer for an image: its normalisation and its class names."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,6 @@ from coadvise.advice import CLASS
 from coadvise.config import ModelConfig, nearest
 from coadvise.errors import UserError
 from coadvise.models import STUDENTS, TokenModel
-from coadvise.models.folding import fold_batch_norms, sample_images
 from coadvise.storage import MANIFEST, read_model, write_model
 
 HUB = "hf-hub:"  # before the name of a model that timm fetches, its configuration and its weights
@@ -75,12 +75,8 @@ class Network(nn.Module):
         return {CLASS: self.model(x)}
 
     def for_inference(self) -> "Network":
-        """A frozen copy that answers as "class" alone, faster, equal to float error. `about` stays as it is."""
-        if isinstance(self.model, TokenModel):
-            model: nn.Module = self.model.for_inference()
-        else:
-            sample = sample_images(len(self.about["mean"]), self.about["image_size"])
-            model = fold_batch_norms(self.model, sample.to(next(self.model.parameters())))
+        """A frozen copy in evaluation mode with "class" logits alone; a student is faster, equal to float error."""
+        model = self.model.for_inference() if isinstance(self.model, TokenModel) else copy.deepcopy(self.model)
         return Network(model, self.about).to(self.mean.device).requires_grad_(False).eval()
 
     def save(self, folder: Path) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from coadvise.advice import CLASS
 from coadvise.errors import UserError
-from coadvise.models.folding import fold_batch_norms, sample_images
 from coadvise.models.resnet import BasicResNet
 from coadvise.models.staged import create_staged, default_cfg
 from coadvise.models.tokens import PAPER_TOKENS, TokenModel, check_token_names
@@ -72,11 +71,6 @@ class CoadvisedResNet(PooledTokens, BasicResNet):
         """Replace all heads by fresh ones; 0 classes leave them out."""
         super().reset_classifier(num_classes, global_pool)
         self._build_token_heads()
-
-    def for_inference(self) -> nn.Module:
-        """Return a frozen copy without the tokens and with batch norm folded into the convolutions."""
-        sample = sample_images(self.in_chans, 32).to(next(self.parameters()))
-        return fold_batch_norms(super().for_inference(), sample)
 
 
 class CoadvisedMixer(PooledTokens, MlpMixer):
