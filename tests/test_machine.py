@@ -6,7 +6,7 @@ import pytest
 
 FAULTS = """
 import resource, sys, torch
-from coadvise.memory import keep_freed_memory
+from coadvise.machine import keep_freed_memory
 kept = sys.argv[1] == "kept" and keep_freed_memory()
 for turn in range(64):
     if turn == 4:  # the heap may have to grow more than once
@@ -28,7 +28,7 @@ class Maps(Dataset):
         torch.ones(10_000_000)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-counts = list(worker_batches(Maps(), 1, []))
+counts = list(worker_batches(Maps(), 1, str))
 print(True, counts[-1] - counts[4])
 """
 

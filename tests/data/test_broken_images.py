@@ -20,7 +20,7 @@ from coadvise.data import workers as workers_module
 from coadvise.data.quarantine import FILE
 from coadvise.errors import UserError
 
-# One teacher, one student, two epochs of two steps each; files are decoded anew for each view.
+# One teacher, one student, two epochs of two steps each; files are decoded again for each view.
 PRESET = """\
 data: {image_size: 16, max_unreadable: 0.3}
 augment: {kind: deit, rand_augment: rand-m5-inc1, smoothing: 0.1, mixup: 0.4}

@@ -73,14 +73,6 @@ def test_uncorrelated_over_indices_columns_epochs_streams_and_seeds() -> None:
     assert np.abs(correlation).max() < 4.5 / np.sqrt(n)
 
 
-def test_uniform_over_epochs_and_seeds() -> None:
-    for numbers in (
-        np.array([draws.uniforms(0, draws.ORDER, epoch, [7], 1)[0, 0] for epoch in range(2000)]),
-        np.array([draws.uniforms(seed, draws.ORDER, 0, [7], 1)[0, 0] for seed in range(2000)]),
-    ):
-        assert stats.kstest(numbers, "uniform").pvalue > 1e-3
-
-
 @given(words, words, st.integers(0, 300))
 def test_a_permutation_is_one(seed: int, epoch: int, length: int) -> None:
     assert np.array_equal(np.sort(draws.permutation(seed, draws.ORDER, epoch, length)), np.arange(length))

@@ -1,4 +1,4 @@
-"""Batches do not depend on workers, processes, micro-batches or where a run is taken up."""
+"""Batches do not depend on workers, processes, micro-batches or where a run is resumed."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from samples import EVERYTHING, joined, made_views, same
 
 from coadvise.config import AugmentConfig
-from coadvise.data.images import Pixels, square, to_array
+from coadvise.data.images import square, to_array
 from coadvise.data.loader import TrainingLoader, _Requests, epoch_batches, still_batches
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
@@ -148,16 +148,3 @@ def test_scored_images_come_once_in_order(image_folder: Path, in_memory: bool, w
     assert [len(part) for part in parts] == [7, 7, 4]
     expected = np.stack([to_array(square(split.picture(row), 12)) for row in range(18)]).astype(np.float32) / 255
     assert np.array_equal(torch.cat(parts).numpy(), expected)
-
-
-def test_a_change_is_told_each_image_s_row_in_the_split(image_folder: Path) -> None:
-    split = scan(open_source(image_folder, 0.2, 0), 12, in_memory=True).val
-    rows: list[int] = []
-
-    def darken(pixels: Pixels, row: int) -> Pixels:
-        rows.append(row)
-        return pixels // (row + 1)
-
-    changed = torch.cat(list(still_batches(split, 12, batch_size=7, change=darken))) * 255
-    assert rows == list(range(18))
-    assert np.array_equal(changed.numpy().round(), np.stack([p // (n + 1) for n, p in enumerate(split.pixels)]))

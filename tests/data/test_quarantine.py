@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import files
 
@@ -26,6 +26,7 @@ def fault(name: str, why: str = "truncated") -> str:
 names = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=20)
 
 
+@settings(max_examples=10)
 @given(st.lists(names, unique=True, min_size=1, max_size=6), st.text("': \"\\", max_size=6), st.data())
 def test_a_file_is_listed_once_whatever_its_name_and_whatever_is_wrong_with_it(
     tmp_path_factory: pytest.TempPathFactory, listed_names: list[str], why: str, data: st.DataObject

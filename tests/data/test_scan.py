@@ -3,7 +3,6 @@
 import errno
 import re
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -60,13 +59,6 @@ def test_unreadable_images_are_left_out_and_never_replaced(tmp_path: Path, in_me
         assert scanned.pixels[:, 0, 0, 0].tolist() == good
     assert scanned.sizes == {(8, 8): 16}
     assert [scanned.picture(row).getpixel((0, 0))[0] for row in range(16)] == good
-
-
-def test_sizes_are_counted(tmp_path: Path) -> None:
-    sizes = [(8, 8), (9, 5), (9, 5)]
-    for number, size in enumerate(sizes):
-        Image.new("L", size).save(tmp_path / f"{number}.png")
-    assert scan_split(files(*sorted(tmp_path.iterdir())), 8, True).sizes == Counter(sizes)
 
 
 def test_a_class_without_a_readable_image_is_named_with_its_own_fault(tmp_path: Path) -> None:
@@ -206,14 +198,6 @@ def test_pictures_are_decoded_once_whatever_process_or_run_asks(
     if in_memory or presize:
         image = new.presized[row] if presize else new.pixels[row].transpose(1, 2, 0)
         assert (image == (1, 2, 3)).all()
-
-
-def test_splits_and_sizes_are_kept_side_by_side(tmp_path: Path, cache: Path) -> None:
-    source = large_images(tmp_path / "images")
-    for size in (16, 12):
-        scan(source, size, in_memory=True)
-    assert len(list((cache / "images").iterdir())) == 4
-    assert scan(source, 16, in_memory=True).train.pixels.shape == (11, 3, 16, 16)
 
 
 def test_only_presized_images_need_a_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,13 +81,6 @@ def test_the_names_of_the_scored_split(tmp_path: Path, name: str) -> None:
     assert f"{name}/" in source.note
 
 
-def test_of_several_scored_splits_val_is_preferred_to_valid_and_valid_to_test(tmp_path: Path) -> None:
-    for name in ("train", "test", "valid", "val"):
-        lay_out(tmp_path, {f"{name}/a": 1, f"{name}/b": 1})
-        if name != "train":
-            assert f"scored on {name}/" in open_source(tmp_path, 0.2, 0).note
-
-
 def test_images_lie_at_any_depth_with_any_usual_ending_and_hidden_ones_do_not_count(tmp_path: Path) -> None:
     lay_out(tmp_path, {"a": 2, "b/deep/deeper": 2, "b/.ipynb_checkpoints": 3, ".git": 2})
     names = [f"x.{ending}" for ending in ("JPG", "jpeg", "png", "bmp", "webp", "gif", "tif", "tiff", "ppm", "pgm")]
@@ -108,15 +101,6 @@ def test_what_is_left_out_is_named(tmp_path: Path) -> None:
         "left out, without an image: class folder(s) 'empty', 'phone' (2 .heic)",
     )
     assert evaluation_remarks(tmp_path, ("a", "b")) == remarks
-
-
-def test_both_splits_are_searched_for_what_is_left_out(tmp_path: Path) -> None:
-    lay_out(tmp_path, {"train/a": 1, "train/b": 1, "test/a": 1, "test/b": 1, "train/c": 0})
-    touch(tmp_path, "train/a/1.heic", "test/a/2.heic", "test/b/3.avif", "test/d/4.avif")
-    assert open_source(tmp_path, 0.5, 0).remarks == (
-        "left out, no image by its name: 2 .heic, 1 .avif",
-        "left out, without an image: class folder(s) 'c', 'd' (1 .avif)",
-    )
 
 
 def test_too_few_classes_because_of_a_format(tmp_path: Path) -> None:
@@ -171,12 +155,6 @@ def test_the_division_is_stratified_seeded_disjoint_and_complete(
     assert f"seed {seed}" in source.note
 
 
-def test_another_seed_holds_out_other_images(tmp_path: Path) -> None:
-    lay_out(tmp_path, {"a": 50, "b": 50})
-    held = [open_source(tmp_path, 0.3, seed).val.names() for seed in range(3)]
-    assert held[0] != held[1] != held[2]
-
-
 FAULTS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     # what is there; what the message must say: what was given, what is allowed, what to do
     "no images": ({"a": 0, "b": 0}, ("no class folders with images", ".png", "CLASS/IMAGE")),
@@ -210,13 +188,6 @@ def test_no_such_folder(tmp_path: Path) -> None:
     for name, what in (("missing", "does not exist"), ("file", "is a file")):
         with pytest.raises(UserError, match=f"{name}' {what}; give a folder of class folders.*digits"):
             open_source(tmp_path / name, 0.2, 0)
-
-
-def test_a_fault_names_a_few_of_many(tmp_path: Path) -> None:
-    names = [f"class{number:02}" for number in range(20)]
-    lay_out(tmp_path, {f"train/{name}": 1 for name in names} | {"val/class00": 1})
-    with pytest.raises(UserError, match=r"'class01'.*'class05' and 14 more"):
-        open_source(tmp_path, 0.2, 0)
 
 
 def test_the_images_to_score_a_student_on(tmp_path: Path, image_folder: Path) -> None:
@@ -260,13 +231,6 @@ def test_chosen_classes_that_do_not_exist_are_named_with_the_nearest(tmp_path: P
     lay_out(tmp_path, {"split/train/a": 1, "split/train/b": 1, "split/val/a": 1})
     with pytest.raises(UserError, match=r"'b' are in .*train' but not in .*val'; both need the same"):
         open_source(tmp_path / "split", 0.2, 0, ("a", "b"))
-
-
-def test_a_student_of_chosen_classes_is_scored_on_a_folder_with_more(tmp_path: Path, image_folder: Path) -> None:
-    split = evaluation_split(image_folder, ("green", "red"), chosen=("green", "red"))
-    assert {Path(name).parent.name: label for name, label in contents(split)} == {"green": 0, "red": 1}
-    with pytest.raises(UserError, match="no images of the student's classes"):
-        evaluation_split(lay_out(tmp_path, {"blue": 2}), ("green", "red"), chosen=("green", "red"))
 
 
 def test_files_are_themselves_and_folders_the_images_below(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import os
 import pickle
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from PIL import Image
 from samples import files
 
 from coadvise.data import store as store_module
-from coadvise.data.images import square
 from coadvise.data.store import Decoded, Seen, Store, fingerprint, open_store, presized
 
 
@@ -115,19 +113,6 @@ def test_a_new_fingerprint_replaces_the_store_unless_a_process_uses_it(tmp_path:
     assert holds(new, after)
 
 
-def test_many_at_once_make_it_once(tmp_path: Path) -> None:
-    images, calls = made(6, 20), []
-
-    def decode() -> Iterator[tuple]:
-        calls.append(1)
-        yield from images
-
-    with ThreadPoolExecutor(6) as pool:  # a lock is an open file's, so threads wait for each other as processes do
-        stores = list(pool.map(lambda _: open_store(tmp_path, "f", decode), range(12)))
-    assert len(calls) == 1
-    assert all(holds(store, images) for store in stores)
-
-
 def test_a_fingerprint_is_of_names_sizes_times_modes_and_kind(tmp_path: Path) -> None:
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path in paths:
@@ -162,12 +147,6 @@ def test_another_pillow_or_another_decoder_makes_another_fingerprint(
             changed.write_text(Path(module.__file__).read_text() + "# changed")
             patch.setattr(module, "__file__", str(changed))
             assert fingerprint(files(), "32 square") != before
-
-
-def test_presized_images_are_resized_as_scored_ones() -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 44, 3), dtype=np.uint8))
-    middle = presized(image, 12)[:, 3:15]  # of 17.6 columns
-    assert np.array_equal(middle, np.asarray(square(image, 12)))
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 120))

@@ -18,7 +18,6 @@ from torch import Tensor
 from coadvise.config import AugmentConfig
 from coadvise.data import draws
 from coadvise.data import views as views_module
-from coadvise.data.pipeline import Pipeline
 from coadvise.data.scan import ScannedSplit, scan, scan_split
 from coadvise.data.sources import open_source
 from coadvise.data.views import VIEWS, Views, light_views
@@ -71,13 +70,6 @@ def test_another_seed_or_epoch_gives_other_views(name: str) -> None:
         assert changed.float().mean() > 0.5
 
 
-def test_the_order_is_the_epoch_s() -> None:
-    views = made_views(50, NOTHING)
-    orders = [views.order(epoch).tolist() for epoch in (0, 1, 0)]
-    assert orders[0] == orders[2] != orders[1]
-    assert views[1, np.array([3, 7])].index.tolist() == [orders[1][3], orders[1][7]]
-
-
 @pytest.mark.parametrize("name", AUGMENTS)
 @given(recycle=st.integers(1, 9), epoch=st.integers(0, 100))
 def test_recycled_epochs_are_earlier_ones_again(name: str, recycle: int, epoch: int) -> None:
@@ -124,15 +116,6 @@ def test_pixels_in_memory_and_on_disk_give_the_same_views(image_folder: Path, on
 # light --------------------------------------------------------------------------------------------------------------
 
 
-def test_flipping_mirrors_half_of_the_images() -> None:
-    split = made_split(600, size=6)
-    batch = Views(split, AugmentConfig(shift=0), 3, 6, 0)[0, np.arange(600)]
-    original = torch.from_numpy(split.pixels[batch.index]).float() / 255
-    mirrored = (batch.images == original.flip(3)).flatten(1).all(1)
-    assert ((batch.images == original).flatten(1).all(1) ^ mirrored).all()
-    assert abs(mirrored.float().mean() - 0.5) < 4 * 0.5 / 600**0.5
-
-
 def test_shifts_are_whole_pixels_over_mirrored_borders_and_all_equally_likely() -> None:
     split = made_split(1500, size=8)
     batch = Views(split, AugmentConfig(flip=False, shift=0.25), 3, 8, 0)[0, np.arange(1500)]
@@ -164,15 +147,6 @@ def test_turning_by_a_right_angle_is_exact() -> None:
     turned = light_views(images, AugmentConfig(flip=False, shift=0, rotate=180), u)
     assert torch.allclose(turned[0], images[0].rot90(1, (1, 2)), atol=1e-5)
     assert torch.allclose(turned[1], images[1].rot90(-1, (1, 2)), atol=1e-5)
-
-
-def test_turning_by_any_angle_blends_neighbours() -> None:
-    ramp = torch.linspace(-1, 1, 17).expand(1, 3, 17, 17).contiguous()
-    u = centred()
-    u[:, 2] = 0.75  # half of the range
-    turned = light_views(ramp, AugmentConfig(flip=False, shift=0, rotate=60), u)
-    expected = np.cos(np.pi / 6) * ramp - np.sin(np.pi / 6) * ramp.mT
-    assert torch.allclose(turned[..., 3:14, 3:14], expected[..., 3:14, 3:14], atol=1e-5)
 
 
 def test_zooming_scales_about_the_centre() -> None:
@@ -240,7 +214,7 @@ def test_how_often_how_much_and_with_what_is_erased() -> None:
     assert abs(hit.float().mean() - 0.3) < 4 * (0.3 * 0.7 / 2000) ** 0.5
     area = mask[hit].float().mean((1, 2))
     assert abs(area.mean() - (0.02 + 1 / 3) / 2) < 0.02
-    place = mask[hit].float().mean(0)  # up and down, left and right, all alike
+    place = mask[hit].float().mean(0)  # up and down, left and right, equally often
     assert (place - place.flip(0)).abs().max() < 0.15
     assert (place - place.T).abs().max() < 0.15
     noise = views.movedim(1, -1)[mask]
@@ -296,28 +270,6 @@ def test_mixed_labels_are_distributions_over_two_neighbours(name: str, seed: int
             assert row[order[position]] == pytest.approx(1)
 
 
-def test_pairs_that_are_not_mixed_are_the_images_to_the_last_bit() -> None:
-    never = AugmentConfig(kind="none", mixup=0.8, cutmix=1.0, mix_probability=0.0)
-    mixed, plain = made_views(16, never)[0, np.arange(16)], made_views(16, NOTHING)[0, np.arange(16)]
-    assert torch.equal(mixed.images, plain.images)
-    assert torch.equal(mixed.labels, F.one_hot(plain.labels, 3).float())
-
-
-def test_mixing_shares_are_beta_and_kinds_alternate() -> None:
-    n = 4000
-    views = numbered(n, AugmentConfig(kind="none", mixup=0.8, mix_probability=0.6), size=1)
-    positions = np.arange(0, n, 2)
-    share = views._mix(0, positions, torch.zeros(n // 2, 3, 1, 1), torch.zeros(n // 2, 3, 1, 1))[1][:, 0]
-    assert (share < 1).float().mean() == pytest.approx(0.6, abs=0.04)
-    mixed = share[share < 1]
-    assert mixed.mean() == pytest.approx(0.5, abs=0.03)
-    assert mixed.var() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), rel=0.1)  # of Beta(0.8, 0.8)
-    both = numbered(200, AugmentConfig(kind="none", mixup=0.8, cutmix=1.0))[0, np.arange(200)]
-    own = both.images[:, 0] == (both.index[:, None, None] + 1).float() / 255
-    partly = (own.flatten(1).any(1)) & ~own.flatten(1).all(1)
-    assert partly.float().mean() == pytest.approx(0.5, abs=0.15)  # cutmix; the others are blended all over
-
-
 def test_mixup_and_cutmix_have_their_own_alpha() -> None:
     n = 2000
     views = numbered(2 * n, AugmentConfig(kind="none", mixup=0.1, cutmix=9.0), size=1)
@@ -326,12 +278,6 @@ def test_mixup_and_cutmix_have_their_own_alpha() -> None:
     blended = images.flatten(1).min(1).values == images.flatten(1).max(1).values
     assert share[blended].var() > 0.15  # of Beta(0.1, 0.1): 0.21
     assert share[~blended].var() < 0.05  # of Beta(9, 9): 0.013, and boxes are cut off at the borders
-
-
-def test_mixed_labels_are_smoothed_whole() -> None:
-    both = AugmentConfig(kind="none", mixup=0.8, cutmix=1.0)
-    plain, smooth = (made_views(20, both.model_copy(update={"smoothing": s}))[0, np.arange(20)] for s in (0.0, 0.3))
-    assert torch.allclose(smooth.labels, 0.7 * plain.labels + 0.3 / 3, atol=1e-6)
 
 
 def test_smoothing_is_pytorchs() -> None:
@@ -379,15 +325,6 @@ def test_deit_views_do_not_depend_on_batch_layout(on_disk: ScannedSplit) -> None
     again = Views(on_disk, DEIT, 3, 16, 0)
     assert same(joined(again[1, part] for part in (positions[:3], positions[3:4], positions[4:])), whole)
     assert not torch.equal(again[2, positions].images, whole.images)
-
-
-def test_deit_views_come_from_the_pipeline_by_each_image_s_own_seed(on_disk: ScannedSplit) -> None:
-    augment = AugmentConfig(kind="deit")
-    batch = Views(on_disk, augment, 3, 16, 7)[5, np.arange(12)]
-    assert batch.images.dtype == torch.float32
-    for view, index in zip(batch.images, batch.index.tolist(), strict=True):
-        seed = draws.scalar_seed(7, draws.PIPELINE, 5, index)
-        assert torch.equal(view, Pipeline(augment, 16).views([(on_disk.picture(index), seed)], 1)[0])
 
 
 def test_images_presized_to_their_own_size_give_the_views_of_their_files(
@@ -503,19 +440,6 @@ def test_another_training_image_s_own_view_stands_where_a_file_is_lost(
     for i, view, label in zip(unmixed.index.tolist(), unmixed.images, unmixed.labels.tolist(), strict=True):
         assert torch.equal(view, own[i])
         assert label == i % 3
-
-
-def test_a_file_that_comes_back_is_read_again(tmp_path: Path) -> None:
-    split = vanishing(tmp_path, set())
-    path = Path(split.name(4))
-    content = path.read_bytes()
-    views = Views(split, DEIT, 3, 12, 5)
-    whole = views[1, np.arange(12)]
-    path.write_bytes(b"")
-    without = views[1, np.arange(12)]
-    path.write_bytes(content)
-    assert not same(whole, without)
-    assert same(views[1, np.arange(12)], whole)
 
 
 def test_a_disk_that_has_gone_is_not_searched_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Accuracy under corruptions, against counting it by hand with answers that are known."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from coadvise.data.scan import ScannedSplit, scan_split
 from coadvise.data.sources import Split, evaluation_split
+from coadvise.data.sources.folder import FolderSplit
 from coadvise.errors import UserError
 from coadvise.evaluation.corruptions import CORRUPTIONS, corrupt
 from coadvise.evaluation.robustness import (
@@ -37,6 +38,10 @@ def split(files: Split) -> ScannedSplit:
     return scan_split(files, 16, in_memory=True)
 
 
+def with_bad(paths: Sequence[Path], labels: Sequence[int]) -> Split:
+    return FolderSplit(Path(), tuple(map(str, paths)), np.array(labels))
+
+
 def brightest(batches: Iterable[Tensor]) -> dict[str, dict[str, Tensor]]:
     """A network that answers with the strongest colour, and whose second token always says green."""
     means = torch.cat([images.mean((2, 3)).flip(1) for images in batches])  # blue, green, red
@@ -46,7 +51,7 @@ def brightest(batches: Iterable[Tensor]) -> dict[str, dict[str, Tensor]]:
 def test_made_cases_are_the_corrupted_images_whatever_subset_is_taken(split: ScannedSplit, files: Split) -> None:
     cases = list(made_cases(split, range(6), (2, 5), 16, seed=4, workers=0))
     assert [(case.name, case.severity) for case in cases] == [(name, s) for name in CORRUPTIONS for s in (2, 5)]
-    some = scan_split(Split(files.paths[1::2], files.labels[1::2]), 16, in_memory=True)
+    some = scan_split(files.subset(range(1, 6, 2)), 16, in_memory=True)
     made = {}
     for case, fewer in zip(cases, made_cases(some, (1, 3, 5), (2, 5), 16, seed=4, workers=0), strict=True):
         images, few = torch.cat(list(case.batches)), torch.cat(list(fewer.batches))
@@ -61,7 +66,7 @@ def test_made_cases_are_the_corrupted_images_whatever_subset_is_taken(split: Sca
 
 def test_two_images_do_not_share_their_noise_nor_two_seeds(split: ScannedSplit) -> None:
     assert split.pixels is not None
-    same = ScannedSplit(split.paths[:2], split.labels[:2], split.pixels[[0, 0]], (), split.sizes)
+    same = ScannedSplit(split.split.subset([0, 1]), split.labels[:2], split.pixels[[0, 0]], (), split.sizes)
 
     def noisy(seed: int) -> Tensor:
         return next(iter(next(made_cases(same, (0, 1), (3,), 16, seed, workers=0)).batches))
@@ -128,15 +133,16 @@ def test_unreadable_files_are_named_and_all_of_them_is_an_error(
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     unreadable: list[str] = []
-    mixed = Split((bad, *files.paths), (0, *files.labels))
+    good = [files.root / file for file in files.files]
+    mixed = with_bad((bad, *good), (0, *files.labels))
     (case,) = file_cases({("snow", 3): mixed}, 16, unreadable, workers=0)
     assert case.labels.tolist() == list(files.labels)
     assert len(unreadable) == 1
     assert "bad.png" in unreadable[0]
     with pytest.raises(UserError, match=r"no image of snow at severity 3 can be read; first fault: .*bad.png"):
-        list(file_cases({("snow", 3): Split((bad,), (0,))}, 16, [], workers=0))
+        list(file_cases({("snow", 3): with_bad((bad,), (0,))}, 16, [], workers=0))
     monkeypatch.setattr(
         "coadvise.evaluation.robustness.AT_ONCE", len(files)
     )  # the bad one comes by itself, after all others
-    last = Split((*files.paths, bad), (*files.labels, 0))
+    last = with_bad((*good, bad), (*files.labels, 0))
     assert [len(case.labels) for case in file_cases({("snow", 3): last}, 16, [], workers=0)] == [len(files)]

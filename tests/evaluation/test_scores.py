@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from coadvise.config import EngineConfig
-from coadvise.data.images import read_image, square, to_array
+from coadvise.data.images import square, to_array
 from coadvise.data.loader import still_batches
 from coadvise.data.scan import ScannedSplit, scan
 from coadvise.data.sources import open_source
@@ -63,8 +63,8 @@ def test_logits_and_top1_against_a_loop_over_files(engine: Engine, val: ScannedS
 
     network.eval()
     right = {"class": 0, "conv": 0, "average": 0}
-    for number, (path, label) in enumerate(zip(val.paths, val.labels.tolist(), strict=True)):
-        image = torch.from_numpy(to_array(square(read_image(path), 16)))[None] / 255
+    for number, label in enumerate(val.labels.tolist()):
+        image = torch.from_numpy(to_array(square(val.picture(number), 16)))[None] / 255
         with torch.no_grad():
             answer = {name: value[0] for name, value in network(image).items()}
         for name, values in answer.items():

@@ -112,8 +112,8 @@ def test_of_a_view_whose_file_is_lost_nothing_is_stored_or_read(tmp_path: Path) 
     images = make_images(tmp_path / "images")
     train = scan(open_source(images, 0.2, 0), 16, in_memory=False).train
     views, form = Views(train, AugmentConfig(kind="deit"), 3, 16, seed=0), Form(3, 32)
-    train.paths[5].unlink()
-    says = rf"a logit cache needs every training image.*'{train.paths[5]}'.*restore it .*or train without --cache"
+    (images / train.name(5)).unlink()
+    says = rf"a logit cache needs every training image.*'{train.name(5)}'.*restore it .*or train without --cache"
     with pytest.raises(UserError, match=says):
         cache_build.answers(views, 0, Teachers({}), form, Engine(EngineConfig(device="cpu")), 0, lambda number: None)
     empty = LogitCache(tmp_path / "cache", {})

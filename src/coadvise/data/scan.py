@@ -15,15 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from coadvise.data.images import (
-    Pixels,
-    UnreadableImageError,
-    decode,
-    fault,
-    open_image,
-    square,
-    to_array,
-)
+from coadvise.data.images import Pixels, UnreadableImageError, decode, fault, open_image, square, to_array
 from coadvise.data.sources import Source, Split, resolved
 from coadvise.data.store import Outcome, Seen, Store, fingerprint, open_store, presized, presized_size
 from coadvise.errors import UserError
@@ -46,7 +38,7 @@ class ScannedSplit:
         pixels: [N, 3, S, S] uint8, or None where images are decoded when they are needed.
         unreadable: one line for each picture that could not be decoded: its name and why.
         sizes: how many images there are of each (width, height).
-        presized: the images decoded and no larger than needed, or None where they are decoded anew for every view.
+        presized: the images decoded and no larger than needed, or None where they are decoded again for every view.
         digests: 16 hexadecimal digits for each readable picture, of its bytes.
         left_out: the unreadable pictures.
     """
@@ -72,7 +64,7 @@ class ScannedSplit:
         return self.split.read(row)
 
     def picture(self, row: int) -> Image.Image:
-        """A picture decoded anew, upright RGB. Raises UnreadableImageError."""
+        """A picture, decoded to upright RGB. Raises UnreadableImageError."""
         return _decoded(self.split, row)[1]
 
     def per_class(self, classes: int) -> list[int]:
@@ -206,7 +198,7 @@ def presized_split(
 ) -> ScannedSplit:
     """Images with a shorter side of at most `side` pixels, in a file below `folder`. Raises UserError for no room."""
     split: Split = getattr(source, name)
-    remedy = "set XDG_CACHE_HOME to a folder on a larger disk, or data.presize=0 to decode pictures anew for every view"
+    remedy = "set XDG_CACHE_HOME to a folder on a larger disk, or data.presize=0 to decode pictures for every view"
     if folder is None:
         raise UserError(f"there is no folder for presized images, ~/.cache/coadvise cannot be written; {remedy}")
 

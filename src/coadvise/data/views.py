@@ -65,7 +65,7 @@ class Batch:
 
 
 class Views(TorchDataset[Batch]):
-    """Training views of a split, asked for as (epoch, positions in that epoch's order).
+    """Training views of a split, indexed by (epoch, positions in that epoch's order).
 
     An image that can no longer be read is replaced by the next in the split that can: that image's own view of the
     epoch, with its own label and index.
@@ -185,9 +185,11 @@ class Views(TorchDataset[Batch]):
             return self._resident[_sent(wanted, self.device)], wanted
         if self.split.pixels is not None:
             return torch.from_numpy(self.split.pixels[wanted]), wanted
-        images, index = zip(*(self._read(row, unreadable) for row in wanted.tolist()), strict=True)
-        arrays = [to_array(square(image, self.image_size)) for image in images]
-        return torch.from_numpy(np.stack(arrays)), np.array(index, np.int64)
+        arrays, index = list[Pixels](), wanted.copy()
+        for place, row in enumerate(wanted.tolist()):
+            image, index[place] = self._read(row, unreadable)
+            arrays.append(to_array(square(image, self.image_size)))
+        return torch.from_numpy(np.stack(arrays)), index
 
     def _mix(self, epoch: int, positions: Indices, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """Mixup or cutmix with the neighbour. Returns images and each view's own share of the label, [B, 1]."""

@@ -73,7 +73,7 @@ def file_cases(
         for start in range(0, len(split), AT_ONCE):
             few = split.subset(range(start, min(start + AT_ONCE, len(split))))
             scanned = scan_split(few, image_size, in_memory=True)
-            unreadable += scanned.unreadable
+            unreadable += (f"{name}/{severity}: {line}" for line in scanned.unreadable)
             readable += len(scanned)
             if len(scanned):
                 batches = still_batches(scanned, image_size, workers=workers)

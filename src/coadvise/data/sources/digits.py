@@ -26,8 +26,9 @@ class _Embedded(Split):
     def stamp(self, index: int) -> str:
         return "embedded"
 
-    def subset(self, rows: Sequence[int] | Labels) -> Split:
-        return _Embedded(tuple(self.pictures[int(row)] for row in rows), self.labels[np.asarray(rows, np.int64)])
+    def subset(self, rows: Sequence[int] | Labels, labels: Labels | None = None) -> Split:
+        labels = self.labels[np.asarray(rows, np.int64)] if labels is None else labels
+        return _Embedded(tuple(self.pictures[int(row)] for row in rows), labels)
 
 
 @cache

@@ -40,9 +40,9 @@ class FolderSplit(Split):
             return f"errno {error.errno}"
         return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} {about.st_ino} {about.st_mode}"
 
-    def subset(self, rows: Sequence[int] | Labels) -> "FolderSplit":
-        files = tuple(self.files[int(row)] for row in rows)
-        return FolderSplit(self.root, files, self.labels[np.asarray(rows, np.int64)])
+    def subset(self, rows: Sequence[int] | Labels, labels: Labels | None = None) -> "FolderSplit":
+        labels = self.labels[np.asarray(rows, np.int64)] if labels is None else labels
+        return FolderSplit(self.root, tuple(self.files[int(row)] for row in rows), labels)
 
 
 def open_folder(
@@ -90,7 +90,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         below = sorted(_images_below(path)) if path.is_dir() else [path]
         if not below:
-            others = _shown(Counter(ending for _, _, ending in _files_below(path)))
+            others = _other_files([path])
             raise UserError(
                 f"'{path}' holds no image ({', '.join(sorted(EXTENSIONS))})" + (f", but {others}" if others else "")
             )
@@ -115,7 +115,7 @@ class _Listing:
 
     Attributes:
         splits: one for each of `folders`.
-        remarks: what else lies there, in lines for the user.
+        remarks: what else is there, a line each.
     """
 
     def __init__(self, root: Path, folders: Sequence[Path], classes: Sequence[str]) -> None:
@@ -135,7 +135,7 @@ class _Listing:
             self.splits.append(FolderSplit(root, tuple(files), np.repeat(np.arange(len(classes)), counts)))
         lines = [f"left out, no image by its name: {others}"] if (others := _shown(endings)) else []
         if empty := _without_images(folders):
-            others = _shown(Counter(e for folder in folders for name in empty for *_, e in _files_below(folder / name)))
+            others = _other_files([folder / name for folder in folders for name in empty])
             lines.append(
                 f"left out, without an image: class folder(s) {few(empty)}" + (f" ({others})" if others else "")
             )
@@ -227,6 +227,11 @@ def _shown(endings: Counter[str]) -> str:
     return ", ".join(others[:5]) + (" and others" if len(others) > 5 else "")
 
 
+def _other_files(folders: Iterable[Path]) -> str:
+    """As `_shown`, of all files below some folders."""
+    return _shown(Counter(ending for folder in folders for *_, ending in _files_below(folder)))
+
+
 def _cannot_list(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise UserError(f"folder {str(error.filename)!r} cannot be listed: {error.strerror}; make it readable")
@@ -235,8 +240,8 @@ def _cannot_list(error: OSError) -> None:
 def _at_least_two(folder: Path, classes: Sequence[str]) -> None:
     if len(classes) > 1:
         return
-    others: Iterable[str] = (name for name in _folder_names(folder) if name not in classes)
-    found = _shown(Counter(ending for name in others for *_, ending in _files_below(folder / name)))
+    others = [folder / name for name in _folder_names(folder) if name not in classes]
+    found = _other_files(others)
     convert = f"; its other folders hold {found}: convert those that are images, to JPEG for example" if found else ""
     if not classes:
         raise UserError(

@@ -38,8 +38,8 @@ class Split(ABC):
         """Text that differs when the picture may have changed, found without reading it."""
 
     @abstractmethod
-    def subset(self, rows: Sequence[int] | Labels) -> "Split":
-        """Some of the pictures, in the order of `rows`, with their labels."""
+    def subset(self, rows: Sequence[int] | Labels, labels: Labels | None = None) -> "Split":
+        """Some of the pictures, in the order of `rows`, with their labels, or others."""
 
     def names(self) -> list[str]:
         return [self.name(index) for index in range(len(self))]
@@ -63,28 +63,6 @@ class Source:
     remarks: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class _Relabelled(Split):
-    """Some pictures of another split, with labels of their own."""
-
-    whole: Split
-    rows: Labels
-    labels: Labels
-
-    def name(self, index: int) -> str:
-        return self.whole.name(int(self.rows[index]))
-
-    def read(self, index: int) -> bytes:
-        return self.whole.read(int(self.rows[index]))
-
-    def stamp(self, index: int) -> str:
-        return self.whole.stamp(int(self.rows[index]))
-
-    def subset(self, rows: Sequence[int] | Labels) -> Split:
-        rows = np.asarray(rows, np.int64)
-        return _Relabelled(self.whole, self.rows[rows], self.labels[rows])
-
-
 def relabelled(split: Split, own: Sequence[str], classes: Sequence[str]) -> Split:
     """The pictures of `classes`, in the order of these; labels become indices into `classes`.
 
@@ -94,7 +72,7 @@ def relabelled(split: Split, own: Sequence[str], classes: Sequence[str]) -> Spli
     there = [own.index(name) if name in own else -1 for name in classes]
     rows = [np.flatnonzero(split.labels == label) for label in there]
     labels = np.repeat(np.arange(len(classes)), [len(part) for part in rows])
-    return _Relabelled(split, np.concatenate(rows), labels)
+    return split.subset(np.concatenate(rows), labels)
 
 
 def chosen_classes(where: object, existing: Sequence[str], chosen: Sequence[str]) -> list[str]:
