@@ -14,7 +14,6 @@ from coadvise.config import (
     RunConfig,
     differences,
     load_config,
-    nearest,
     parse_config,
     preset_names,
     preset_text,
@@ -87,33 +86,29 @@ def test_all_faults_at_once() -> None:
         "cache": {"topk": 3},
     })  # fmt: skip
     for phrase in (
-        "unknown key 'sead', did you mean 'seed'?",
-        "unknown key 'data.image_sise', did you mean 'image_size'?",
-        "'data.workers' is -1: Input should be greater than or equal to 0",
+        "'sead', did you mean 'seed'?",
+        "'data.image_sise', did you mean 'image_size'?",
+        "'data.workers' is -1",
         "'augment.kind' is 'heavy': Input should be 'light', 'deit' or 'none'",
-        "'teachers.class' is 'class': a teacher's name is its token's",
-        "'teachers.two words' is 'two words': a teacher's name",
+        "'teachers.class' is 'class'",
+        "'teachers.two words' is 'two words'",
         "'teachers.conv.model' is missing",
-        "unknown key 'teachers.conv.modle', did you mean 'model'?",
-        "unknown key 'teachers.conv.recipe.epoch', did you mean 'epochs'?",
-        "unknown key 'teachers.conv.augment.flop', did you mean 'flip'?; allowed here: kind, ",
-        "'student.recipe.learning_rate' is 'fast': Input should be a valid number",
-        "unknown key 'cache.topk', did you mean 'top_k'?; allowed here: top_k",
+        "'teachers.conv.modle', did you mean 'model'?",
+        "'teachers.conv.recipe.epoch', did you mean 'epochs'?",
+        "'teachers.conv.augment.flop', did you mean 'flip'?; allowed here: kind, ",
+        "'student.recipe.learning_rate' is 'fast'",
+        "'cache.topk', did you mean 'top_k'?",
     ):
         assert phrase in message
     assert message.count("; ") >= 10
 
 
-@pytest.mark.parametrize("key", ["learning_rate", "weight_decay", "warmup_epochs", "clip"])
-@pytest.mark.parametrize("value", [".inf", ".nan", "-1", "inf", "nan"])
-def test_no_number_without_end_or_sense(key: str, value: str) -> None:
-    with pytest.raises(UserError, match=f"student.recipe.{key}"):
-        load_config("digits", [f"student.recipe.{key}={value}"])
-
-
 @pytest.mark.parametrize(
     "override",
     [
+        *(f"student.recipe.clip={value}" for value in (".inf", ".nan", "-1", "inf", "nan")),
+        "student.recipe.weight_decay=.nan",
+        "student.recipe.warmup_epochs=inf",
         "teachers.conv.temperature=0",
         "teachers.conv.weight=-1",
         "student.weight=-0.5",
@@ -125,24 +120,20 @@ def test_no_number_without_end_or_sense(key: str, value: str) -> None:
     ],
 )
 def test_what_would_train_nothing_or_the_wrong_way_is_refused(override: str) -> None:
-    key, _, value = override.rpartition("=")
-    with pytest.raises(UserError, match=rf"'{key if 'presize' not in key else 'data'}' is .*{value}"):
+    key = override.partition("=")[0]
+    with pytest.raises(UserError, match=f"'{'data' if 'presize' in key else key}' is "):
         load_config("digits", ["data.image_size=16", override])
-
-
-def test_images_may_be_kept_at_the_size_they_are_seen_at() -> None:
     assert load_config("digits", ["data.image_size=16", "data.presize=16"]).data.presize == 16
 
 
 def test_chosen_classes_are_two_or_more_and_their_order_decides_nothing() -> None:
     assert load_config("digits", ["data.classes=['7', '1']"]).data.classes == ("1", "7")
-    assert "'data.classes' is ['a']: at least two classes are needed" in fault(valid(data={"classes": ["a"]}))
-    assert "a listed more than once" in fault(valid(data={"classes": ["a", "b", "a"]}))
-    assert "'data.classes.0' is 1: Input should be a valid string" in fault(valid(data={"classes": [1, 2]}))
+    for classes in (["a"], ["a", "b", "a"], [1, 2]):
+        assert "'data.classes" in fault(valid(data={"classes": classes}))
 
 
 def test_what_does_not_choose_classes_is_written_as_before_one_could() -> None:
-    """Runs and studies of that time are gone on with: by their config.yaml, and by a hash of what is written."""
+    """Older runs and studies continue: they are found by their config.yaml and by a hash of what is written."""
     every, two = parse_config(valid()), parse_config(valid(data={"classes": ["a", "b"]}))
     assert "classes" not in every.to_yaml() + every.model_dump_json()
     assert parse_config(yaml.safe_load(every.to_yaml())) == every
@@ -154,12 +145,6 @@ def test_what_must_be_there() -> None:
     assert fault({}) == "'teachers' is missing; 'student' is missing"
     assert "'teachers' is {}" in fault(valid(teachers={}))
     assert "'data' is 3" in fault(valid(data=3))
-
-
-def test_a_config_cannot_be_changed() -> None:
-    config = parse_config(valid())
-    with pytest.raises(ValueError, match="frozen"):
-        config.seed = 3  # type: ignore[misc]
 
 
 # overrides ----------------------------------------------------------------------------------------------------------
@@ -220,23 +205,11 @@ def test_a_key_with_nothing_behind_it_can_be_filled(tmp_path: Path) -> None:
     assert config.teachers["conv"].augment == AugmentConfig(kind="none")
 
 
-@pytest.mark.parametrize(
-    ("override", "says"),
-    [
-        ("epochs", "'epochs' is not an override; write key=value"),
-        ("=3", "not an override"),
-        ("seed.deep=1", "'seed.deep': 'seed' holds a value, not keys"),
-        ("seed={", "'seed={': the value is not YAML"),
-        ("seeed=1", "unknown key 'seeed', did you mean 'seed'"),
-    ],
-)
-def test_a_faulty_override_is_explained(override: str, says: str) -> None:
-    with pytest.raises(UserError) as caught:
-        load_config("digits", ["seed=3", override])
-    assert says in str(caught.value)
-
-
-def test_a_faulty_preset_is_explained(tmp_path: Path) -> None:
+def test_a_faulty_override_or_preset_is_named(tmp_path: Path) -> None:
+    for override in ("epochs", "=3", "seed.deep=1", "seed={", "seeed=1"):
+        with pytest.raises(UserError) as caught:
+            load_config("digits", ["seed=3", override])
+        assert f"'{override.partition('=')[0]}" in str(caught.value)
     cases = {"list.yaml": ("- 1", "must hold keys and values, not list"), "bad.yaml": ("a: [", "is not YAML: ")}
     for name, (text, says) in cases.items():
         (tmp_path / name).write_text(text)
@@ -244,12 +217,9 @@ def test_a_faulty_preset_is_explained(tmp_path: Path) -> None:
             load_config(str(tmp_path / name))
         assert says in str(caught.value)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"unknown preset 'digts', did you mean 'digits'.*ending in \.yaml"):
-        load_config("digts")
-    with pytest.raises(
-        UserError, match=r"no preset file 'gone\.yaml'; give a YAML file, or one of the presets .*digits"
-    ):
-        load_config("gone.yaml")
+    for gone in ("digts", "gone.yaml"):
+        with pytest.raises(UserError, match=rf"'{gone}'.*digits"):
+            load_config(gone)
 
 
 # what follows from it -----------------------------------------------------------------------------------------------
@@ -314,26 +284,15 @@ def test_a_teacher_may_advise_several_tokens() -> None:
     assert parse_config(yaml.safe_load(config.to_yaml())) == config
 
 
-@pytest.mark.parametrize(
-    ("token", "fault"),
-    [
-        ([], "a list of names"),
-        (["class", "class"], "class listed more than once"),
-        (["a", "average"], "'average'"),
-        (["a", "B"], "'B'"),
-        (3, "a list of names"),
-        (["a", 3], "a list of names"),
-    ],
-)
-def test_a_wrong_list_of_tokens_is_said(token: object, fault: str) -> None:
-    with pytest.raises(UserError, match=rf"teachers\.b\.token.*{fault}"):
-        parse_config(valid(teachers={"b": {"model": "r", "token": token}}))
+@pytest.mark.parametrize("token", [[], ["class", "class"], ["a", "average"], ["a", "B"], 3, ["a", 3]])
+def test_a_wrong_list_of_tokens_is_named(token: object) -> None:
+    assert "'teachers.b.token" in fault(valid(teachers={"b": {"model": "r", "token": token}}))
 
 
 def test_teachers_that_cannot_be_averaged_are_refused() -> None:
     teachers = {"a": {"model": "r", "token": "class", "temperature": 2}, "b": {"model": "r", "token": "class"}}
     student = {"model": "s", "combine": "mean"}
-    with pytest.raises(UserError, match="a, b advise token 'class' by their mean, which needs soft advice at one temp"):
+    with pytest.raises(UserError, match=r"a, b .*'class'"):
         parse_config(valid(teachers=teachers, student=student))
     assert parse_config(valid(teachers=teachers)).tokens == ()
 
@@ -346,20 +305,12 @@ def test_who_is_trained_here() -> None:
     assert [teacher.trained_here for teacher in config.teachers.values()] == [True, False, False]
 
 
-def test_nearest_says_nothing_of_what_is_far() -> None:
-    assert nearest("epoch", ["epochs", "seed"]) == ", did you mean 'epochs'?"
-    assert nearest("zzz", ["epochs", "seed"]) == ""
-
-
 def test_a_class_token_that_nothing_trains_is_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"^student.weight=0 takes the labels from the class token.*no teacher advises it"
-    ):
-        load_config("digits", ["student.weight=0"])
+    for more in ([], ["teachers.conv.token=class", "teachers.conv.weight=0"]):
+        with pytest.raises(UserError, match=r"^student.weight=0 "):
+            load_config("digits", ["student.weight=0", *more])
     advised = load_config("digits", ["student.weight=0", "teachers.conv.token=[conv, class]"])
     assert advised.loss_weights.trained_tokens == ("class", "conv", "inv")
-    with pytest.raises(UserError, match="no teacher advises it"):
-        load_config("digits", ["student.weight=0", "teachers.conv.token=class", "teachers.conv.weight=0"])
 
 
 @pytest.mark.parametrize(("token", "meant"), [("conf", "conv"), ("clas", "class"), ("[inv, con]", "conv")])

@@ -43,6 +43,8 @@ student:
 engine: {checkpoint_seconds: 0}
 """
 
+ONE_EPOCH = [f"{part}.recipe.epochs=1" for part in ("teachers.conv", "teachers.inv", "student")]
+
 
 def make_images(root: Path, train: int = 8, val: int = 4, size: int = 16, classes: Sequence[str] = CLASSES) -> Path:
     """Writes root/train/CLASS/*.png and root/val/CLASS/*.png: noise tinted by the class."""

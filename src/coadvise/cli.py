@@ -1,41 +1,117 @@
-"""The command line: parse, call, print. Errors of the user's are one line and exit code 2."""
+"""The command line: parse, call, print. A user's error is one line and exit code 2."""
 
+import inspect
 import io
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
+from coadvise import __version__
 from coadvise.errors import Interrupted, LostProcessError, StorageError, UserError
+from coadvise.runs.options import OUTPUT, FitOptions, Help, RunOptions, StudyOptions, described
 from coadvise.terminal import Terminal, shown
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Complete commands with the Tab key: run 'coadvise --install-completion' once.",
+)
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)]
 AllowUnreadable = Annotated[
-    bool, typer.Option("--allow-unreadable", help="Leave out images that cannot be read, and still exit with 0.")
-]
-Reuse = Annotated[
-    Path | None,
-    typer.Option(help="A run on the same images; networks of it that would be trained just so again are taken."),
+    bool, typer.Option("--allow-unreadable", help="Skip images that cannot be read, and still exit with 0.")
 ]
 Part = Annotated[
     str | None, typer.Option(help="Another network of the run, such as students/alone-0 or teachers/conv.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be trained, and for how long.")]
+Answer = Annotated[str, typer.Option(help="Output head: class, the name of another token, or average.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only list what would be trained, and for how long.", rich_help_panel=OUTPUT),
+]
 
 
 def show(text: str) -> None:
     print(shown(text))
 
 
-def _foreseen(networks: Iterable[tuple[str, float]], reuse: Path | None, as_json: bool) -> None:
+class GroupedCommand(TyperCommand):
+    """Lists arguments and options under the headings of their groups."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                heading = getattr(parameter, "rich_help_panel", None) or "Options"
+                groups.setdefault(heading, []).append(record)
+        for heading in sorted(groups, key=lambda name: name == "Options"):
+            with formatter.section(heading):
+                formatter.write_dl(groups[heading])
+
+
+def command_of(options: type[RunOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a command of a function of an options object; its parameters are the options' fields, then its own."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(function).parameters.values()][1:]
+
+        def command(**given: Any) -> None:
+            rest = {parameter.name: given.pop(parameter.name) for parameter in own}
+            function(options.of(**{name: value for name, value in given.items() if value is not None}), **rest)
+
+        parameters = [_parameter(field.name, field.default, kind, about) for field, kind, about in described(options)]
+        signature = inspect.Signature([*parameters, *own])
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        command.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        app.command(cls=GroupedCommand)(command)
+        return function
+
+    return decorate
+
+
+def _parameter(name: str, default: Any, kind: Any, about: Help) -> inspect.Parameter:
+    """An option of a run as typer wants it."""
+    if kind == tuple[str, ...]:
+        kind, default = list[str] | None, None
+    required = default is MISSING
+    if required or about.positional:
+        spelled = typer.Argument(help=about.text, rich_help_panel=about.group, show_default=False)
+    else:
+        flag = about.flag or f"--{name.replace('_', '-')}"
+        spelled = typer.Option(flag, help=about.text, rich_help_panel=about.group, show_default=kind is not bool)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(
+        name, keyword, annotation=Annotated[kind, spelled], default=inspect.Parameter.empty if required else default
+    )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"coadvise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Train small, accurate vision models by co-advice of teachers with different inductive bias."""
+
+
+def _print_estimates(networks: Iterable[tuple[str, float]], reuse: Path | None, as_json: bool) -> None:
     """Prints what would be trained, each network as soon as its time is known."""
     total, found = 0.0, []
     for network, seconds in networks:
@@ -48,74 +124,49 @@ def _foreseen(networks: Iterable[tuple[str, float]], reuse: Path | None, as_json
         return
     print(f"{total / 60:6.1f} min  in all, one network after the other")
     if reuse is not None:
-        print("            what --reuse would take is counted too: that is found out once teachers are there")
+        print("            networks that --reuse may copy are included: what can be copied is only known in the run")
 
 
-@app.command()
-def fit(
-    data: Annotated[str, typer.Argument(help="Folder with train/ and val/, folder of class folders, or 'digits'.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to the preset, such as student.recipe.epochs=10.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="A name of 'coadvise presets' or a YAML file; default: by image size.")
-    ] = None,
-    out: Annotated[
-        str | None, typer.Option(help="Run directory; default runs/DATA-PRESET-seedN. An existing run goes on.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="First seed; default the preset's.")] = None,
-    seeds: Annotated[int, typer.Option(help="Students to train, at consecutive seeds; they share the teachers.")] = 1,
-    jobs: Annotated[int, typer.Option(help="Networks to train at the same time, each in a process.")] = 1,
-    baseline: Annotated[
-        bool, typer.Option("--baseline", help="Also train the student without teachers, and compare.")
-    ] = False,
-    cache: Annotated[
-        str | None,
-        typer.Option(help="Folder of teachers' logits for the students' views; made or completed, then used."),
-    ] = None,
-    allow_changes: Annotated[
-        bool,
-        typer.Option("--allow-changes", help="Go on with a run of another configuration; its finished networks stay."),
-    ] = False,
-    reuse: Reuse = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
+@command_of(FitOptions)
+def fit(options: FitOptions, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Train teachers and a co-advised student on a folder of labelled images."""
-    from coadvise.runs.fit import fit as run_fit
-    from coadvise.runs.fit import foresee_fit
-    from coadvise.runs.parallel import check_jobs
+    from coadvise.runs.plan import plan_fit
+
+    plan = plan_fit(options)  # refuses bad input before PyTorch is imported
+    from coadvise.runs.fit import estimate_fit, run_fit
     from coadvise.training.metrics import last_of, read_records
 
     if dry_run:
-        check_jobs(jobs)
-        _foreseen(foresee_fit(data, preset, out, seed, baseline, seeds, overrides or [], cache), reuse, as_json)
+        _print_estimates(estimate_fit(plan), options.reuse, as_json)
         return
     with closing(Terminal(Console(stderr=as_json))) as terminal:
-        folder = run_fit(
-            data, preset, out, seed, baseline, seeds, jobs, overrides or [],
-            listener=terminal, cache=cache, allow_changes=allow_changes, reuse=reuse,
-        )  # fmt: skip
-    if as_json and os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        folder = run_fit(plan, terminal)
+    if as_json and _is_first_process():
         print(json.dumps({"run": str(folder), **(last_of(read_records(folder), "verdict") or {})}))
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 @app.command()
 def cache(
-    run: Annotated[Path, typer.Argument(help="A run directory whose teachers are trained; it is only read.")],
-    out: Annotated[Path | None, typer.Option(help="The cache, for 'coadvise fit --cache'; default RUN/cache.")] = None,
-    seeds: Annotated[int, typer.Option(help="Students' seeds, from the run's on.")] = 1,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of views; default the student's.")] = None,
-    jobs: Annotated[int, typer.Option(help="Processes that share the work, here; others may join in.")] = 1,
-    top_k: Annotated[int | None, typer.Option(help="Logits kept of an answer with many classes; default 32.")] = None,
+    run: Annotated[Path, typer.Argument(help="A run directory with trained teachers. It is only read.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for 'coadvise fit --cache'. Default: RUN/cache.")] = None,
+    seeds: Annotated[int, typer.Option(help="Number of student seeds, counted from the run's seed.")] = 1,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of views. Default: the student's.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that share the work. Further commands may join in.")] = 1,
+    top_k: Annotated[
+        int | None, typer.Option(help="Largest logits kept of an image if there are many classes. Default: 32.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Store what a run's teachers say of its students' views, so that later runs need not ask them."""
+    """Store the logits of a run's teachers on its students' views, for later runs."""
     from coadvise.runs.build_cache import build_cache
 
     with closing(Terminal(Console(stderr=as_json))) as terminal:
         folder = build_cache(run, out, seeds, epochs, jobs, top_k, terminal)
-    if as_json and os.environ.get("RANK", "0") == "0":
+    if as_json and _is_first_process():
         print(json.dumps({"cache": str(folder)}))
 
 
@@ -123,22 +174,23 @@ def cache(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     data: Annotated[
-        str | None, typer.Option(help="Score on this folder instead of the run's own validation images.")
+        str | None, typer.Option(help="Score on this folder. Default: the run's own validation images.")
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="folder, imagenet-a, imagenet-r or imagenet-c; default: by its folders' names.")
+        str | None,
+        typer.Option(help="folder, imagenet-a, imagenet-r or imagenet-c. Default: recognised by folder names."),
     ] = None,
     corruptions: Annotated[
         bool, typer.Option("--corruptions", help="Also score on the images under ImageNet-C's 15 corruptions.")
     ] = False,
-    severities: Annotated[str, typer.Option(help="At these severities.")] = "1,2,3,4,5",
-    images: Annotated[int | None, typer.Option(help="Score on so many images, evenly chosen; default all.")] = None,
+    severities: Annotated[str, typer.Option(help="Severities of the corruptions, 1 to 5.")] = "1,2,3,4,5",
+    images: Annotated[int | None, typer.Option(help="Score on this many images, evenly chosen. Default: all.")] = None,
     allow_unreadable: AllowUnreadable = False,
     as_json: AsJson = False,
 ) -> None:
     """Score every trained network of a run: accuracy, calibration, distance to the teachers, shared mistakes.
 
-    Images that cannot be read are named, and the exit code is 2 unless that is allowed.
+    Images that cannot be read are named, and the exit code is then 2, unless --allow-unreadable is given.
     """
     from coadvise.evaluation.tables import score_lines
     from coadvise.runs.evaluate import evaluate_run
@@ -146,14 +198,14 @@ def evaluate(
     try:
         chosen = tuple(int(word) for word in severities.split(","))
     except ValueError:
-        raise UserError(f"--severities {severities} is no list of numbers; give some of them, such as 1,3,5") from None
+        raise UserError(f"--severities {severities} is no list of numbers; give for instance 1,3,5") from None
     with closing(Terminal(Console(stderr=True))) as terminal:
         scores = evaluate_run(run, data, layout, corruptions, chosen, images, terminal)
     for line in [json.dumps(scores)] if as_json else score_lines(scores):
         show(line)
     if (lost := scores["unreadable"]) and not allow_unreadable:
         raise UserError(
-            f"{len(lost)} image(s) cannot be read and are not in these scores, the first is {lost[0]}; mend them, or "
+            f"{len(lost)} image(s) cannot be read and are not in these scores, the first is {lost[0]}; repair them, or "
             "accept that with --allow-unreadable"
         )
 
@@ -163,11 +215,11 @@ def predict(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     part: Part = None,
-    answer: Annotated[str, typer.Option(help="class, another token's name, or average.")] = "class",
+    answer: Answer = "class",
     allow_unreadable: AllowUnreadable = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is on images. One that cannot be read is an error, unless allowed."""
+    """Classify images. One that cannot be read is an error, unless --allow-unreadable is given."""
     from coadvise.data.images import readable
     from coadvise.data.sources.folder import image_files
     from coadvise.deploy.predict import load
@@ -193,12 +245,12 @@ def predict(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
-    out: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for PyTorch alone.")],
+    out: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for PyTorch.")],
     part: Part = None,
-    answer: Annotated[str, typer.Option(help="class, another token's name, or average.")] = "class",
+    answer: Answer = "class",
     as_json: AsJson = False,
 ) -> None:
-    """Write a trained student as one file that answers without coadvise: pixels in, probabilities out."""
+    """Export a trained student as one file that runs without coadvise: pixels in, probabilities out."""
     from coadvise.deploy.export import export as run_export
 
     about = run_export(run, out, part, answer)
@@ -206,18 +258,19 @@ def export(
         print(json.dumps({"out": str(out), **about}))
         return
     size, classes = about["image_size"], len(about["classes"])
-    show(f"{out}: {about['part']}, {about['model']}, {about['bytes'] / 1e6:.2f} MB, answers by {about['answer']}")
-    print(f"in: images, float32 [batch, 3, {size}, {size}], RGB in 0..1: shorter side to {size} (bicubic), its middle")
+    show(f"{out}: {about['part']}, {about['model']}, {about['bytes'] / 1e6:.2f} MB, output head: {about['answer']}")
+    print(f"in: images, float32 [batch, 3, {size}, {size}], RGB in 0..1")
+    print(f"    made by: resize the shorter side to {size} (bicubic), centre crop")
     print(f'out: probabilities [batch, {classes}]; the classes\' names are in its metadata, as JSON under "coadvise"')
     if about["difference"] is None:
-        print("not run: that needs the package onnxruntime")
+        print("not checked: that needs the package onnxruntime")
     else:
-        print(f"checked: probabilities as the network's, to {about['difference']:.1g}")
+        print(f"checked: largest difference from the network's probabilities {about['difference']:.1g}")
 
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """List the networks that come with coadvise; any timm model can be a teacher too."""
+    """List the networks of coadvise. Any timm model can be a teacher, too."""
     from coadvise.models import describe_models
 
     described = describe_models()
@@ -227,7 +280,7 @@ def models(as_json: AsJson = False) -> None:
     print(f"{'model':32} {'role':8} {'parameters':>11}  image size")
     for row in described:
         print(f"{row['model']:32} {row['role']:8} {row['parameters'] / 1e6:9.2f} M  {row['image_size']}")
-    print("Any model of timm can be a teacher as well: teachers.NAME.model=resnet18")
+    print("Any timm model can be a teacher, too: teachers.NAME.model=resnet18")
 
 
 @app.command()
@@ -242,40 +295,19 @@ def studies(as_json: AsJson = False) -> None:
         print(f"{name:14} {study.title}")
 
 
-@app.command()
-def study(
-    name: Annotated[str, typer.Argument(help="A name of 'coadvise studies'.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the preset, a.b=c.")] = None,
-    data: Annotated[str, typer.Option(help="As for fit.")] = "digits",
-    preset: Annotated[str | None, typer.Option(help="As for fit.")] = None,
-    seeds: Annotated[int, typer.Option(help="Students a row, at consecutive seeds.")] = 1,
-    out: Annotated[str | None, typer.Option(help="Folder; default studies/DATA. Studies in it share networks.")] = None,
-    jobs: Annotated[int, typer.Option(help="Networks to train at the same time, each in a process.")] = 1,
-    cache: Annotated[
-        bool, typer.Option("--cache", help="Store the teachers' logits: students of the same views share them.")
-    ] = False,
-    shift: Annotated[
-        list[str] | None,
-        typer.Option(help="Also score on this folder (ImageNet-A, -R, -C or like DATA); may be given several times."),
-    ] = None,
-    reuse: Reuse = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
+@command_of(StudyOptions)
+def study(options: StudyOptions, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Run a study: train and compare the networks of one of the paper's tables on your data."""
-    from coadvise.runs.parallel import check_jobs
-    from coadvise.studies.runner import foresee_study, run_study
+    from coadvise.studies.plan import study_config
 
-    changes = overrides or []
+    study_config(options)  # refuses bad input before PyTorch is imported
+    from coadvise.studies.runner import estimate_study, run_study_of
+
     if dry_run:
-        check_jobs(jobs)
-        _foreseen(foresee_study(name, data, preset, seeds, out, changes, cache), reuse, as_json)
+        _print_estimates(estimate_study(options), options.reuse, as_json)
         return
     with closing(Terminal(Console(stderr=as_json))) as terminal:
-        result = run_study(
-            name, data, preset, seeds, out, jobs, changes,
-            listener=terminal, cache=cache, shifts=shift or [], reuse=reuse,
-        )  # fmt: skip
+        result = run_study_of(options, terminal)
     if as_json:
         print(json.dumps(result))
 
@@ -285,14 +317,16 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A published checkpoint: .pt, .pth or .safetensors.")],
     out: Annotated[Path, typer.Option(help="The file to write, ending in .safetensors.")],
     arguments: Annotated[
-        list[str] | None, typer.Argument(help="What shapes do not show, such as num_heads=3 or token_names=[conv].")
+        list[str] | None,
+        typer.Argument(help="What the shapes of its weights do not show, such as num_heads=3 or token_names=[conv]."),
     ] = None,
     distillation_token: Annotated[
-        str | None, typer.Option(help="The token that takes a distilled DeiT's; default the first.")
+        str | None,
+        typer.Option(help="The token that gets the weights of a DeiT's distillation token. Default: the first."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rewrite a published RedNet, Co-advise student or DeiT for timm.create_model."""
+    """Convert a published RedNet, Co-advise student or DeiT for timm.create_model."""
     from coadvise.config import parse_arguments
     from coadvise.models.published import convert as run_convert
 
@@ -310,7 +344,7 @@ def convert(
 
 @app.command()
 def presets(
-    name: Annotated[str | None, typer.Argument(help="Print this one in full.")] = None, as_json: AsJson = False
+    name: Annotated[str | None, typer.Argument(help="Print this preset in full.")] = None, as_json: AsJson = False
 ) -> None:
     """List the presets, or print one."""
     from coadvise.config import load_config, preset_names, preset_text
@@ -329,11 +363,11 @@ def presets(
 
 
 def main() -> None:
-    """The program. Exit code 2: the user's to mend; the others go on with the same command.
+    """The program. Exit code 2: usage or configuration error. After the others the same command continues.
 
-    75: stopped by a signal; 74: the run directory can no longer be written; 69: another process died or hangs.
+    75: stopped by a signal; 74: the run directory cannot be written any more; 69: another process died or hangs.
     """
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks is shown escaped
+    for stream in (sys.stdout, sys.stderr):  # characters that the terminal's encoding lacks are shown escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -342,7 +376,11 @@ def main() -> None:
         print(shown(f"coadvise: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)
     except Interrupted as stop:
-        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # all is saved; leave with the code that says so
+        for name in (
+            signal.SIGINT,
+            signal.SIGTERM,
+            signal.SIGUSR1,
+        ):  # everything is saved; a further signal changes nothing
             signal.signal(name, signal.SIG_IGN)
-        print(shown(f"coadvise: {stop}; run the same command again to go on"), file=sys.stderr)
+        print(shown(f"coadvise: {stop}; run the same command again to continue"), file=sys.stderr)
         sys.exit(stop.exit_code)

@@ -25,13 +25,13 @@ from pydantic import (
 from coadvise.advice import AVERAGE, CLASS, Advice, LossWeights, check_names
 from coadvise.errors import UserError
 
-MOST_YAML = 2**17  # bytes of a configuration, and things in it once YAML's aliases are written out
+MOST_YAML = 2**17  # bytes of a configuration, and values in it after its aliases are expanded
 
 
-class _Part(BaseModel):
-    """`_unwritten` keys are not written while they have their default.
+class _Section(BaseModel):
+    """Base of all sections. Keys in `_unwritten` are left out of the file while they have their default.
 
-    Studies find their runs by a hash of what is written, also the runs from before there were these keys.
+    Studies find their runs by a hash of what is written, including runs from before these keys existed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -46,34 +46,34 @@ class _Part(BaseModel):
 
 
 def _class_folders(names: tuple[str, ...]) -> tuple[str, ...]:
-    """In the order of the folders, which is that of the labels: a run is the same however its classes are listed."""
+    """Sorted, as the folders and the labels are: the order in which classes are listed has no effect."""
     if len(set(names)) == 1:
-        raise ValueError("at least two classes are needed, or none to use them all")
+        raise ValueError("at least two classes are needed; leave the list empty to use all")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{', '.join(twice)} listed more than once")
     return tuple(sorted(names))
 
 
-class DataConfig(_Part):
-    """Which images, how large, and how a folder without splits is divided."""
+class DataConfig(_Section):
+    """Which images, at what size, and how a folder without splits is divided."""
 
     _unwritten: ClassVar[frozenset[str]] = frozenset({"classes"})
-    source: str = Field("", description="the data folder, or digits; given on the command line")
+    source: str = Field("", description="data folder, or digits; given on the command line")
     classes: Annotated[tuple[str, ...], AfterValidator(_class_folders)] = Field(
-        (), description="the class folders to use, for training and validation alike; none are named to use them all"
+        (), description="class folders to use, in training and validation; empty uses all"
     )
     image_size: int = Field(32, ge=8, le=1024, description="pixels, square")
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="share of each class held out where the folder has no split"
     )
-    workers: int = Field(
-        0, ge=0, description="loader processes, at most one a core; 0 makes views in the training process"
-    )
+    workers: int = Field(0, ge=0, description="loader processes, at most one a core; 0 loads in the training process")
     max_unreadable: float = Field(
-        0.1, ge=0, le=1, description="share of a split's files that may be unreadable; more of them end the run"
+        0.1, ge=0, le=1, description="largest share of unreadable files in a split; with more of them the run ends"
     )
     presize: int = Field(
-        0, ge=0, description="deit only; shorter side of the training images as kept decoded on disk; 0 keeps none"
+        0,
+        ge=0,
+        description="deit only; shorter side, pixels, of the decoded training images kept on disk; 0 keeps none",
     )
 
     @model_validator(mode="after")
@@ -83,49 +83,52 @@ class DataConfig(_Part):
         return self
 
 
-class AugmentConfig(_Part):
-    """What a training view may look like.
+class AugmentConfig(_Section):
+    """How training views are made.
 
-    `deit` decodes each file anew and takes a random resized crop, flip and RandAugment as DeiT does; `light` keeps all
-    images decoded in memory at `image_size` and moves, zooms, turns, flips and recolours a whole batch at once.
+    `deit` decodes each file for every view and applies a random resized crop, flip and RandAugment as DeiT does.
+    `light` keeps all images decoded in memory at `image_size`, and shifts, zooms, rotates, flips and recolours a whole
+    batch at once.
     """
 
     kind: Literal["light", "deit", "none"] = "light"
     rand_augment: str = Field("rand-m9-mstd0.5-inc1", description="deit only; timm's notation")
     crop_scale: tuple[float, float] = Field((0.08, 1.0), description="deit only; share of the area")
-    flip: bool = Field(True, description="mirror left and right half of the time")
-    shift: float = Field(0.125, ge=0, le=0.5, description="light only; up to this share of the side")
-    zoom: float = Field(0.0, ge=0, lt=1, description="light only; side scaled by 1 ± this")
-    rotate: float = Field(0.0, ge=0, le=180, description="light only; degrees either way")
-    colour: float = Field(0.0, ge=0, lt=1, description="light only; brightness, contrast, saturation by 1 ± this")
+    flip: bool = Field(True, description="mirror left and right with probability 1/2")
+    shift: float = Field(0.125, ge=0, le=0.5, description="light only; at most this share of the side")
+    zoom: float = Field(0.0, ge=0, lt=1, description="light only; the side is scaled by up to 1 ± this")
+    rotate: float = Field(0.0, ge=0, le=180, description="light only; degrees, in both directions")
+    colour: float = Field(
+        0.0, ge=0, lt=1, description="light only; brightness, contrast and saturation by up to 1 ± this"
+    )
     erase: float = Field(0.0, ge=0, le=1, description="probability of erasing a rectangle")
     mixup: float = Field(0.0, ge=0, description="alpha of Beta; 0 is off")
     cutmix: float = Field(0.0, ge=0, description="alpha of Beta; 0 is off")
-    mix_probability: float = Field(1.0, ge=0, le=1, description="share of pairs that are mixed at all")
+    mix_probability: float = Field(1.0, ge=0, le=1, description="share of image pairs that are mixed")
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     recycle: int = Field(
-        0, ge=0, description="epoch e sees the views and the order of epoch e mod this; 0 is new views every epoch"
+        0, ge=0, description="epoch e repeats the views and their order of epoch e mod this; 0: new views every epoch"
     )
 
 
-class RecipeConfig(_Part):
+class RecipeConfig(_Section):
     """How one network is trained (AdamW, cosine with warm-up)."""
 
     epochs: int = Field(30, ge=1)
-    batch_size: int = Field(128, ge=1, description="images an optimiser step, over all processes and accumulation")
-    accumulate: int = Field(1, ge=1, description="micro-batches an optimiser step")
-    learning_rate: float = Field(1e-3, gt=0, description="peak")
-    min_learning_rate: float = Field(1e-5, ge=0, description="floor of the cosine")
+    batch_size: int = Field(128, ge=1, description="images per optimiser step, over all processes and micro-batches")
+    accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step")
+    learning_rate: float = Field(1e-3, gt=0, description="its peak")
+    min_learning_rate: float = Field(1e-5, ge=0, description="end of the cosine")
     warmup_epochs: float = Field(3.0, ge=0)
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 is off")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay a step of the averaged weights; 0 is off")
-    evaluations: int = Field(10, ge=1, description="times the validation images are scored during training")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay per step of the averaged weights; 0 is off")
+    evaluations: int = Field(10, ge=1, description="how many times the validation images are scored during training")
 
 
-class ModelConfig(_Part):
-    """A network by its timm name, and what its constructor gets beside class count and image size."""
+class ModelConfig(_Section):
+    """A network by its timm name, and constructor arguments besides class count and image size."""
 
     model: str
     model_kwargs: dict[str, JsonValue] = {}
@@ -133,20 +136,20 @@ class ModelConfig(_Part):
 
 def _token_name(name: str) -> str:
     if name == AVERAGE:
-        raise ValueError("a teacher's name is its token's, and 'average' is the answer of all tokens together")
+        raise ValueError("a teacher's name is that of its token, and 'average' is the average of all tokens")
     try:
         return check_names([name])[0]
     except UserError as error:
-        raise ValueError(f"a teacher's name is its token's: {error}") from None
+        raise ValueError(f"a teacher's name is that of its token: {error}") from None
 
 
 def _advised_tokens(given: object) -> object:
-    """Before the union of types is: its own errors name every type."""
+    """Checked before pydantic's union of types, whose errors name every type."""
     if given is None:
         return None
     names = given if isinstance(given, list | tuple) else (given,)
     if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError("give a token's name, a list of names, or null for that of the teacher's own name")
+        raise ValueError("give a token's name, a list of names, or null for the token with the teacher's name")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{', '.join(twice)} listed more than once")
     for name in names:
@@ -156,26 +159,24 @@ def _advised_tokens(given: object) -> object:
 
 
 class TeacherConfig(ModelConfig):
-    """One teacher (its key is its name), how it is had, and how it advises which token."""
+    """One teacher (its key is its name): its source, and which tokens it advises, and how."""
 
     recipe: RecipeConfig = RecipeConfig()
     checkpoint: str | None = Field(
-        None, description="folder of a teacher that another run trained, or a file of weights; null trains one here"
+        None, description="folder of a teacher from another run, or a file of weights; null trains one here"
     )
     pretrained: bool = Field(
         False,
-        description="published weights of a model of timm's or of a hub's (hf-hub:ORG/NAME); refused unless the "
-        "classes agree",
+        description="published weights of a model from timm or a hub (hf-hub:ORG/NAME); its classes must match",
     )
     token: Annotated[str | tuple[str, ...] | None, BeforeValidator(_advised_tokens)] = Field(
         None,
-        description="the student's token it advises, class among them, or a list of several, each with λ and τ; null "
-        "is that of its own name",
+        description="the student's token that it advises (class is one too), or a list; null: the token with its name",
     )
     weight: float = Field(1.0, ge=0, description="λ of Eq. (1)")
     temperature: float = Field(1.0, gt=0, description="τ of Eq. (1)")
-    hard: bool = Field(False, description="cross-entropy against its most likely class in place of the KL term")
-    augment: AugmentConfig | None = Field(None, description="views it is trained on; null takes the run's")
+    hard: bool = Field(False, description="cross-entropy against its most likely class instead of the KL term")
+    augment: AugmentConfig | None = Field(None, description="views it is trained on; null: those of the run")
 
     @property
     def trained_here(self) -> bool:
@@ -183,41 +184,41 @@ class TeacherConfig(ModelConfig):
 
 
 class StudentConfig(ModelConfig):
-    """The student, its recipe, λ_0, and what several teachers on one token are to it."""
+    """The student, its recipe, λ_0, and how several teachers on one token are combined."""
 
     recipe: RecipeConfig = RecipeConfig()
     weight: float = Field(1.0, ge=0, description="λ_0 of Eq. (1), on the class token's cross-entropy")
     combine: Literal["sum", "mean"] = Field(
-        "sum", description="several teachers on one token: a KL term each, or one to their mean"
+        "sum", description="several teachers on one token: one KL term each, or one to their mean"
     )
     start: str | None = Field(
-        None, description="file of weights to start from, a DeiT's or what 'coadvise convert' wrote; null starts anew"
+        None, description="file of weights to start from: a DeiT, or written by 'coadvise convert'; null: random"
     )
 
     _unwritten: ClassVar[frozenset[str]] = frozenset({"start"})
 
 
-class CacheConfig(_Part):
-    """The form in which teachers' logits are stored: float16, the largest ones where there are many classes."""
+class CacheConfig(_Section):
+    """How teachers' logits are stored: float16, and only the largest if there are many classes."""
 
     top_k: int = Field(
         32,
         ge=1,
-        description="logits kept of an answer, the others share one; all are kept where that takes no more room",
+        description="largest logits kept of an image, the others share one value; all are kept if that is no larger",
     )
 
 
-class EngineConfig(_Part):
-    """Where and in what precision it runs."""
+class EngineConfig(_Section):
+    """Device and precision."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32",
-        description="bfloat16 is autocast, the loss stays float32; auto takes it where the processor has it natively",
+        description="bfloat16 is autocast, with the loss in float32; auto uses it if the processor has it natively",
     )
-    compile: bool = Field(False, description="torch.compile of the student's and teachers' forward")
+    compile: bool = Field(False, description="torch.compile the student and the teachers")
     deterministic: bool = Field(
-        False, description="CUDA: only algorithms that give the same bits every time; slower. A CPU's always do"
+        False, description="CUDA: only deterministic algorithms, which are slower; a CPU is always deterministic"
     )
     checkpoint_seconds: float = Field(
         60.0,
@@ -225,18 +226,18 @@ class EngineConfig(_Part):
         description="seconds between checkpoints, at least 50 times as long as one takes; 0 saves after each epoch",
     )
     timeout_seconds: float = Field(
-        600.0, gt=0, description="on several processes: how long one waits for another before the run ends"
+        600.0, gt=0, description="several processes: seconds that one waits for another before the run ends"
     )
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the extra 'tensorboard')")
 
     @property
     def trackers(self) -> tuple[str, ...]:
-        """The trackers that are told every record, by name."""
+        """Names of the trackers that receive every record."""
         return ("tensorboard",) if self.tensorboard else ()
 
 
-class RunConfig(_Part):
-    """Everything that decides a run's numbers; written as `config.yaml` in the run directory."""
+class RunConfig(_Section):
+    """Everything that decides a run's results. Written to `config.yaml` in the run directory."""
 
     seed: int = Field(0, ge=0, lt=2**31)
     data: DataConfig = DataConfig()
@@ -244,18 +245,18 @@ class RunConfig(_Part):
     teachers: dict[Annotated[str, AfterValidator(_token_name)], TeacherConfig] = Field(min_length=1)
     student: StudentConfig
     cache: CacheConfig | None = Field(
-        None, description="students are advised by stored logits (--cache); null asks the teachers in every step"
+        None, description="students are advised by stored logits (--cache); null: teachers run in every step"
     )
     engine: EngineConfig = EngineConfig()
 
     @model_validator(mode="after")
     def _advice_fits_together(self) -> Self:
-        self.loss_weights  # noqa: B018  (raises where teachers of one token cannot be combined)
+        self.loss_weights  # noqa: B018  (raises if teachers of one token cannot be combined)
         return self
 
     @property
     def in_memory(self) -> bool:
-        """Whether all images are kept decoded: light views are made of whole batches of pixels."""
+        """Whether all images are kept decoded in memory, as light views need it."""
         kinds = {self.augment.kind} | {t.augment.kind for t in self.teachers.values() if t.augment}
         return "deit" not in kinds
 
@@ -270,7 +271,7 @@ class RunConfig(_Part):
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """The student's tokens beside the class token: those that teachers advise, each once, in their order."""
+        """The student's tokens besides the class token: those that teachers advise, in the teachers' order."""
         return tuple(token for token in self.loss_weights.by_token if token != CLASS)
 
     def to_yaml(self) -> str:
@@ -278,12 +279,12 @@ class RunConfig(_Part):
 
 
 def preset_names() -> list[str]:
-    """The names `load_config` takes."""
+    """The names that `load_config` accepts."""
     return sorted(p.name.removesuffix(".yaml") for p in _presets().iterdir() if p.name.endswith(".yaml"))
 
 
 def preset_text(name: str) -> str:
-    """The YAML of a preset or a preset file, header included."""
+    """The YAML of a preset or a preset file, with its header."""
     return (_presets() / f"{name}.yaml" if name in preset_names() else Path(name)).read_text()
 
 
@@ -293,7 +294,7 @@ def load_config(
     """Reads a preset by name or a YAML file, applies `a.b=c` overrides, checks everything.
 
     Raises:
-        UserError: all faults at once, each with what was given, what is allowed and the nearest name.
+        UserError: all faults at once: what was given, what is allowed, and the nearest name.
     """
     if preset in preset_names():
         path = _presets() / f"{preset}.yaml"
@@ -321,7 +322,7 @@ def load_config(
 
 
 def parse_arguments(overrides: Sequence[str]) -> dict[str, Any]:
-    """`a=1`, `b.c=[2]` to a nested dict, values as YAML reads them. Raises UserError."""
+    """Turns `a=1`, `b.c=[2]` into a nested dict; values are YAML. Raises UserError."""
     values: dict[str, Any] = {}
     for override in overrides:
         _apply(values, override)
@@ -329,35 +330,35 @@ def parse_arguments(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_intended(config: RunConfig) -> None:
-    """Raises UserError for what is to be trained and cannot be meant; a run that has done so stays readable."""
+    """Raises UserError for what is surely a mistake. Not checked when a finished run is read."""
     if not config.loss_weights.trains_class:
         raise UserError(
-            "student.weight=0 takes the labels from the class token, which answers, and no teacher advises it; give "
-            "student.weight a value above 0, or let a teacher advise it: teachers.NAME.token=[NAME, class]"
+            "student.weight=0 and no teacher advises the class token, so nothing would train it; give student.weight a "
+            "value above 0, or let a teacher advise it: teachers.NAME.token=[NAME, class]"
         )
     known = (*config.teachers, CLASS)
     for token, teachers in config.loss_weights.by_token.items():
         if token not in known and len(teachers) == 1 and (meant := nearest(token, known)):
             raise UserError(
-                f"unknown token '{token}' of teachers.{teachers[0]}.token{meant}; a token that is new has a name less "
-                f"like {', '.join(known)}, or is advised by two teachers"
+                f"unknown token '{token}' of teachers.{teachers[0]}.token{meant}; give a new token a name less like "
+                f"{', '.join(known)}, or let two teachers advise it"
             )
     networks = {"student": config.student, **{f"teachers.{name}": given for name, given in config.teachers.items()}}
     for part, network in networks.items():
         if "img_size" in network.model_kwargs:
             raise UserError(
-                f"{part}.model_kwargs.img_size={network.model_kwargs['img_size']}: all networks see images of the same "
-                "size; give it as data.image_size"
+                f"{part}.model_kwargs.img_size={network.model_kwargs['img_size']}: all networks get images of the "
+                "same size; set data.image_size"
             )
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration that a run left. Raises UserError as `load_config` does; nothing in the file is executed."""
+    """Reads the configuration of a run. Raises UserError as `load_config`. Nothing in the file is executed."""
     return parse_config(_read_yaml(path, f"'{path}'"))
 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
-    """Checks a nested dict against `RunConfig`. Raises UserError with all faults at once."""
+    """Checks a nested dict. Raises UserError with all faults at once."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -365,7 +366,7 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """The same configuration with other values at dotted keys. Raises UserError as `parse_config`."""
+    """A copy with other values at dotted keys. Raises UserError as `parse_config`."""
     values = config.model_dump(mode="json")
     for path, value in changes.items():
         _set(values, path, value)
@@ -373,12 +374,12 @@ def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """One line `a.b: old -> new` for every key in which two configurations differ."""
+    """One line `a.b: old -> new` for every key that differs."""
     return changes(old.model_dump(mode="json"), new.model_dump(mode="json"))
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line `a.b: old -> new` for every value in which two nested dicts differ."""
+    """One line `a.b: old -> new` for every value that differs between two nested dicts."""
     before, after = dict(_leaves(old)), dict(_leaves(new))
     keys = sorted(before.keys() | after.keys())
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
@@ -395,11 +396,11 @@ def _presets() -> Any:
 
 
 def _read_yaml(path: Any, what: str) -> dict[str, Any]:
-    """Keys and values of a YAML file of anybody's: plain data only, a tag that would make anything else is refused."""
+    """Reads a YAML file from any source: plain data only; tags that would build other objects are refused."""
     try:
         content = path.read_bytes()
         if len(content) > MOST_YAML:
-            raise UserError(f"{what} has {len(content)} bytes, a configuration at most {MOST_YAML}")
+            raise UserError(f"{what} has {len(content)} bytes; a configuration has at most {MOST_YAML}")
         values = _unshared(yaml.safe_load(content), count())
     except UserError:
         raise
@@ -417,13 +418,13 @@ def _read_yaml(path: Any, what: str) -> dict[str, Any]:
 
 
 def _unshared(value: Any, things: Iterator[int]) -> Any:
-    """A copy in which YAML's aliases are things of their own: an override of one must not change the other.
+    """A copy without shared objects: YAML's aliases share one, and an override of one must not change the other.
 
     Raises:
-        ValueError: more than MOST_YAML of them, as nested aliases can make of a few lines.
+        ValueError: more than MOST_YAML values, which a few lines of nested aliases can describe.
     """
     if next(things) > MOST_YAML:
-        raise ValueError("its aliases make too much of it")
+        raise ValueError("its aliases expand to too many values")
     if isinstance(value, dict):
         return {key: _unshared(child, things) for key, child in value.items()}
     return [_unshared(child, things) for child in value] if isinstance(value, list) else value
@@ -449,11 +450,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _set(values: dict[str, Any], path: str, value: Any) -> None:
     *parents, key = path.split(".")
     for parent in parents:
-        if values.get(parent) is None:  # not there, or a key with nothing behind it
+        if values.get(parent) is None:  # missing, or a key without a value
             values[parent] = {}
         values = values[parent]
         if not isinstance(values, dict):
-            raise UserError(f"'{path}': '{parent}' holds a value, not keys")
+            raise UserError(f"'{path}': '{parent}' is a value and has no keys")
     values[key] = value
 
 
@@ -502,8 +503,8 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-# Keys that change no number: a run may be taken up with other ones.
-FREE = (
+# Keys that change no result: a run may be continued with other values.
+HARMLESS_KEYS = (
     "data.workers",
     "data.max_unreadable",
     "engine.checkpoint_seconds",
@@ -513,9 +514,9 @@ FREE = (
 
 
 def deciding_values(config: RunConfig) -> dict[str, Any]:
-    """What a configuration says beside where the images are and what changes no number, in plain values."""
+    """All values that decide results, besides where the images are, as plain values."""
     values = config.model_dump(mode="json")
-    for key in ("data.source", *FREE):
+    for key in ("data.source", *HARMLESS_KEYS):
         group, _, name = key.partition(".")
         values[group].pop(name)
     return values

@@ -1,28 +1,28 @@
-"""What ends a program without being its fault; the command line prints each as one line, and leaves with its code."""
+"""Expected ends of a program. The command line prints each as one line and exits with its code."""
 
 
 class UserError(ValueError):
-    """The user's to mend: says what was given, what is allowed and what to do."""
+    """A usage or configuration error. The message says what was given, what is allowed and what to do."""
 
     exit_code = 2
 
 
 class StorageError(Exception):
-    """The run directory can no longer be written: a full or read-only disk, a folder that is gone.
+    """The run directory cannot be written any more: the disk is full or read-only, or the folder is gone.
 
-    What was saved before is whole, and the run goes on from it.
+    What was saved before is intact, and the run can continue from it.
     """
 
     exit_code = 74  # EX_IOERR
 
 
 class LostProcessError(Exception):
-    """Another process of a run on several no longer answers. The run goes on from its last checkpoint."""
+    """Another process of the run no longer answers. The run can continue from its last checkpoint."""
 
     exit_code = 69  # EX_UNAVAILABLE
 
 
-class Interrupted(Exception):  # noqa: N818  (not an error: the run is whole and goes on later)
-    """The run was asked to stop, and has saved. The same command goes on."""
+class Interrupted(Exception):  # noqa: N818  (not an error: the run is intact and can continue)
+    """The run was asked to stop and has saved its state. The same command continues."""
 
     exit_code = 75  # EX_TEMPFAIL

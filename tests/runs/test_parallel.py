@@ -1,14 +1,15 @@
-import json
+"""Tasks in processes of their own: order, GPUs, signals, faults, and processes that die."""
+
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from queue import Queue
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,9 +22,9 @@ from coadvise.config import EngineConfig, load_config
 from coadvise.data.scan import scan
 from coadvise.data.sources import source_of
 from coadvise.errors import Interrupted, LostProcessError, UserError
-from coadvise.runs import parallel as jobs
+from coadvise.runs import parallel
 from coadvise.runs.parallel import Task, in_processes
-from coadvise.runs.run import Run, data_record
+from coadvise.runs.run import Run, picture_list
 from coadvise.studies.runner import run_study
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Listener, Silent
@@ -34,94 +35,58 @@ PARTS = ("teachers/conv", "teachers/inv", "students/advised-0", "students/alone-
 @pytest.fixture(autouse=True)
 def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread a process, as this process has: sums of the same numbers in the same order."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(parallel, "available_cores", lambda: 2)
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine(EngineConfig(device="cpu"))
 
 
 def test_two_networks_at_a_time_are_trained_as_one_after_the_other(
-    tiny_images: Path, tiny_preset: str, tmp_path: Path
+    finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
 ) -> None:
-    one = fit(tiny_images, tiny_preset, tmp_path / "one", baseline=True)
     listener = Stopper(never)
     two = fit(tiny_images, tiny_preset, tmp_path / "two", baseline=True, jobs=2, listener=listener)
     for part in PARTS:
-        assert_same_weights(weights_of(two, part), weights_of(one, part))
+        assert_same_weights(weights_of(two, part), weights_of(finished, part))
         for kind in ("train", "eval", "result"):
-            got, wanted = ([r for r in records(run, kind) if r["part"] == part] for run in (two, one))
+            got, wanted = ([r for r in records(run, kind) if r["part"] == part] for run in (two, finished))
             assert got == wanted
-    assert records(two, "verdict") == records(one, "verdict")
+    assert records(two, "verdict") == records(finished, "verdict")
     assert {part for part, _ in listener.steps} == set(PARTS)
 
 
-def _leave(path: Path, listener: Listener) -> None:
-    path.touch()
-
-
-def _leave_once_there_is(path: Path, other: Path, listener: Listener) -> None:
+def _leave(path: Path, after: Path | None, listener: Listener) -> None:
+    """Writes which GPU this process sees into a file, as soon as another file is there."""
     deadline = time.monotonic() + 300
-    while not other.exists():
+    while after is not None and not after.exists():
         if time.monotonic() > deadline:
-            raise UserError(f"no {other.name}")
+            raise UserError(f"no {after.name}")
         time.sleep(0.05)
-    path.touch()
-
-
-def _leave_if_there_is(path: Path, other: Path, listener: Listener) -> None:
-    if not other.exists():
-        raise UserError(f"no {other.name}")
-    path.touch()
-
-
-def test_a_task_that_must_wait_lets_others_go_ahead(tmp_path: Path) -> None:
-    long, waits, free = tmp_path / "long", tmp_path / "waits", tmp_path / "free"
-    tasks = {
-        "long": partial(_leave_once_there_is, long, free),  # never done if "waits" kept "free" from beginning
-        "waits": partial(_leave_if_there_is, waits, long),
-        "free": partial(_leave, free),
-    }
-    in_processes(tasks, 2, Engine(EngineConfig()), Silent(), after={"waits": ["long", "done before"]})
-    assert waits.exists()
-
-
-def _say_what_is_seen(path: Path, other: Path, listener: Listener) -> None:
     path.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
-    _leave_once_there_is(path.with_suffix(".done"), other, listener)
 
 
-@pytest.mark.parametrize("before", [None, "3,GPU-1"])
-def test_of_several_gpus_each_process_gets_one(
-    before: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_tasks_wait_for_those_they_need_and_each_gets_a_gpu(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if before is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
-    monkeypatch.setattr(jobs, "_gpus", lambda engine: ["3", "GPU-1"])
-    one, two = tmp_path / "one", tmp_path / "two"
-    tasks = {"one": partial(_say_what_is_seen, one, two), "two": partial(_say_what_is_seen, two, one)}
-    in_processes(tasks, 2, Engine(EngineConfig(device="cpu")), Silent())
-    assert (one.read_text(), two.read_text()) == ("3", "GPU-1")
-    assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
-
-
-def test_gpus_go_by_the_names_that_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(EngineConfig(device="cpu"))
-    assert jobs._gpus(engine) == []
+    assert parallel._gpus(engine) == []
     monkeypatch.setattr(Engine, "device", torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert jobs._gpus(engine) == ["0", "1"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-1,-1,2")  # what comes after a name of none is not there
-    assert jobs._gpus(engine) == ["3", "GPU-1"]
-
-
-def test_what_waits_for_a_task_that_fails_is_not_begun(tmp_path: Path) -> None:
+    assert parallel._gpus(engine) == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-1,-1,2")  # names after -1 do not count
+    assert parallel._gpus(engine) == ["3", "GPU-1"]
+    long, waits, free = tmp_path / "long", tmp_path / "waits", tmp_path / "free"
     tasks = {
-        "fails": partial(_leave_if_there_is, tmp_path / "never", tmp_path / "nothing"),
-        "waits": partial(_leave, tmp_path / "waits"),
+        "long": partial(_leave, long, free),  # never done if "waits" kept "free" from beginning
+        "waits": partial(_leave, waits, None),
+        "free": partial(_leave, free, None),
     }
-    with pytest.raises(UserError, match="no nothing"):
-        in_processes(tasks, 2, Engine(EngineConfig()), Silent(), after={"waits": ["fails"]})
-    assert not list(tmp_path.iterdir())
+    in_processes(tasks, 2, engine, Silent(), after={"waits": ["long", "done before"]})
+    assert waits.stat().st_mtime_ns > long.stat().st_mtime_ns
+    assert (long.read_text(), free.read_text()) == ("3", "GPU-1")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,GPU-1,-1,2"
 
 
 def test_a_student_alone_waits_for_no_teacher(
@@ -133,49 +98,41 @@ def test_a_student_alone_waits_for_no_teacher(
         asked.append((set(tasks), after))
         raise Interrupted("stopped")
 
-    monkeypatch.setattr(
-        sys.modules["coadvise.runs.fit"], "in_processes", ask
-    )  # the package has the function by that name
+    for module in ("runs.fit", "studies.runner"):
+        monkeypatch.setattr(sys.modules[f"coadvise.{module}"], "in_processes", ask)
     with pytest.raises(Interrupted):
         fit(tiny_images, tiny_preset, tmp_path / "run", baseline=True, jobs=2)
-    monkeypatch.setattr(sys.modules["coadvise.studies.runner"], "in_processes", ask)
     with pytest.raises(Interrupted):
-        run_study("tokens", tiny_images, tiny_preset, out=tmp_path / "study", jobs=2)
+        run_study("tokens", tiny_images, preset=tiny_preset, out=tmp_path / "study", jobs=2)
     (parts, after), (rows, needs) = asked
     assert (parts, after) == (set(PARTS), {"students/advised-0": ["teachers/conv", "teachers/inv"]})
-    conv, inv = (next(row for row in rows if row.startswith(f"{kind} teacher")) for kind in ("conv", "involution"))
+    conv, inv = (next(row for row in rows if row.startswith(f"teachers/{kind}")) for kind in ("conv", "inv"))
     assert needs["class token alone"] == []
     assert needs["class + conv token"] == [conv]
     assert needs["class + conv + inv token"] == [conv, inv]
 
 
-def test_a_network_that_fails_is_said_and_the_run_goes_on_later(tiny_preset: str, tmp_path: Path) -> None:
-    images = make_images(tmp_path / "images")
+def test_a_network_that_fails_is_named(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
     poison = ["teachers.inv.recipe.learning_rate=1e30"]
-    with pytest.raises(UserError, match=r"teachers/inv: .* not finite .*lower learning_rate"):
-        fit(images, tiny_preset, tmp_path / "run", jobs=2, overrides=poison)
+    listener = Stopper(never)
+    with pytest.raises(UserError, match=r"teachers/inv: .* not finite"):
+        fit(tiny_images, tiny_preset, tmp_path / "run", jobs=2, overrides=poison, listener=listener)
     assert not (tmp_path / "run" / "teachers" / "inv").exists()
+    assert "students/advised-0" not in dict(listener.steps), "what waits for it is not begun"
 
 
-def test_in_its_own_process_a_network_is_not_trained_on_other_images(tiny_preset: str, tmp_path: Path) -> None:
+def test_a_network_is_not_trained_on_other_images_in_its_own_process(tiny_preset: str, tmp_path: Path) -> None:
     images = make_images(tmp_path / "images")
     config, run = load_config(tiny_preset, source=str(images)), tmp_path / "run"
     run.mkdir()
-    dataset = scan(source_of(config), 16, in_memory=True)
-    (run / "data.json").write_text(json.dumps(data_record(dataset, 16)))
+    (run / "pictures.tsv").write_text(picture_list(scan(source_of(config), 16, in_memory=True)))
     begun: list[Run] = []
-    jobs._with_run(run, config, None, True, begun.append, Silent())
+    parallel._with_run(run, config, None, True, begun.append, Silent())
     assert len(begun) == 1
     (images / "train" / "red" / "0.png").unlink()
-    with pytest.raises(UserError, match="the images changed since"):
-        jobs._with_run(run, config, None, True, begun.append, Silent())
+    with pytest.raises(UserError, match="training images: 1 removed"):
+        parallel._with_run(run, config, None, True, begun.append, Silent())
     assert len(begun) == 1
-
-
-def test_jobs_must_be_one_or_more(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="jobs=0"):
-        fit(tiny_images, tiny_preset, tmp_path / "run", jobs=0)
-    assert not (tmp_path / "run").exists()
 
 
 def test_stopped_by_a_signal_every_network_has_saved_its_step(
@@ -195,61 +152,73 @@ def test_stopped_by_a_signal_every_network_has_saved_its_step(
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=600)
     assert process.returncode == Interrupted.exit_code
-    assert err == "coadvise: stopped; run the same command again to go on\n"
+    assert err.startswith("coadvise: stopped; ")
+    assert len(err.splitlines()) == 1
     for part in ("teachers.conv", "teachers.inv"):
         assert list((run / "checkpoints" / part).glob("step-*")), f"{part} has saved nothing"
 
 
-def _die(listener: Listener) -> None:
-    os._exit(7)
-
-
-def test_a_process_that_dies_is_named() -> None:
-    with pytest.raises(LostProcessError, match="first: its process ended with exit code 7; run again to go on"):
-        in_processes({"first": _die}, 2, Engine(EngineConfig(device="cpu")), Silent())
-
-
-def _talk(listener: Listener) -> None:
-    for step in range(10_000):
-        listener.progress("talks", step, 10_000, {})
+def _die(other_works: Path, listener: Listener) -> None:
+    """Killed while a process of its own keeps the pipe to the parent open, as a loader process does for a moment."""
+    while not other_works.exists():
         time.sleep(0.05)
+    if os.fork() == 0:
+        time.sleep(60)
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_that_dies_is_named_while_another_one_talks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "LOOK_EVERY", 0.2)
-    listener = Stopper(never)
-    with pytest.raises(LostProcessError, match="first: its process ended with exit code 7"):
-        in_processes({"first": _die, "second": _talk}, 2, Engine(EngineConfig(device="cpu")), listener)
-    assert len(listener.steps) < 10_000
+def _talk(works: Path, listener: Listener) -> None:
+    engine = Engine(EngineConfig(device="cpu"))
+    with engine.graceful_shutdown():
+        for step in range(10_000):
+            listener.progress("talks", step, 10_000, {})
+            works.touch()
+            if engine.stop_requested:
+                listener.progress("stopped", 1, 1, {})
+                raise Interrupted("stopped")
+            time.sleep(0.05)
+
+
+def test_a_process_that_dies_is_named_within_seconds(engine: Engine, tmp_path: Path) -> None:
+    works, listener = tmp_path / "works", Stopper(never)
+    tasks = {"talks": partial(_talk, works), "dies": partial(_die, works)}
+    with pytest.raises(LostProcessError, match=r"dies: .* exit code -9"):
+        in_processes(tasks, 2, engine, listener)
+    assert time.time() - works.stat().st_mtime < 20, "not only when the last process that holds its pipe has ended"
+    assert ("stopped", 1) in listener.steps, "the other one has saved its step"
     assert not multiprocessing.active_children()
 
 
-def test_a_process_whose_parent_is_gone_stops_as_by_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody holds the run directory for it any longer."""
-    sentinel, parent_s_end = os.pipe()
+def test_a_listener_that_fails_leaves_no_process_behind(engine: Engine, tmp_path: Path) -> None:
+    class Gone(Silent):
+        def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+            raise BrokenPipeError("the terminal is gone")
+
+    tasks = {name: partial(_talk, tmp_path / name) for name in ("talks", "waits")}
+    with pytest.raises(BrokenPipeError):
+        in_processes(tasks, 1, engine, Gone())
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_stops_when_its_parent_ends(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing locks the run directory for it any more."""
+    sentinel, parents_end = os.pipe()
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(sentinel=sentinel))
-    engine, messages = Engine(EngineConfig(device="cpu")), Queue[Any]()
+    reader, writer = multiprocessing.Pipe(duplex=False)
 
     def task(listener: Listener) -> None:
         with engine.graceful_shutdown():
-            os.close(parent_s_end)
+            os.close(parents_end)
             deadline = time.monotonic() + 60
             while not engine.stop_requested and time.monotonic() < deadline:
                 time.sleep(0.01)
-        if engine.stop_requested:
-            raise Interrupted("stopped")
+        reader.close()
+        listener.say("nobody hears this")
+        stopped.set()
 
-    jobs._work("name", task, 1, messages)
+    stopped = threading.Event()
+    parallel._work(task, 1, writer)
     os.close(sentinel)
-    kind, name, error = messages.get()
-    assert (kind, name, type(error)) == ("fault", "name", Interrupted)
-
-
-def test_a_listener_that_fails_leaves_no_process_behind() -> None:
-    class Gone(Silent):
-        def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-            raise BrokenPipeError("the reader has gone")
-
-    with pytest.raises(BrokenPipeError):
-        in_processes({"talks": _talk, "waits": _talk}, 1, Engine(EngineConfig(device="cpu")), Gone())
-    assert not multiprocessing.active_children()
+    assert stopped.is_set()
+    assert engine.stop_requested

@@ -1,27 +1,29 @@
-"""Networks of another run are taken where they would be trained just so again, and nowhere else."""
+"""Networks of another run are copied if they were trained with the same configuration, and only then."""
 
 import shutil
 from pathlib import Path
 
 import pytest
-from tiny import CLASSES, Stopper, make_images, never, records
+from tiny import CLASSES, ONE_EPOCH, Stopper, make_images, never, records
 
 from coadvise import fit
-from coadvise.config import load_config
+from coadvise.config import RunConfig, TeacherConfig, load_config
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.errors import Interrupted, UserError
 from coadvise.models.network import build_network
+from coadvise.runs.canonical import canonical_config
 from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part
-from coadvise.runs.reuse import _decides, _from_files, by_itself, check_reuse
-from coadvise.studies.runner import _hash, run_study
+from coadvise.runs.reuse import _deciding, _uses_given_weights, check_reuse
+from coadvise.studies.plan import config_hash
+from coadvise.studies.runner import run_study
 
 PARTS = ("teachers/conv", "teachers/inv", "students/advised-0", "students/alone-0")
 TEACHERS, STUDENTS = PARTS[:2], PARTS[2:]
 
 
 def trained(data: Path, preset: str, out: Path, reuse: Path, *overrides: str) -> tuple[str, ...]:
-    """The parts that a run had to train though it might take those of another one."""
+    """The parts that a run had to train although it could reuse another one."""
     listener = Stopper(never)
     fit(data, preset, out, baseline=True, overrides=overrides, listener=listener, reuse=reuse)
     return tuple(part for part in PARTS if (part, 1) in listener.steps)
@@ -32,7 +34,7 @@ def weights(run: Path, part: str) -> bytes:
 
 
 def test_the_same_run_again_trains_nothing(finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):  # it may have been begun, too
+    with pytest.raises(Interrupted):  # the run may have begun before
         fit(tiny_images, tiny_preset, tmp_path / "run", listener=Stopper(lambda part, step: step == 3))
     assert trained(tiny_images, tiny_preset, tmp_path / "run", finished) == ()
     assert all(weights(tmp_path / "run", part) == weights(finished, part) for part in PARTS)
@@ -48,124 +50,138 @@ def test_the_same_run_again_trains_nothing(finished: Path, tiny_images: Path, ti
         ("student.recipe.learning_rate=0.01", STUDENTS),
         ("augment.flip=false", PARTS),  # the tiny teachers have no views of their own
         ("teachers.conv.temperature=3", ("students/advised-0",)),
-        ("teachers.conv.token=[conv, class]", ("students/advised-0",)),
         ("teachers.inv.recipe.epochs=1", ("teachers/inv", "students/advised-0")),
         ("engine.precision=bfloat16", PARTS),
         ("data.workers=1", ()),
     ],
 )
-def test_what_a_change_can_reach_is_trained_again(
+def test_what_a_change_affects_is_trained_again(
     override: str, again: tuple[str, ...], finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
 ) -> None:
     assert trained(tiny_images, tiny_preset, tmp_path / "run", finished, override) == again
-    if again in (STUDENTS, ("students/advised-0",)):  # advised by teachers that were taken, as by one's own
+    if override == "teachers.conv.temperature=3":  # copied teachers advise as its own
         fit(tiny_images, tiny_preset, tmp_path / "anew", overrides=[override])
         assert weights(tmp_path / "run", "students/advised-0") == weights(tmp_path / "anew", "students/advised-0")
 
 
-def test_the_same_images_may_be_named_from_elsewhere(
-    tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_same_images_may_be_named_differently(
+    finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    (tmp_path / "here" / "images").symlink_to(tiny_images)
-    run = fit(Path("images"), tiny_preset, tmp_path / "run", baseline=True)
     monkeypatch.chdir(tmp_path)
-    for number, same in enumerate((Path("here/images"), tiny_images)):
-        assert trained(same, tiny_preset, tmp_path / f"again{number}", run) == ()
-    moved = shutil.move(tmp_path / "here", tmp_path / "there")  # all of it: what is relative is still right
-    monkeypatch.chdir(moved)
-    (moved / "images").unlink()
-    shutil.copytree(tiny_images, moved / "images")
-    assert trained(Path("images"), tiny_preset, tmp_path / "moved", run) == ()
+    Path("images").symlink_to(tiny_images)
+    assert trained(Path("images"), tiny_preset, tmp_path / "again", finished) == ()
+    shutil.move(tmp_path / "again", tmp_path / "there" / "again")  # with its images: a relative path is still right
+    shutil.copytree(tiny_images, tmp_path / "there" / "images")
+    monkeypatch.chdir(tmp_path / "there")
+    assert trained(Path("images"), tiny_preset, tmp_path / "moved", tmp_path / "there" / "again") == ()
 
 
-def test_a_study_takes_what_fit_has_trained(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
-    aligned = ["student.model=cit_micro_aligned_patch4_32"]  # aligned by itself, in the study's rows by an argument
+def test_a_study_reuses_networks_of_a_run(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
+    aligned = ["student.model=cit_micro_aligned_patch4_32"]  # by default; the rows of the study name it
     run = fit(tiny_images, tiny_preset, tmp_path / "run", baseline=True, overrides=aligned)
-    anew = run_study("injection", tiny_images, tiny_preset, out=tmp_path / "anew", overrides=aligned)
+    anew = run_study("injection", tiny_images, preset=tiny_preset, out=tmp_path / "anew", overrides=aligned)
     listener = Stopper(never)
     study = tmp_path / "study"
-    found = run_study("injection", tiny_images, tiny_preset, out=study, overrides=aligned, listener=listener, reuse=run)
+    options = {"preset": tiny_preset, "out": study, "overrides": aligned, "reuse": run}
+    found = run_study("injection", tiny_images, listener, **options)
     assert [row["figures"] for row in found["rows"]] == [row["figures"] for row in anew["rows"]]
     taken = [record["part"] for part in study.glob("*/*") for record in records(part, "reused")]
     assert sorted(taken) == sorted(PARTS)
-    assert sum(step == 1 for _, step in listener.steps) == 4, "of six rows two, and both teachers, were there"
+    assert sum(step == 1 for _, step in listener.steps) == 4, "two of six rows and both teachers were there"
 
 
-def test_what_cannot_be_reused_is_refused_before_anything_is_written(
+def test_other_runs_are_refused_before_anything_is_written(
     finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
 ) -> None:
     other = make_images(tmp_path / "other", train=7)
-    with pytest.raises(UserError, match=r"is no run directory .*give --reuse one that"):
+    with pytest.raises(UserError, match=r"is no run directory .*--reuse"):
         trained(tiny_images, tiny_preset, tmp_path / "run", other)
-    with pytest.raises(UserError, match=r"trained on other images \(its root, folder, splits\)"):
+    with pytest.raises(UserError, match=r"other images \(its root, folder, splits\)"):
         trained(other, tiny_preset, tmp_path / "run", finished)
+    own = Path(shutil.copytree(tiny_images, tmp_path / "own"))
+    once = fit(own, tiny_preset, tmp_path / "once", overrides=ONE_EPOCH)
+    shutil.copy(own / "train" / "red" / "1.png", own / "train" / "blue" / "0.png")
+    with pytest.raises(UserError, match=r"other images \(its files\)"):
+        trained(own, tiny_preset, tmp_path / "run", once)
+    fit(own, tiny_preset, once, overrides=ONE_EPOCH, allow_changes=True)
+    check_reuse(once, scan(open_source(own, 0.2, 0), 16, in_memory=True), 16)
     changed = Path(shutil.copytree(finished, tmp_path / "changed"))
-    fit(tiny_images, tiny_preset, changed, overrides=["data.workers=1"])  # which changes no number
+    fit(tiny_images, tiny_preset, changed, overrides=["data.workers=1"])  # which changes no result
     check_reuse(changed, scan(open_source(tiny_images, 0.2, 0), 16, in_memory=True), 16)
     fit(tiny_images, tiny_preset, changed, overrides=["student.recipe.epochs=3"], allow_changes=True)
-    with pytest.raises(UserError, match=r"changed on its way \(student.recipe.epochs: 2 -> 3\)"):
+    with pytest.raises(UserError, match=r"another configuration \(student.recipe.epochs: 2 -> 3\)"):
         trained(tiny_images, tiny_preset, tmp_path / "run", changed)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_damaged_network_is_not_taken(finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(finished, tmp_path / "damaged"))
     (damaged / "teachers/conv/model.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="damaged model"):
-        trained(tiny_images, tiny_preset, tmp_path / "run", damaged)
+        trained(tiny_images, tiny_preset, tmp_path / "partial", damaged)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     "override",
     ["teachers.conv.weight=2", "teachers.conv.hard=true", "student.weight=2", "student.combine=mean", "cache.top_k=5"],
 )
-def test_how_it_was_advised_decides_a_student_s_numbers(override: str, tiny_preset: str, tmp_path: Path) -> None:
+def test_everything_about_advice_counts_for_a_student(override: str, tiny_preset: str, tmp_path: Path) -> None:
     one, other = load_config(tiny_preset), load_config(tiny_preset, [override])
     for name, teacher in one.teachers.items():
         build_network(teacher, CLASSES, 16, seed=0).save(tmp_path / "teachers" / name)
     advised = Part("students/advised-0", ADVISED, 0)
-    assert _decides(tmp_path, one, advised, CLASSES) != _decides(tmp_path, other, advised, CLASSES)
+    assert _deciding(tmp_path, one, advised, CLASSES) != _deciding(tmp_path, other, advised, CLASSES)
 
 
-def test_students_that_start_from_a_file_are_not_taken() -> None:
-    config = load_config("small-images", ["student.start=deit.pth"], source="x")  # which may be another one by now
-    taken = {role: not _from_files(Part("part", role, 0, "conv"), config) for role in (TEACHER, ADVISED, ALONE)}
-    assert taken == {TEACHER: True, ADVISED: False, ALONE: False}
+class FutureTeacher(TeacherConfig):
+    """A teacher with a field that this version does not have."""
+
+    dropout_of_advice: float = 0.0
 
 
-def test_by_itself_leaves_out_what_cannot_matter() -> None:
-    config = load_config("small-images", source="x")
-    warmer = load_config("small-images", ["teachers.conv.temperature=9", "student.recipe.epochs=1"], source="x")
-    assert by_itself(config, TEACHER, "conv") == by_itself(warmer, TEACHER, "conv")
-    assert by_itself(config, TEACHER, "conv") != by_itself(warmer, TEACHER, "inv")
-    warmer = load_config("small-images", ["teachers.conv.temperature=9"], source="x")
-    assert by_itself(config, ALONE) == by_itself(warmer, ALONE)
-    for unread in ("student.weight=2", "student.combine=mean"):  # a student alone has one term
-        assert by_itself(config, ALONE) == by_itself(load_config("small-images", [unread], source="x"), ALONE)
-    assert by_itself(config, ADVISED) != by_itself(warmer, ADVISED)
+def test_a_field_that_is_new_counts(tiny_preset: str, tmp_path: Path) -> None:
+    def configured(value: float) -> RunConfig:
+        config = load_config(tiny_preset)
+        conv = FutureTeacher(**config.teachers["conv"].model_dump(), dropout_of_advice=value)
+        return config.model_copy(update={"teachers": {**config.teachers, "conv": conv}})
+
+    for name, teacher in configured(0).teachers.items():
+        build_network(teacher, CLASSES, 16, seed=0).save(tmp_path / "teachers" / name)
+    for part in (Part("students/advised-0", ADVISED, 0), Part("teachers/conv", TEACHER, 0, "conv")):
+        one, same, other = (_deciding(tmp_path, configured(value), part, CLASSES) for value in (0.0, 0.0, 0.5))
+        assert one == same != other
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
+def test_students_that_start_from_a_file_are_not_reused() -> None:
+    config = load_config("small-images", ["student.start=deit.pth"], source="x")  # the file may have changed
+    reused = {
+        role: not _uses_given_weights(Part("part", role, 0, "conv"), config) for role in (TEACHER, ADVISED, ALONE)
+    }
+    assert reused == {TEACHER: True, ADVISED: False, ALONE: False}
+
+
+def canonical(role: str, *overrides: str, teacher: str = "") -> RunConfig:
+    return canonical_config(load_config("small-images", overrides, source="x"), role, teacher)
+
+
+def test_a_canonical_configuration_leaves_out_what_has_no_effect() -> None:
+    warmer = ("teachers.conv.temperature=9", "student.recipe.epochs=1")
+    assert canonical(TEACHER, teacher="conv") == canonical(TEACHER, *warmer, teacher="conv")
+    assert canonical(TEACHER, teacher="conv") != canonical(TEACHER, *warmer, teacher="inv")
+    for unused in (warmer[0], "student.weight=2", "student.combine=mean"):  # a student alone has one loss term
+        assert canonical(ALONE) == canonical(ALONE, unused)
+        assert canonical(ADVISED) != canonical(ADVISED, unused)
+    for one, other, same in (
         ("[conv, class]", "conv", True),
         ("[conv, class]", "null", True),
         ("[class, conv]", "[conv]", True),
         ("[class]", "class", True),
-        ("[one, class]", "one", True),
         ("[one, class, two]", "[one, two]", True),
         ("[one, two]", "one", False),
-    ],
-)
-def test_a_student_alone_has_the_tokens_whoever_advises_the_class_token(one: str, other: str, same: bool) -> None:
-    first, second = (load_config("small-images", [f"teachers.conv.token={t}"], source="x") for t in (one, other))
-    assert (by_itself(first, ALONE) == by_itself(second, ALONE)) is same
-    assert by_itself(first, ADVISED) != by_itself(second, ADVISED)
+    ):  # a student alone has the tokens, whoever advises the class token
+        tokens = [f"teachers.conv.token={token}" for token in (one, other)]
+        assert (canonical(ALONE, tokens[0]) == canonical(ALONE, tokens[1])) is same
+        assert canonical(ADVISED, tokens[0]) != canonical(ADVISED, tokens[1])
 
 
-def test_a_given_teacher_is_had_where_it_is_given(
+def test_a_given_teacher_is_loaded_from_its_folder(
     finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
 ) -> None:
     given = Path(shutil.copytree(finished / "teachers" / "conv", tmp_path / "given"))
@@ -180,7 +196,7 @@ def test_a_given_teacher_is_had_where_it_is_given(
     assert [record["part"] for record in records(again, "reused")] == ["teachers/inv"]
 
 
-def test_a_study_tells_given_weights_by_their_contents(finished: Path, tmp_path: Path) -> None:
+def test_a_study_identifies_given_weights_by_their_contents(finished: Path, tmp_path: Path) -> None:
     given = Path(shutil.copytree(finished / "teachers" / "conv", tmp_path / "given"))
     moved = Path(shutil.copytree(given, tmp_path / "moved"))
     start = tmp_path / "start.safetensors"
@@ -188,7 +204,7 @@ def test_a_study_tells_given_weights_by_their_contents(finished: Path, tmp_path:
 
     def of(teacher: Path) -> str:
         overrides = [f"teachers.conv.checkpoint={teacher}", f"student.start={start}"]
-        return _hash(load_config("small-images", overrides, source="x"), tmp_path / "study")
+        return config_hash(load_config("small-images", overrides, source="x"), tmp_path / "study")
 
     first = of(given)
     assert of(moved) == first

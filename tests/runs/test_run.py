@@ -1,30 +1,32 @@
-"""The run directory: another configuration, a second program, a disk that is too small or cannot be written."""
+"""The run directory: another configuration, other images, a disk that is too small or cannot be written."""
 
-import fcntl
-import os
+import json
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny import Stopper, command, contents, records
+from tiny import ONE_EPOCH, Stopper, assert_same_weights, command, contents, never, records, weights_of
 
 from coadvise import fit
-from coadvise.config import EngineConfig, differences, load_config
-from coadvise.data.scan import scan
-from coadvise.data.sources import open_source
+from coadvise.config import differences, load_config
 from coadvise.errors import Interrupted, StorageError, UserError
-from coadvise.runs.run import CONFIG, check_folder, check_images, check_space, owned
-from coadvise.training.engine import Engine
+from coadvise.runs.run import CONFIG, PICTURES, check_folder, check_space
 from coadvise.training.metrics import read_records
 
 MEGABYTE = 1_000_000
+
+
+def stopped(data: Path, preset: str, run: Path, *overrides: str) -> Path:
+    """A run whose first network has taken three steps."""
+    with pytest.raises(Interrupted):
+        fit(data, preset, run, overrides=overrides, listener=Stopper(lambda part, step: step == 3))
+    return run
 
 
 def test_a_record_has_a_command_that_a_shell_takes(
@@ -38,17 +40,10 @@ def test_a_record_has_a_command_that_a_shell_takes(
 # Another configuration
 
 
-def stopped(data: Path, preset: str, run: Path, *overrides: str) -> Path:
-    """A run whose first network has taken three steps."""
-    with pytest.raises(Interrupted):
-        fit(data, preset, run, overrides=overrides, listener=Stopper(lambda part, step: step == 3))
-    return run
-
-
-def test_keys_that_change_no_number_may_differ(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
+def test_keys_that_change_no_result_may_differ(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
     run = stopped(tiny_images, tiny_preset, tmp_path / "run")
     other = Stopper(lambda part, step: True)
-    with pytest.raises(Interrupted, match="stopped at step 1 of 4 of teachers/inv"):
+    with pytest.raises(Interrupted, match="step 1 of 4 of teachers/inv"):
         fit(tiny_images, tiny_preset, run, overrides=["data.workers=2", "engine.timeout_seconds=60"], listener=other)
     assert other.steps == [("teachers/conv", 4), ("teachers/inv", 1)]
     changes = ["data.workers: 0 -> 2", "engine.timeout_seconds: 600.0 -> 60.0"]
@@ -56,102 +51,44 @@ def test_keys_that_change_no_number_may_differ(tiny_images: Path, tiny_preset: s
     assert [r["changed"] for r in records(run, "run")] == [[], changes]
 
 
-def test_a_changed_configuration_goes_on_where_it_is_allowed(
-    tiny_images: Path, tiny_preset: str, tmp_path: Path
-) -> None:
+def test_a_changed_configuration_needs_permission(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
     run, slower = stopped(tiny_images, tiny_preset, tmp_path / "run"), "teachers.conv.recipe.learning_rate=0.0001"
     before = contents(run)
-    with pytest.raises(UserError, match=r"conv\.recipe\.learning_rate: 0\.001 -> 0\.0001; .*--allow-changes to go on"):
+    with pytest.raises(UserError, match=r"conv\.recipe\.learning_rate: 0\.001 -> 0\.0001; .*--allow-changes"):
         fit(tiny_images, tiny_preset, run, overrides=[slower])
     assert contents(run) == before
+    for override, says in (
+        ("teachers.conv.model_kwargs.widths=[8, 24]", "step-00000003"),
+        ("teachers.conv.recipe.epochs=1", "step 3, .* 2"),
+    ):  # no checkpoint fits
+        with pytest.raises(UserError, match=says):
+            fit(tiny_images, tiny_preset, shutil.copytree(run, tmp_path / "copy"), overrides=[override],
+                allow_changes=True)  # fmt: skip
+        assert list((tmp_path / "copy" / "checkpoints" / "teachers.conv").iterdir())
+        shutil.rmtree(tmp_path / "copy")
     rest = Stopper(lambda part, step: part == "teachers/inv")
     with pytest.raises(Interrupted):
         fit(tiny_images, tiny_preset, run, overrides=[slower], allow_changes=True, listener=rest)
     assert rest.steps[0] == ("teachers/conv", 4)
     wanted = load_config(tiny_preset, [slower], source=str(tiny_images))
-    assert check_folder(run, wanted, allow_changes=False) == [], "config.yaml says what is done from now on"
+    assert check_folder(run, wanted, allow_changes=False) == [], "config.yaml has the new configuration"
     assert records(run, "run")[-1]["changed"] == ["teachers.conv.recipe.learning_rate: 0.001 -> 0.0001"]
-
-
-@pytest.mark.parametrize(
-    ("override", "says"),
-    [
-        ("teachers.conv.model_kwargs.widths=[8, 24]", r"teachers/conv: '.*step-00000003' is of another network"),
-        ("teachers.conv.recipe.epochs=1", "teachers/conv is at step 3, and would end at 2; give it more epochs"),
-    ],
-)
-def test_a_change_that_no_checkpoint_fits_is_refused(
-    override: str, says: str, tiny_images: Path, tiny_preset: str, tmp_path: Path
-) -> None:
-    run = stopped(tiny_images, tiny_preset, tmp_path / "run")
-    with pytest.raises(UserError, match=says):
-        fit(tiny_images, tiny_preset, run, overrides=[override], allow_changes=True)
-    assert list((run / "checkpoints" / "teachers.conv").iterdir()), "its checkpoints are left as they are"
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "\x00", "seed: 0", "unknown: 3", "- 1"])
 def test_a_configuration_that_cannot_be_read_is_named(text: str, tiny_preset: str, tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text(text)
-    with pytest.raises(UserError, match=r"config\.yaml' is damaged or another version's: .*restore it, or choose"):
+    with pytest.raises(UserError, match=r"config\.yaml'"):
         check_folder(tmp_path, load_config(tiny_preset), allow_changes=True)
 
 
-def test_keys_that_change_numbers_are_refused(tiny_preset: str, tmp_path: Path) -> None:
+def test_keys_that_change_results_are_refused(tiny_preset: str, tmp_path: Path) -> None:
     config = load_config(tiny_preset)
     (tmp_path / CONFIG).write_text(config.to_yaml())
-    for override in (
-        "seed=1",
-        "data.image_size=32",
-        "student.weight=2",
-        "augment.flip=false",
-    ):
+    for override in ("seed=1", "data.image_size=32", "student.weight=2", "augment.flip=false"):
         changed = load_config(tiny_preset, [override])
         with pytest.raises(UserError, match=differences(config, changed)[0].replace(".", r"\.")):
             check_folder(tmp_path, changed, allow_changes=False)
-
-
-# One program at a time
-
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from coadvise.config import EngineConfig
-from coadvise.engine import Engine
-from coadvise.run import owned
-with owned(Path(sys.argv[1]), Engine(EngineConfig(device="cpu"))):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_the_owner_is_named_and_a_dead_one_s_lock_is_taken_over(tmp_path: Path) -> None:
-    engine = Engine(EngineConfig(device="cpu"))
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        says = rf"is in use by process {holder.pid} on {os.uname().nodename}; wait for it, or choose another --out"
-        with pytest.raises(UserError, match=says), owned(tmp_path, engine):
-            pass
-    finally:
-        holder.send_signal(signal.SIGKILL)
-        holder.communicate()
-    with owned(tmp_path, engine):
-        assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {os.uname().nodename}"
-
-
-def test_what_a_dead_program_left_behind_is_waited_for(tmp_path: Path) -> None:
-    """Its loader processes have the lock until they notice."""
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    left = (tmp_path / ".lock").open("w")
-    left.write(f"process {dead.pid} on {os.uname().nodename}")
-    left.flush()
-    fcntl.flock(left, fcntl.LOCK_EX)
-    threading.Timer(0.5, left.close).start()
-    with owned(tmp_path, Engine(EngineConfig(device="cpu"))):
-        assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {os.uname().nodename}"
 
 
 def test_a_run_that_was_killed_while_it_began_can_be_begun(tiny_preset: str, tmp_path: Path) -> None:
@@ -160,26 +97,140 @@ def test_a_run_that_was_killed_while_it_began_can_be_begun(tiny_preset: str, tmp
     assert check_folder(tmp_path, load_config(tiny_preset, source="x"), allow_changes=False) == []
 
 
-def test_images_that_change_under_a_run_are_found_by_its_processes(
-    finished: Path, tiny_images: Path, tmp_path: Path
+def test_tensorboard_gets_every_number(
+    tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = Path(shutil.copytree(tiny_images, tmp_path / "data"))
-    check_images(finished, scan(open_source(data, 0.2, 0), 16, in_memory=True), 16)
-    (data / "train" / "red" / "0.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"the images changed since .* began: 23 to train on, 12 to score can be read"):
-        check_images(finished, scan(open_source(data, 0.2, 0), 16, in_memory=True), 16)
+    written: list[tuple[str, float, int]] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: Path) -> None:
+            assert folder == tmp_path / "run" / "tensorboard"
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+    stand_in = type(sys)("torch.utils.tensorboard")
+    stand_in.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
+    run = fit(tiny_images, tiny_preset, tmp_path / "run", overrides=["engine.tensorboard=true", *ONE_EPOCH])
+    assert written == [
+        (f"{r['part']}/{group}/{name}", value, r["step"])
+        for r in records(run, "train", "eval")
+        for group in ("losses", "top1")
+        for name, value in r.get(group, {}).items()
+    ]
+
+
+# Other images
+
+
+@pytest.fixture
+def own_images(tiny_images: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_images, tmp_path / "images"))
+
+
+def replace(data: Path, split: str) -> str:
+    """Replaces an image by one of another class."""
+    name = f"{split}/red/0.png"
+    shutil.copy(data / split / "blue" / "1.png", data / name)
+    return "red/0.png"
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "replaced"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_changed_images_are_named_and_refused(
+    split: str, change: str, finished: Path, own_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    run = moved(finished, tmp_path / "run", own_images)
+    folder, before = own_images / split / "red", contents(run)
+    if change == "added":
+        shutil.copy(folder / "0.png", folder / "new.png")
+        name = "red/new.png"
+    elif change == "removed":
+        (folder / "0.png").unlink()
+        name = "red/0.png"
+    else:
+        name = replace(own_images, split)
+    kind = {"train": "training", "val": "validation"}[split]
+    with pytest.raises(UserError, match=rf"{kind} images: 1 {change}.*{name}.*--allow-changes"):
+        fit(own_images, tiny_preset, run, baseline=True)
+    assert contents(run) == before
+
+
+def moved(run: Path, to: Path, images: Path) -> Path:
+    """A copy of a finished run, as if it had been made of a copy of its images."""
+    shutil.copytree(run, to)
+    data = json.loads((to / "data.json").read_text())
+    old = data["root"]
+    for name in ("data.json", CONFIG):
+        (to / name).write_text((to / name).read_text().replace(old, str(images)))
+    return to
+
+
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_changed_training_images_train_every_network_again(
+    stop_early: bool, finished: Path, own_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    cache: dict[str, Any] = {"cache": tmp_path / "cache"}
+    run = fit(own_images, tiny_preset, tmp_path / "run", overrides=ONE_EPOCH, **cache)
+    replace(own_images, "train")
+    common: dict[str, Any] = {"overrides": ONE_EPOCH, "allow_changes": True, **cache}
+    listener = Stopper(lambda part, step: stop_early and part == "teachers/inv")
+    with suppress(Interrupted):
+        fit(own_images, tiny_preset, run, listener=listener, **common)
+    assert ("teachers/conv", 1) in listener.steps
+    assert any(text.startswith("changed: training images: 1 replaced") for text in listener.said)
+    if stop_early:
+        assert not list((tmp_path / "cache").rglob("*.safetensors")), "logits of the old images are gone"
+        fit(own_images, tiny_preset, run, overrides=ONE_EPOCH, **cache)  # the change was allowed once
+    new = fit(own_images, tiny_preset, tmp_path / "new", overrides=ONE_EPOCH, cache=tmp_path / "other")
+    for part in ("teachers/conv", "teachers/inv", "students/advised-0"):
+        assert_same_weights(weights_of(run, part), weights_of(new, part))
+    assert records(run, "train", "eval", "result") == records(new, "train", "eval", "result")
+
+
+def test_changed_validation_images_score_every_network_again(
+    finished: Path, own_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    run = moved(finished, tmp_path / "run", own_images)
+    (own_images / "val" / "red" / "0.png").unlink()
+    listener = Stopper(never)
+    fit(own_images, tiny_preset, run, baseline=True, allow_changes=True, listener=listener)
+    assert listener.steps == [], "nothing is trained"
+    assert records(run, "verdict")[-1]["images"] == 11
+    assert len(records(run, "result")) == 4
+    assert json.loads((run / "data.json").read_text())["splits"]["val"]["images"] == 11
+    again = Stopper(never)
+    fit(own_images, tiny_preset, run, baseline=True, listener=again)
+    assert sum(text.endswith("done already") for text in again.said) == 4
+
+
+def test_a_run_killed_while_it_discards_is_still_refused(
+    finished: Path, own_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = moved(finished, tmp_path / "run", own_images)
+    replace(own_images, "train")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("coadvise.runs.run.write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit(own_images, tiny_preset, run, allow_changes=True)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="1 replaced"):
+        fit(own_images, tiny_preset, run)
+    assert (run / PICTURES).read_text() == (finished / PICTURES).read_text()
 
 
 # The disk
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
+def test_a_disk_that_is_too_small_is_named_before_anything_is_written(
     small_disk: Callable[[int], Path], tiny_images: Path, tiny_preset: str
 ) -> None:
     disk = small_disk(64 * 1024)
-    with pytest.raises(
-        UserError, match=r"needs 0\.\d+ MB a checkpoint, 0\.\d+ MB in all; 0\.0655 MB are free on its disk"
-    ):
+    with pytest.raises(UserError, match=r"0\.\d+ MB a checkpoint, 0\.\d+ MB in all; 0\.0655 MB are free"):
         fit(tiny_images, tiny_preset, disk / "run")
     assert list(disk.iterdir()) == []
 
@@ -187,7 +238,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
 def test_what_a_run_holds_already_counts(small_disk: Callable[[int], Path]) -> None:
     disk = small_disk(8 * MEGABYTE)
     (disk / "other").write_bytes(bytes(4 * MEGABYTE))
-    with pytest.raises(UserError, match=r"needs 2 MB a checkpoint, 8 MB in all; 4.* MB are free"):
+    with pytest.raises(UserError, match=r"2 MB a checkpoint, 8 MB in all; 4.* MB are free"):
         check_space(disk / "run", [2 * MEGABYTE, MEGABYTE, MEGABYTE], 1)
     (disk / "run").mkdir()
     (disk / "other").rename(disk / "run" / "model.safetensors")
@@ -197,35 +248,33 @@ def test_what_a_run_holds_already_counts(small_disk: Callable[[int], Path]) -> N
     assert sum(file.stat().st_size for file in disk.rglob("*") if file.is_file()) == 4 * MEGABYTE
 
 
-def test_a_read_only_disk_is_said(small_disk: Callable[[int], Path], tiny_images: Path, tiny_preset: str) -> None:
+def test_a_read_only_disk_is_named(small_disk: Callable[[int], Path], tiny_images: Path, tiny_preset: str) -> None:
     disk = small_disk(MEGABYTE)
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    with pytest.raises(UserError, match=r"cannot write to '.*run': Read-only file system; make it writable, or choose"):
+    with pytest.raises(UserError, match=r"run': Read-only file system"):
         fit(tiny_images, tiny_preset, disk / "run")
     assert list(disk.iterdir()) == []
 
 
-def fill(disk: Path) -> None:
-    """Leaves 8 KB."""
-    with suppress(OSError):  # the run writes, too
-        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 8192))
+def started(data: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command("fit", data, *arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
-def test_a_disk_that_fills_up_stops_the_run_which_goes_on_when_there_is_room(
+def test_a_full_disk_stops_the_run_which_continues_when_there_is_room(
     small_disk: Callable[[int], Path], tiny_images: Path, tiny_preset: str
 ) -> None:
     disk = small_disk(20 * MEGABYTE)
     overrides = ["teachers.conv.recipe.epochs=400", "--preset", tiny_preset, "--out", str(disk / "run")]
-    process = subprocess.Popen(
-        command("fit", tiny_images, *overrides), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    process = started(tiny_images, *overrides)
     while not list((disk / "run" / "checkpoints").glob("*/step-*")) and process.poll() is None:
         time.sleep(0.01)
-    fill(disk)
+    with suppress(OSError):  # the run writes, too
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 8192))
     _, err = process.communicate(timeout=600)
     assert process.returncode == StorageError.exit_code == 74, err
     assert "No space left on device" in err
-    assert "what was saved before is whole" in err
     assert len(err.splitlines()) == 1
     left = disk / "run" / "checkpoints" / "teachers.conv"
     assert [path for path in left.iterdir() if not path.name.startswith("step-")] == [], "no partial is left"
@@ -240,10 +289,7 @@ def test_a_disk_that_fills_up_stops_the_run_which_goes_on_when_there_is_room(
 
 def test_a_run_directory_that_vanishes_stops_the_run(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    slow = ["teachers.conv.recipe.epochs=4000", "--preset", tiny_preset, "--out", str(run)]
-    process = subprocess.Popen(
-        command("fit", tiny_images, *slow), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    process = started(tiny_images, "teachers.conv.recipe.epochs=4000", "--preset", tiny_preset, "--out", str(run))
     while not (run / "checkpoints").exists() and process.poll() is None:
         time.sleep(0.01)
     run.rename(tmp_path / "moved")

@@ -11,7 +11,7 @@ from coadvise.studies.runner import run_study
 
 
 class StudyStopper(Stopper):
-    """A stopper that does not look at whose part it is: rows have one network of a seed each."""
+    """A stopper that ignores the name of the row: each row has one network of a seed."""
 
     def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
         super().progress(part.rpartition(": ")[2], done, total, figures)
@@ -26,7 +26,8 @@ class Studied:
     out: Path
 
     def run(self, name: str, seeds: int = 1, **options: Any) -> tuple[dict[str, Any], list[str]]:
-        """What the study found, and the networks that had to be trained for it, by their parts."""
+        """What the study found, and the parts that were trained for it."""
         listener = StudyStopper(never)
-        result = run_study(name, self.images, self.preset, seeds, self.out, listener=listener, **options)
+        common = {"preset": self.preset, "seeds": seeds, "out": self.out}
+        result = run_study(name, self.images, listener, **{**common, **options})
         return result, [part for part, done in listener.steps if done == 1 and part != "corruptions"]

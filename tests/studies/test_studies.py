@@ -1,6 +1,7 @@
 """Studies as configurations, and a tiny one run from end to end."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -11,18 +12,20 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from studied import Studied, StudyStopper
-from tiny import CLASSES, Stopper, make_images, never, write_preset
+from tiny import CLASSES, ONE_EPOCH, Stopper, make_images, never, write_preset
 
 from coadvise.config import TeacherConfig, load_config
 from coadvise.distill.teachers import Teachers
 from coadvise.errors import Interrupted, UserError
 from coadvise.runs.evaluate import evaluate_run
 from coadvise.runs.network_job import initial_network
+from coadvise.runs.options import StudyOptions
 from coadvise.runs.parallel import Task, in_processes
 from coadvise.runs.plan import ADVISED, TEACHER
 from coadvise.studies import STUDIES, Order, Row, Study
 from coadvise.studies.capacity import DEPTHS
-from coadvise.studies.runner import _configuration, _one_by_one, _plan, _prepare, foresee_study, run_study
+from coadvise.studies.plan import StudyPlan, plan_study, row_config, study_config
+from coadvise.studies.runner import _one_by_one, estimate_study, run_study
 from coadvise.studies.students import SMALL_RESNET10
 
 ONE = "both teachers through one output"
@@ -33,10 +36,23 @@ def images(studied: Studied) -> Path:
     return studied.images
 
 
+def planned(study: str | Study, preset: str = "small-images", *overrides: str, **more: Any) -> StudyPlan:
+    """The plan of a study, by its name or as it is, whose folder is `out`."""
+    name = study if isinstance(study, str) else "tokens"
+    options = StudyOptions.of(name=name, data="x", out="out", **more)
+    config = load_config(preset, overrides, source="x")
+    return plan_study(STUDIES[study] if isinstance(study, str) else study, config, options)
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_runs_from_end_to_end(name: str, studied: Studied) -> None:
     study = STUDIES[name]
     result, _ = studied.run(name)
+    again, trained = studied.run(name)
+    assert trained == [], "nothing is trained twice"
+    clock = lambda found: [{**row["figures"], "images_per_second": None} for row in found["rows"]]  # noqa: E731
+    assert clock(again) == clock(result)
+    result = again
     assert [row["name"] for row in result["rows"]] == [row.name for row in study.rows]
     assert all(list(row["figures"]) == [column.name for column in study.columns] for row in result["rows"])
     shares = [row["figures"]["top1"] for row in result["rows"] if "top1" in row["figures"]]
@@ -49,21 +65,8 @@ def test_every_study_runs_from_end_to_end(name: str, studied: Studied) -> None:
     assert (studied.out / f"{name}.svg").exists() == (study.figure is not None)
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_a_finished_study_trains_nothing_again(name: str, studied: Studied) -> None:
-    first, _ = studied.run(name)
-    again, trained = studied.run(name)
-    assert trained == []
-    for result in (first, again):
-        for row in result["rows"]:
-            row["figures"].pop("images_per_second", None)  # a clock's
-    assert again["rows"] == first["rows"]
-    assert all(seconds == 0 for _, seconds in foresee_study(name, studied.images, studied.preset, 1, studied.out))
-
-
 def test_equal_networks_of_different_studies_are_one() -> None:
-    config = load_config("small-images", source="x")
-    plans = {name: _plan(study, config, 1, Path("out")).rows for name, study in STUDIES.items()}
+    plans = {name: planned(name).rows for name in STUDIES}
     for same in (
         (("architectures", "plain transformer, alone"), ("students", "transformer, alone")),
         (("naive", "conv + inv, both on the class token, summed"), ("students", f"transformer, {ONE}")),
@@ -80,7 +83,7 @@ def test_equal_networks_of_different_studies_are_one() -> None:
 
 def test_a_student_alone_is_the_same_whatever_its_teachers_are() -> None:
     plans = [
-        _plan(STUDIES["tokens"], load_config("small-images", overrides, source="x"), 1, Path("out")).rows
+        planned("tokens", "small-images", *overrides).rows
         for overrides in ([], ["teachers.conv.temperature=3", "teachers.inv.recipe.epochs=7"])
     ]
     same = {
@@ -90,21 +93,19 @@ def test_a_student_alone_is_the_same_whatever_its_teachers_are() -> None:
 
 
 def test_a_study_s_rows_say_which_tokens_are_advised_whatever_the_preset_s_are() -> None:
-    configs = [
-        load_config("small-images", [f"teachers.{name}.token={token}" for name in ("conv", "inv")], source="x")
-        for token in ("null", "class", "[class, conv]")
-    ]
-    for study in STUDIES.values():
-        one, *others = (set(_plan(study, config, 1, Path("out")).tasks) for config in configs)
+    for study in STUDIES:
+        one, *others = (
+            set(planned(study, "small-images", f"teachers.conv.token={token}", f"teachers.inv.token={token}").runs)
+            for token in ("null", "class", "[class, conv]")
+        )
         assert all(other == one for other in others)
 
 
 @pytest.mark.parametrize("preset", ["digits", "small-images", "photos"])
 def test_every_study_s_networks_can_be_made_of_every_preset(preset: str) -> None:
-    config = load_config(preset, source="x")
     made = set()
-    for study in STUDIES.values():
-        for task in _plan(study, config, 1, Path("out")).tasks.values():
+    for study in STUDIES:
+        for task in planned(study, preset).runs.values():
             for part in task.parts:
                 if part.role == TEACHER and not task.config.teachers[part.teacher].trained_here:
                     continue
@@ -115,90 +116,6 @@ def test_every_study_s_networks_can_be_made_of_every_preset(preset: str) -> None
                         assert initial_network(part, task.config, ("a", "b")).parameter_count > 0
                     made.add(kind)
     assert len(made) >= 13
-
-
-def test_what_rows_and_studies_share_is_trained_once(images: Path, tmp_path: Path) -> None:
-    preset, out, listener = write_preset(tmp_path), tmp_path / "out", StudyStopper(never)
-    run_study("tokens", images, preset, 2, out, 1, [], listener)
-    trained = [part for part, done in listener.steps if done == 1]
-    assert sorted(trained) == sorted(
-        [
-            "teachers/conv",
-            "teachers/inv",
-            *(f"students/{role}-{s}" for role in ("alone", *3 * ["advised"]) for s in (0, 1)),
-        ]
-    )
-    again = StudyStopper(never)
-    first = run_study("tokens", images, preset, 2, out, 1, [], again)
-    assert again.steps == []
-    other = StudyStopper(never)
-    second = run_study("injection", images, preset, 2, out, 1, [], other)
-    assert not [part for part, _ in other.steps if part.startswith("teachers/")]
-    shared = {row["name"]: row["figures"] for row in first["rows"]}["class token alone"]
-    assert {row["name"]: row["figures"] for row in second["rows"]}["random tokens, no advice"] == shared
-    assert all(row["figures"]["top1"]["spread"] is not None for row in second["rows"])
-
-
-def test_students_of_the_same_views_share_one_pass_of_the_teachers(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-    forward = Teachers.__call__
-    monkeypatch.setattr(
-        Teachers, "__call__", lambda self, batch: asked.append(len(self.by_name)) or forward(self, batch)
-    )
-    run_study("injection", images, write_preset(tmp_path), 1, tmp_path / "out", cache=True)
-    caches = [path.parent for path in (tmp_path / "out" / "logits").rglob("cache.json")]
-    assert len(caches) == 1
-    once = sum(1 for teachers in asked if teachers)
-    asked.clear()
-    run_study("injection", images, write_preset(tmp_path), 1, tmp_path / "other")
-    assert once < sum(1 for teachers in asked if teachers) / 2  # four rows are advised
-
-
-def test_a_dry_run_names_what_is_left_and_writes_nothing(images: Path, tmp_path: Path) -> None:
-    preset, out = write_preset(tmp_path), tmp_path / "out"
-    rows = list(foresee_study("tokens", images, preset, 1, out))
-    assert len(rows) == 6
-    assert all(seconds > 0 for _, seconds in rows)
-    assert not out.exists()
-    run_study("tokens", images, preset, 1, out)
-    assert [seconds for _, seconds in foresee_study("tokens", images, preset, 1, out)] == [0.0] * 6
-
-
-def test_a_study_goes_on_from_another_directory(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever its paths are relative to, and with other settings that change no number."""
-    preset = write_preset(tmp_path)
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "images").symlink_to(images)
-    monkeypatch.chdir(tmp_path / "here")
-    found = run_study("divergence", "images", preset, 1, "study")
-    monkeypatch.chdir(tmp_path)
-    quicker = ["data.workers=1", "engine.checkpoint_seconds=30"]
-    foreseen = foresee_study("divergence", "here/images", preset, 1, "here/study", quicker)
-    assert [seconds for _, seconds in foreseen] == [0.0] * 3
-    again = StudyStopper(never)
-    result = run_study("divergence", "here/images", preset, 1, tmp_path / "here" / "study", 1, quicker, again)
-    assert again.steps == []
-    for row, before in zip(result["rows"], found["rows"], strict=True):
-        assert row["figures"] == before["figures"]
-
-
-def test_networks_that_several_rows_share_are_shown_by_the_first(images: Path, tmp_path: Path) -> None:
-    shown = [network for network, _ in foresee_study("divergence", images, write_preset(tmp_path), 1, tmp_path / "out")]
-    assert shown[-1] == "student co-advised (seed 0): class token (and 3 more)"
-
-
-def test_a_stopped_study_goes_on_to_the_same_figures(studied: Studied, tmp_path: Path) -> None:
-    stopper = StudyStopper(lambda part, step: (part, step) == ("students/advised-0", 2))
-    with pytest.raises(Interrupted):
-        run_study("divergence", studied.images, studied.preset, 1, tmp_path, listener=stopper)
-    assert not (tmp_path / "divergence.json").exists()
-    listener = StudyStopper(never)
-    result = run_study("divergence", studied.images, studied.preset, 1, tmp_path, listener=listener)
-    assert listener.steps == [("students/advised-0", 3), ("students/advised-0", 4)]
-    whole, _ = studied.run("divergence")
-    assert [row["figures"] for row in result["rows"]] == [row["figures"] for row in whole["rows"]]
 
 
 def test_the_figure_has_a_point_for_each_row(studied: Studied) -> None:
@@ -215,7 +132,7 @@ def test_the_figure_has_a_point_for_each_row(studied: Studied) -> None:
 def _rank(row: Row, column: str) -> Any:
     """How high the paper puts a row in a column: what it claims to be higher has more."""
     preset = load_config("small-images", source="x")
-    config = _configuration(row, preset)
+    config = row_config(row, preset)
     name, teacher = next(iter(config.teachers.items()))
     if column.startswith("kl_"):  # a token is nearer to its own teacher
         return row.answer != column.removeprefix("kl_")
@@ -241,7 +158,7 @@ def test_claims_are_the_right_way_round(name: str) -> None:
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_no_two_rows_are_of_the_same_answers(name: str) -> None:
-    plan = _plan(STUDIES[name], load_config("small-images", source="x"), 1, Path("out"))
+    plan = planned(name)
     shown = {(plan.rows[row.name].folder, row.role, row.answer) for row in STUDIES[name].rows}
     assert len(shown) == len(STUDIES[name].rows)
 
@@ -250,9 +167,94 @@ def test_no_two_rows_are_of_the_same_answers(name: str) -> None:
 def test_other_students_suit_the_images_and_have_the_heads_their_rows_name(preset: str, resnet: Any) -> None:
     config = load_config(preset, source="x")
     for row in STUDIES["students"].rows:
-        found = _configuration(row, config)
+        found = row_config(row, config)
         assert found.tokens == (("conv", "inv") if row.name.endswith("separate heads") else ())
         assert not row.name.startswith("ResNet") or found.student.model_kwargs == resnet
+
+
+def test_runs_of_rows_teachers_and_seeds(tmp_path: Path) -> None:
+    preset = write_preset(tmp_path)
+    plan = planned(Study("t", [Row("conv", ("conv",), role=TEACHER), Row("both")]), preset)
+    assert [part.name for part in plan.rows["conv"].parts] == ["teachers/conv"]
+    assert plan.rows["both"].config.teachers["conv"].checkpoint == str(plan.rows["conv"].folder / "teachers/conv")
+    assert plan.title_of(plan.rows["conv"]) == "conv"
+    assert planned("divergence").title_of(planned("divergence").rows["average"]) == "class token (and 3 more)"
+    plan = planned("tokens", preset, "seed=5", seeds=2)
+    for row, role in (("class token alone", "alone"), ("class + conv token", "advised")):
+        assert [part.name for part in plan.rows[row].students] == [f"students/{role}-{seed}" for seed in (5, 6)]
+    assert {part.seed for run in plan.runs.values() for part in run.teachers} == {5}
+
+
+def test_logits_are_stored_once_whichever_token_they_advise(images: Path, tmp_path: Path) -> None:
+    options = StudyOptions.of(
+        name="naive", data=images, preset=write_preset(tmp_path), overrides=["cache.top_k=5"], cache=True
+    )
+    plan = plan_study(STUDIES["naive"], study_config(options), options)
+    assert len({run.cache for name, run in plan.rows.items() if name.startswith("conv + inv")}) == 1
+    assert len({run.cache for run in plan.rows.values()}) == 3
+    assert {run.config.cache.top_k for run in plan.rows.values() if run.config.cache} == {5}
+    assert {run.cache for run in planned("naive").runs.values()} == {None}
+
+
+def test_networks_are_shared_by_rows_studies_and_caches(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from another directory, and with other settings that change no result."""
+    preset, listener = write_preset(tmp_path), StudyStopper(never)
+    forward, calls = Teachers.__call__, list[int]()
+    monkeypatch.setattr(
+        Teachers, "__call__", lambda self, batch: calls.append(len(self.by_name)) or forward(self, batch)
+    )
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "images").symlink_to(images)
+    monkeypatch.chdir(tmp_path / "here")
+    common: dict[str, Any] = {"preset": preset, "cache": True, "seeds": 2}
+    first = run_study("tokens", "images", listener, out="study", **common)
+    trained = [part for part, done in listener.steps if done == 1 and part != "logit cache"]
+    students = [f"students/{role}-{seed}" for role in ("alone", *3 * ["advised"]) for seed in (0, 1)]
+    assert sorted(trained) == sorted(["teachers/conv", "teachers/inv", *students])
+    assert sum(1 for teachers in calls if teachers) <= 2 * 2 * 3 + 6, "each set of teachers sees each view once"
+    monkeypatch.chdir(tmp_path)
+    common |= {"out": "here/study", "overrides": ["data.workers=1", "engine.checkpoint_seconds=30"]}
+    options = StudyOptions.of(name="tokens", data="here/images", **common)
+    assert {seconds for _, seconds in estimate_study(options)} == {0.0}
+    other = StudyStopper(never)
+    second = run_study("injection", "here/images", other, **common)
+    assert not [part for part, _ in other.steps if part.startswith("teachers/")]
+    shared = {row["name"]: row["figures"] for row in first["rows"]}["class token alone"]
+    assert {row["name"]: row["figures"] for row in second["rows"]}["random tokens, no advice"] == shared
+    assert all(row["figures"]["top1"]["spread"] is not None for row in second["rows"])
+
+
+def test_a_stopped_study_continues_to_the_same_figures(studied: Studied, tmp_path: Path) -> None:
+    stopper = StudyStopper(lambda part, step: (part, step) == ("students/advised-0", 2))
+    common: dict[str, Any] = {"preset": studied.preset, "out": tmp_path / "out"}
+    options = StudyOptions.of(name="divergence", data=studied.images, **common)
+    assert all(seconds > 0 for _, seconds in estimate_study(options))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(Interrupted):
+        run_study("divergence", studied.images, stopper, **common)
+    assert not (tmp_path / "out" / "divergence.json").exists()
+    listener = StudyStopper(never)
+    result = run_study("divergence", studied.images, listener, **common)
+    assert listener.steps == [("students/advised-0", 3), ("students/advised-0", 4)]
+    whole, _ = studied.run("divergence")
+    assert [row["figures"] for row in result["rows"]] == [row["figures"] for row in whole["rows"]]
+
+
+def test_changed_images_make_a_study_again(studied: Studied, tmp_path: Path) -> None:
+    images = Path(shutil.copytree(studied.images, tmp_path / "images"))
+    common: dict[str, Any] = {"preset": studied.preset, "overrides": ONE_EPOCH}
+    run_study("divergence", images, out=tmp_path / "out", **common)
+    shutil.copy(images / "train" / "red" / "1.png", images / "train" / "blue" / "0.png")
+    (images / "val" / "red" / "0.png").unlink()
+    with pytest.raises(UserError, match=r"training images: 1 replaced.*validation images: 1 removed"):
+        run_study("divergence", images, out=tmp_path / "out", **common)
+    listener = StudyStopper(never)
+    again = run_study("divergence", images, listener, out=tmp_path / "out", allow_changes=True, jobs=2, **common)
+    assert {part.rpartition("/")[2] for part, step in listener.steps if step == 1} == {"conv", "inv", "advised-0"}
+    new = run_study("divergence", images, out=tmp_path / "new", **common)
+    assert [row["figures"] for row in again["rows"]] == [row["figures"] for row in new["rows"]]
 
 
 def test_what_a_study_names_it_has() -> None:
@@ -262,42 +264,11 @@ def test_what_a_study_names_it_has() -> None:
         Study("t", [Row("a"), Row("a")])
 
 
-def test_a_teacher_s_row_is_the_teacher_s_own_run(tmp_path: Path) -> None:
-    config = load_config(write_preset(tmp_path), source="x")
-    plan = _plan(Study("t", [Row("conv", ("conv",), role=TEACHER), Row("both")]), config, 1, tmp_path)
-    assert [part.name for part in plan.rows["conv"].parts] == ["teachers/conv"]
-    assert plan.rows["both"].config.teachers["conv"].checkpoint == str(plan.rows["conv"].folder / "teachers/conv")
-
-
-def test_a_study_s_seeds_follow_the_configuration_s(tmp_path: Path) -> None:
-    plan = _plan(STUDIES["tokens"], load_config(write_preset(tmp_path), ["seed=5"], source="x"), 2, tmp_path)
-    for row, role in (("class token alone", "alone"), ("class + conv token", "advised")):
-        students = [part for part in plan.rows[row].parts if part.role != TEACHER]
-        assert [(part.name, part.seed) for part in students] == [(f"students/{role}-{seed}", seed) for seed in (5, 6)]
-    assert {part.seed for task in plan.tasks.values() for part in task.parts if part.role == TEACHER} == {5}
-
-
-def test_logits_are_stored_once_whichever_token_they_advise(images: Path, tmp_path: Path) -> None:
-    _, _, plan = _prepare("naive", images, write_preset(tmp_path), 1, tmp_path, ["cache.top_k=5"], True)
-    assert len({task.cache for name, task in plan.rows.items() if name.startswith("conv + inv")}) == 1
-    assert len({task.cache for task in plan.rows.values()}) == 3
-    assert {task.config.cache.top_k for task in plan.rows.values() if task.config.cache} == {5}
-    _, _, plain = _prepare("naive", images, write_preset(tmp_path), 1, tmp_path, [], False)
-    assert {task.cache for task in plain.tasks.values()} == {None}
-
-
-@pytest.mark.parametrize(("name", "how"), [("knowledge", "twice, from two seeds"), ("capacity", "anew")])
-def test_a_given_teacher_is_refused_where_it_has_to_be_trained(name: str, how: str) -> None:
-    config = load_config("small-images", ["teachers.inv.checkpoint=inv.pth"], source="x")
-    with pytest.raises(UserError, match=rf"'inv' is a given one, and this study trains it {how}.*leave out"):
-        _plan(STUDIES[name], config, 1, Path("out"))
-
-
 def test_teachers_of_other_sizes_and_epochs_are_derived_from_the_preset() -> None:
     def teachers(preset: str, row: str) -> TeacherConfig:
         config = load_config(preset, source="x")
         chosen = next(r for r in STUDIES["capacity"].rows if r.name == row)
-        return _configuration(chosen, config).teachers[row.partition(" ")[0]]
+        return row_config(chosen, config).teachers[row.partition(" ")[0]]
 
     whole = load_config("small-images").teachers["inv"].recipe
     quarter = teachers("small-images", "inv teacher, 1/4 of its epochs").recipe
@@ -310,56 +281,31 @@ def test_a_given_teacher_is_scored_as_it_is(studied: Studied, tmp_path: Path) ->
     of_three, _ = studied.run("teachers")
     taught = Path(of_three["rows"][0]["run"]) / "teachers" / "conv"
     two = make_images(tmp_path / "two", train=6, val=3, classes=CLASSES[1:])
-    listener = StudyStopper(never)
     overrides = [f"teachers.conv.checkpoint={taught}", "teachers.inv.recipe.batch_size=6"]
-    result = run_study("teachers", two, studied.preset, 1, tmp_path / "out", 1, overrides, listener)
-    assert {part for part, _ in listener.steps} == {"teachers/inv", "corruptions"}
-    run = Path(result["rows"][0]["run"])
-    rescored = evaluate_run(run)  # it knows more classes than the data has
+    result = run_study("teachers", two, preset=studied.preset, out=tmp_path / "out", overrides=overrides)
+    rescored = evaluate_run(Path(result["rows"][0]["run"]))  # it knows more classes than the data has
     assert rescored["classes"] == 2
     assert rescored["parts"]["teachers/conv"]["class"]["top1"] == result["rows"][0]["figures"]["top1"]["mean"]
 
 
-def test_what_cannot_be_studied_is_said(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown study 'token', did you mean 'tokens'"):
-        run_study("token", images)
-    with pytest.raises(UserError, match="seeds=0; at least one student a row is needed"):
-        run_study("tokens", images, seeds=0)
-    text = (tmp_path / "lone.yaml").name
-    (tmp_path / text).write_text("teachers: {a: {model: resnet_small}}\nstudent: {model: cit_micro_patch4_32}\n")
-    with pytest.raises(UserError, match=r"row 'class \+ conv token' needs a teacher 'conv', the preset has a"):
-        run_study("tokens", images, str(tmp_path / text))
-    preset = write_preset(tmp_path)
-    one = make_images(tmp_path / "one", classes=["cat"])
-    with pytest.raises(UserError, match="holds one class, 'cat'; at least two are needed"):
-        run_study("teachers", one, preset, 1, tmp_path / "out")
-    with pytest.raises(UserError, match=r"teachers.conv.model=resnet10t: this study knows no larger one"):
-        run_study("capacity", images, preset, 1, tmp_path / "out", 1, ["teachers.conv.model=resnet10t"])
-    with pytest.raises(UserError, match=r"leave out teachers.inv.checkpoint and .pretrained"):
-        run_study("capacity", images, preset, 1, tmp_path / "out", 1, ["teachers.inv.checkpoint=elsewhere"])
-    with pytest.raises(UserError, match=r"row 'conv token' is what token 'conv' answers, and no teacher with a weight"):
-        run_study("divergence", images, preset, 1, tmp_path / "out", 1, ["teachers.conv.weight=0"])
-    on_class = ["student.weight=0", "teachers.conv.token=[conv, class]"]
-    with pytest.raises(
-        UserError, match=r"in row 'class token' nothing would train the class token; give student.weight"
+def test_what_cannot_be_studied_is_named(images: Path, tmp_path: Path) -> None:
+    preset, lone = write_preset(tmp_path), tmp_path / "lone.yaml"
+    lone.write_text("teachers: {a: {model: resnet_small}}\nstudent: {model: cit_micro_patch4_32}\n")
+    one_class = make_images(tmp_path / "one", classes=["cat"])
+    given = ["teachers.inv.checkpoint=elsewhere"]
+    for name, data, preset_file, overrides, says in (
+        ("token", images, preset, [], "'token', did you mean 'tokens'"),
+        ("tokens", images, str(lone), [], "teacher 'conv'"),
+        ("teachers", one_class, preset, [], "'cat'"),
+        ("capacity", images, preset, ["teachers.conv.model=resnet10t"], "teachers.conv.model=resnet10t"),
+        ("capacity", images, preset, given, "leave out teachers.inv.checkpoint"),
+        ("knowledge", images, preset, given, "leave out teachers.inv.checkpoint"),
+        ("divergence", images, preset, ["teachers.conv.weight=0"], "teachers.conv.weight"),
+        ("divergence", images, preset, ["student.weight=0", "teachers.conv.token=[conv, class]"], "student.weight"),
     ):
-        run_study("divergence", images, preset, 1, tmp_path / "out", 1, on_class)
+        with pytest.raises(UserError, match=re.escape(says)):
+            run_study(name, data, preset=preset_file, out=tmp_path / "out", overrides=overrides)
     assert not (tmp_path / "out").exists()
-
-
-def test_two_runs_at_a_time_find_what_one_after_the_other_does(
-    studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 2)  # one thread a process, as this one has
-    one, _ = studied.run("tokens")
-    listener = Stopper(never)
-    out = tmp_path / "two"
-    two = run_study("tokens", studied.images, studied.preset, out=out, jobs=2, listener=listener)
-    assert [row["figures"] for row in two["rows"]] == [row["figures"] for row in one["rows"]]
-    assert two["orders"] == one["orders"]
-    said = {part for part, _ in listener.steps}
-    assert {"class token alone: students/alone-0", "class + conv token: students/advised-0"} <= said
-    assert {path.name for path in (out / "students").iterdir()} == {Path(row["run"]).name for row in one["rows"]}
 
 
 @pytest.mark.parametrize(
@@ -381,13 +327,11 @@ def test_the_last_runs_leave_no_core_idle(students: list[int], jobs: int, one_by
     assert _one_by_one(students, jobs) == one_by_one
 
 
-def test_students_of_the_last_run_are_trained_side_by_side(
-    studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+def test_several_jobs_find_the_same_figures(studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First runs side by side, then the students of the last run."""
+    monkeypatch.setattr("coadvise.runs.parallel.available_cores", lambda: 2)  # one thread a process, as this one has
     one, _ = studied.run("tokens", seeds=2)
-    out = tmp_path / "out"
-    shutil.copytree(studied.out, out)
+    out = shutil.copytree(studied.out, tmp_path / "out")
     for row in one["rows"][1:]:
         shutil.rmtree(out / "students" / Path(row["run"]).name)
     side_by_side: list[set[str]] = []
@@ -396,15 +340,12 @@ def test_students_of_the_last_run_are_trained_side_by_side(
         side_by_side.append(set(tasks))
         in_processes(tasks, *others)
 
-    for module in ("study", "fit"):
+    for module in ("studies.runner", "runs.fit"):
         monkeypatch.setattr(sys.modules[f"coadvise.{module}"], "in_processes", watched)
-    two = run_study("tokens", studied.images, studied.preset, 2, out, jobs=2)
+    listener = Stopper(never)
+    two = run_study("tokens", studied.images, listener, preset=studied.preset, seeds=2, out=out, jobs=2)
     assert side_by_side[0] == {"class + conv token", "class + inv token"}
     assert any({"students/advised-0", "students/advised-1"} <= tasks for tasks in side_by_side[1:])
     assert [row["figures"] for row in two["rows"]] == [row["figures"] for row in one["rows"]]
-
-
-def test_of_runs_side_by_side_one_that_fails_ends_the_study(studied: Studied, tmp_path: Path) -> None:
-    poison = ["student.recipe.learning_rate=1e30"]
-    with pytest.raises(UserError, match=r"students/\w+-0: .* not finite"):
-        run_study("tokens", studied.images, studied.preset, out=tmp_path, jobs=2, overrides=poison)
+    assert two["orders"] == one["orders"]
+    assert ("class + conv token: students/advised-0", 1) in listener.steps

@@ -1,4 +1,4 @@
-"""Fills a logit cache: says what it will take, then asks the teachers about every view of every epoch once."""
+"""Fills a logit cache: runs the teachers once on every view of every epoch and stores their logits."""
 
 import math
 import shutil
@@ -20,14 +20,14 @@ from coadvise.distill.logit_cache import Arrays, Form, LogitCache, fingerprint, 
 from coadvise.distill.teachers import Teachers
 from coadvise.errors import Interrupted, UserError
 from coadvise.runs.parallel import in_processes, of_run
-from coadvise.runs.run import CONFIG, Run, cache_of, check_no_run, check_run, with_resolved_source
+from coadvise.runs.run import CONFIG, Run, check_images, check_no_run, check_run, with_resolved_source
 from coadvise.storage import MANIFEST
 from coadvise.training.engine import Engine, resolve_precision
 from coadvise.training.listener import Listener, Silent
 from coadvise.training.metrics import Recorder
 
 PART = "logit cache"
-BATCH = 256  # views the teachers see at a time; even, so that a pair that is mixed is in one batch
+BATCH = 256  # views per forward pass; even, so that both images of a mixed pair are in one batch
 
 
 def build_cache(
@@ -39,30 +39,30 @@ def build_cache(
     top_k: int | None = None,
     listener: Listener | None = None,
 ) -> Path:
-    """Stores what a run's teachers say of its students' views, for `fit(cache=...)`; trains nothing.
+    """Stores the logits of a run's teachers on its students' views, for `fit(cache=...)`. Trains nothing.
 
-    What is stored already stays; several processes, started in any way, share the work.
+    What is stored already stays. Several processes, started in any way, share the work.
 
     Args:
-        run: a run directory whose teachers are trained; it is only read.
-        out: the cache; RUN/cache when not given.
-        seeds: students' seeds, from the run's on.
-        epochs: of views; as many as the run's student sees when not given.
+        run: a run directory with trained teachers; it is only read.
+        out: the cache folder; RUN/cache if not given.
+        seeds: number of student seeds, counted from the run's seed.
+        epochs: epochs of views; those of the run's student if not given.
         jobs: processes that share the work here, each with its share of the cores.
-        top_k: logits kept of an answer where there are many classes; the run's, or 32, when not given.
-        listener: is told what happens.
+        top_k: largest logits kept of each answer if there are many classes; the run's, or 32, if not given.
+        listener: receives progress and messages.
 
     Returns:
-        The cache's folder: seed-S/cache.json and a file an epoch.
+        The cache folder: seed-S/cache.json and one file an epoch.
 
     Raises:
-        UserError: no such run, teachers not trained yet, a cache of something else, no room.
-        Interrupted: stopped by a signal; the same call goes on.
+        UserError: no such run, teachers not trained yet, a cache of something else, no disk space.
+        Interrupted: stopped by a signal; the same call continues.
     """
     folder, listener = Path(run), listener or Silent()
     for name, value in (("seeds", seeds), ("jobs", jobs), ("epochs", 1 if epochs is None else epochs)):
         if value < 1:
-            raise UserError(f"{name}={value}; at least one is needed")
+            raise UserError(f"{name}={value}; give 1 or more")
     check_run(folder)
     kept = {} if top_k is None else {"top_k": top_k}
     values = with_resolved_source(folder, read_config(folder / CONFIG)).model_dump(mode="json")
@@ -70,67 +70,63 @@ def build_cache(
     config = config.model_copy(update={"engine": resolve_precision(config.engine)})
     for name in config.teachers:
         if not (folder / "teachers" / name / MANIFEST).is_file():
-            raise UserError(
-                f"teacher '{name}' of '{folder}' is not trained yet; run the same 'coadvise fit' again first"
-            )
+            raise UserError(f"teacher '{name}' of '{folder}' is not trained yet; finish the run with 'coadvise fit'")
     source = source_of(config)
     cache = Path(out or folder / "cache")
     with Engine(config.engine) as engine:
-        if not engine.is_main:  # one process speaks
+        if not engine.is_main:  # only one process talks
             listener = Silent()
         dataset = scan(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
+        check_images(folder, dataset)
         record = Recorder(folder, write=False, say=listener.say)
         chosen = range(config.seed, config.seed + seeds)
         check_caches(cache, config, dataset, chosen)
-        complete(Run(folder, config, dataset, engine, record, listener, cache), chosen, jobs, epochs)
+        fill_caches(Run(folder, config, dataset, engine, record, listener, cache), chosen, jobs, epochs)
     return cache
 
 
 def epochs_of_views(config: RunConfig, epochs: int | None = None) -> int:
-    """How many epochs of views there are in so many epochs of training (None: the student's)."""
+    """How many epochs of different views there are in `epochs` epochs of training (None: the student's)."""
     epochs = epochs or config.student.recipe.epochs
     return min(epochs, config.augment.recycle or epochs)
 
 
-def check_caches(folder: Path, config: RunConfig, dataset: Dataset, seeds: Sequence[int]) -> None:
-    """Raises UserError for caches of other data or views, or no place for one; teachers need not be trained yet."""
-    check_no_run(folder, f"give it as --reuse to take its networks, or '{folder / 'cache'}' as the cache")
+def check_caches(
+    folder: Path, config: RunConfig, dataset: Dataset, seeds: Sequence[int], images_changed: bool = False
+) -> None:
+    """Raises UserError for caches of other data or views, or a wrong folder. Teachers need not be trained yet.
+
+    Args:
+        images_changed: the caches will be emptied, so they may be of the images before the change.
+    """
+    check_no_run(folder, f"give it as --reuse to copy its networks, or '{folder / 'cache'}' as the cache")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"'{folder}' is a file; give a folder for the logit cache")
     for seed in seeds:
         same = fingerprint(config, dataset, {}, seed)
-        LogitCache(seed_folder(folder, seed), same).check(same.keys() - {"teachers"})
+        ignored = {"teachers", "data"} if images_changed else {"teachers"}
+        LogitCache(seed_folder(folder, seed), same).check(same.keys() - ignored)
 
 
-def complete(run: Run, seeds: Sequence[int], jobs: int = 1, epochs: int | None = None) -> None:
-    """Stores the epochs that are missing, after saying how much room and time they will take.
+def fill_caches(run: Run, seeds: Sequence[int], jobs: int = 1, epochs: int | None = None) -> None:
+    """Stores the epochs that are missing, after saying how much space and time they will take.
 
     Raises:
-        UserError: a cache of something else, a damaged shard, no room for it.
-        Interrupted: a signal asked for a stop; every epoch that is done is stored.
+        UserError: a cache of something else, a damaged shard, no disk space.
+        Interrupted: a signal asked for a stop; every finished epoch is stored.
     """
     epochs, say = epochs_of_views(run.config, epochs), run.listener.say
-    caches, missing = [cache_of(run, seed) for seed in seeds], 0
+    caches, missing = [run.logit_cache(seed) for seed in seeds], 0
     for cache in caches:
         cache.check()
         missing += len(cache.missing(epochs))
     whole = f"{PART} {run.cache}: {_epochs(epochs * len(seeds), len(seeds))}"
     if missing == 0:
-        say(f"{whole}, all stored; no teacher is asked")
+        say(f"{whole}, all stored; no teacher runs")
         return
     for cache in caches:
         cache.create()
-    assert run.cache is not None
-    form, images = form_of(run.config, len(run.dataset.classes)), len(run.dataset.train)
-    size = missing * images * len(run.config.teachers) * form.bytes_an_answer
-    free = shutil.disk_usage(run.cache).free
-    what = f"views of {_epochs(missing, len(seeds))} x {images:,} images, {len(run.config.teachers)} teachers"
-    text = f"{PART} {run.cache}: {what}, {form.classes:,} classes, {form}: {_size(size)}"
-    if size > free:
-        raise UserError(f"{text}, where {_size(free)} are free; make room, or choose another folder")
-    if run.engine.is_main:
-        seconds = missing * images * _seconds_a_view(run, seeds[0]) / run.engine.processes
-        say(f"{text}, about {_duration(seconds)}")
+    _announce(run, missing, seeds)
     if jobs > 1:
         task = of_run(run, partial(fill, seeds=tuple(seeds), epochs=epochs))
         in_processes({f"{PART}, process {n}": task for n in range(1, jobs + 1)}, jobs, run.engine, run.listener)
@@ -139,28 +135,43 @@ def complete(run: Run, seeds: Sequence[int], jobs: int = 1, epochs: int | None =
     say(f"{whole}, all stored")
 
 
+def _announce(run: Run, missing: int, seeds: Sequence[int]) -> None:
+    """Says what the missing epochs will take. Raises UserError if the disk is too small."""
+    assert run.cache is not None
+    form, images = form_of(run.config, len(run.dataset.classes)), len(run.dataset.train)
+    size = missing * images * len(run.config.teachers) * form.bytes_an_answer
+    free = shutil.disk_usage(run.cache).free
+    what = f"views of {_epochs(missing, len(seeds))} x {images:,} images, {len(run.config.teachers)} teachers"
+    text = f"{PART} {run.cache}: {what}, {form.classes:,} classes, {form}: {_size(size)}"
+    if size > free:
+        raise UserError(f"{text}, but only {_size(free)} are free; free some space, or choose another folder")
+    if run.engine.is_main:
+        seconds = missing * images * _seconds_a_view(run, seeds[0]) / run.engine.processes
+        run.listener.say(f"{text}, about {_duration(seconds)}")
+
+
 def fill(run: Run, seeds: Sequence[int], epochs: int) -> None:
-    """Stores epochs until none is missing, leaving to other processes those that they are at.
+    """Stores epochs until none is missing. Epochs that another process is working on are left to it.
 
     Raises:
         StorageError: an epoch cannot be written.
-        Interrupted: a signal asked for a stop; every epoch that is done is stored.
+        Interrupted: a signal asked for a stop; every finished epoch is stored.
     """
     form = form_of(run.config, len(run.dataset.classes))
-    caches = [(cache_of(run, seed), run.student_views(seed).on(run.engine.device)) for seed in seeds]
+    caches = [(run.logit_cache(seed), run.student_views(seed).on(run.engine.device)) for seed in seeds]
     work = _Work(run, run.load_teachers(), form, caches, epochs)
     for cache, _ in caches:
         cache.sweep()
     with run.engine.graceful_shutdown():
         while missing := work.missing():
-            if not any(work.store(*one) for one in missing):  # others are at all of them
-                work.stop_if_asked()
+            if not any(work.store(*one) for one in missing):  # others are working on all of them
+                work.stop_if_requested()
                 time.sleep(0.2)
 
 
 @dataclass(frozen=True)
 class _Work:
-    """Epochs to store: `epochs` of each cache, by the teachers' answers for its views."""
+    """What one process needs to store `epochs` epochs of each cache."""
 
     run: Run
     teachers: Teachers
@@ -172,7 +183,7 @@ class _Work:
         return [(cache, views, epoch) for cache, views in self.caches for epoch in cache.missing(self.epochs)]
 
     def store(self, cache: LogitCache, views: Views, epoch: int) -> bool:
-        """Stores an epoch, unless another process is at it or has done so."""
+        """Stores an epoch, unless another process does or did so. Returns whether it did."""
         with cache.claim(epoch) as file:
             if file is None:
                 return False
@@ -183,21 +194,21 @@ class _Work:
         return True
 
     def stored(self) -> int:
-        """Epochs that are stored, by whatever process."""
+        """Number of epochs that are stored, by all processes together."""
         return len(self.caches) * self.epochs - len(self.missing())
 
     def tick(self, images: int, stored: int, batch: int) -> None:
-        """Before each batch of an epoch."""
-        self.stop_if_asked()
+        """Called before each batch of an epoch."""
+        self.stop_if_requested()
         if batch:
             self.progress(images, stored, batch)
 
     def progress(self, images: int, stored: int, batches: int) -> None:
-        """Tells how far all processes together are; of epochs that are not stored yet only this process's is known."""
+        """Reports the progress of all processes: stored epochs, and the batches of this process's current one."""
         an_epoch, total = math.ceil(images / BATCH), len(self.caches) * self.epochs
         self.run.listener.progress(PART, stored * an_epoch + batches, total * an_epoch, {})
 
-    def stop_if_asked(self) -> None:
+    def stop_if_requested(self) -> None:
         if self.run.engine.stop_requested:
             total = len(self.caches) * self.epochs
             raise Interrupted(f"stopped with {self.stored()} of {total} epochs of logits stored")
@@ -206,7 +217,7 @@ class _Work:
 def answers(
     views: Views, epoch: int, teachers: Teachers, form: Form, engine: Engine, workers: int, tick: Callable[[int], None]
 ) -> Arrays:
-    """What is stored of an epoch, its rows in the images' order; `tick` gets each batch's number before it is asked."""
+    """The arrays stored of an epoch, their rows in the order of the images. `tick` gets each batch's number first."""
     arrays: Arrays = {}
     for number, batch in enumerate(epoch_batches(views, epoch, BATCH, workers, engine.pins)):
         tick(number)
@@ -219,14 +230,14 @@ def answers(
 
 
 def _packed(batch: Batch, teachers: Teachers, form: Form, engine: Engine) -> Arrays:
-    """The answers for a batch, asked for as training does, as they are stored."""
+    """The teachers' logits for a batch, computed as in training, in the form in which they are stored."""
     with engine.autocast():
         advice = teachers(engine.place(batch))
     return {name: rows for teacher, logits in advice.items() for name, rows in form.pack(teacher, logits).items()}
 
 
 def _seconds_a_view(run: Run, seed: int) -> float:
-    """Measured on one batch, after one that warms up."""
+    """Seconds a view takes, measured on the second of two batches."""
     views, teachers = run.student_views(seed).on(run.engine.device), run.load_teachers()
     workers = run.config.data.workers if views.device.type == "cpu" else 0
     form = form_of(run.config, len(run.dataset.classes))

@@ -1,4 +1,4 @@
-"""The end of a run: speed, comparison, verdict, report."""
+"""The end of a run: measures speed, compares the networks, writes verdict and report."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from coadvise.training.metrics import last_of, read_records
 
 
 def conclude(run: Run, parts: Sequence[Part]) -> None:
-    """Measures speed (of the class answer, as in use), compares, writes verdict and report."""
+    """Measures speed (of the class head, as in deployment), compares, writes verdict and report."""
     if not run.engine.is_main:
         return
     results = {part.name: last_of(read_records(run.folder), "result", part.name) for part in parts}
@@ -35,7 +35,7 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
     compared = {answer: comparison(hits, alone) for answer, hits in advised.items() if alone}
     differences = {answer: _difference(*intervals, len(seeds)) for answer, intervals in compared.items()}
     rows = _rows(parts, {part: result for part, result in results.items() if result}, speeds, differences)
-    text = "Trained without a baseline: run again with --baseline to learn whether advice helped."
+    text = "Trained without a baseline: run again with --baseline to see whether advice helped."
     if alone:
         text = sentence(*compared[CLASS], len(run.dataset.val))
     teachers = [part for part in parts if part.role == TEACHER]
@@ -59,7 +59,7 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
 
 
 def verdict_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The verdict's rows as aligned text; differences are points to the student alone, with 95 % over images."""
+    """The rows as aligned text. Differences are points above the student alone, with a 95 % interval over images."""
     yield f"{'':33} {'top-1':>6} {'± sd':>5} {'difference':>10} {'parameters':>10} {'images/s':>8}"
     for row in rows:
         sd = f"{100 * row['spread']:.1f}" if row["spread"] is not None else ""
@@ -75,7 +75,7 @@ def _rows(
     speeds: Mapping[str, float],
     differences: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """One row a teacher, one for the student alone, one an answer of the co-advised student; means over seeds."""
+    """One row a teacher, one for the student alone, one an output head of the co-advised student; means over seeds."""
 
     def row(
         name: str, same: Sequence[Part], answer: str, difference: Mapping[str, Any] | None = None
@@ -105,7 +105,7 @@ def _rows(
 
 
 def _difference(over_images: Interval, over_seeds: Interval | None, seeds: int) -> dict[str, Any]:
-    """What advice changed, as shares of the images, with both intervals."""
+    """The gain by advice, as a share of the images, with both intervals."""
     several = {**asdict(over_seeds), "n": seeds} if over_seeds else None
     return {**asdict(over_images), "over": "images", "seeds": several}
 
@@ -113,11 +113,11 @@ def _difference(over_images: Interval, over_seeds: Interval | None, seeds: int) 
 def _hits(
     parts: Sequence[Part], role: str, predictions: Mapping[str, tuple[Mapping[str, Tensor], Tensor]]
 ) -> dict[str, dict[int, Hits]]:
-    """Which validation images each answer gets right, by seed; of the answers that all seeds have."""
+    """Which validation images each output head gets right, by seed. Heads that a seed lacks are left out."""
     hits: dict[str, dict[int, Hits]] = {}
     for part in parts:
         if part.role == role:
             for answer, right in correct(*predictions[part.name]).items():
                 hits.setdefault(answer, {})[part.seed] = right.numpy()
-    seeds = max(map(len, hits.values()), default=0)  # of a run that was changed on its way some may lack an answer
+    seeds = max(map(len, hits.values()), default=0)  # after --allow-changes some may lack a head
     return {answer: by_seed for answer, by_seed in hits.items() if len(by_seed) == seeds}

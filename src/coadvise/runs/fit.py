@@ -1,24 +1,36 @@
-"""The main job: scan the data, train teachers, co-advise the student, train it alone, say whether advice helped."""
+"""The main job: scan the data, train the teachers, train the students, say whether advice helped."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from coadvise.config import CacheConfig, RunConfig, load_config
 from coadvise.data.quarantine import check_share
 from coadvise.data.scan import Dataset, scan, scored_and_trained_on
-from coadvise.data.sources import NAMED, source_of, typical_size
+from coadvise.data.sources import source_of
 from coadvise.errors import UserError
-from coadvise.runs.build_cache import check_caches, complete
+from coadvise.runs.build_cache import check_caches, fill_caches
 from coadvise.runs.conclude import conclude
-from coadvise.runs.foresight import foresee
+from coadvise.runs.estimate import estimate
+from coadvise.runs.lock import lock_folder
 from coadvise.runs.network_job import check_part, is_done, is_trained, train_part
-from coadvise.runs.parallel import check_jobs, in_processes, of_run
-from coadvise.runs.plan import ADVISED, TEACHER, Part, plan
-from coadvise.runs.reuse import check_reuse, take
-from coadvise.runs.run import DATA, Run, check_folder, check_space, data_record, open_record, owned
+from coadvise.runs.options import FitOptions, help_text
+from coadvise.runs.parallel import in_processes, of_run
+from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan, plan_fit
+from coadvise.runs.reuse import check_reuse, reuse_networks
+from coadvise.runs.run import (
+    DATA,
+    Run,
+    check_folder,
+    check_images,
+    check_space,
+    discard_outdated,
+    image_change_lines,
+    open_record,
+    picture_list,
+)
 from coadvise.training.engine import Engine, resolve_precision
 from coadvise.training.listener import Listener, Silent
 from coadvise.training.trackers import tracker
@@ -28,197 +40,154 @@ def fit(
     data: str | Path,
     preset: str | None = None,
     out: str | Path | None = None,
-    seed: int | None = None,
-    baseline: bool = False,
-    seeds: int = 1,
-    jobs: int = 1,
-    overrides: Sequence[str] = (),
     listener: Listener | None = None,
-    cache: str | Path | None = None,
-    allow_changes: bool = False,
-    reuse: str | Path | None = None,
+    **options: Any,
 ) -> Path:
-    """Trains teachers and a co-advised student on a folder of labelled images, and says what came of it.
+    """Trains teachers and a co-advised student on a folder of labelled images, and compares them.
 
-    A run directory that holds the same run goes on where it stopped; a finished one may be given `baseline` and more
+    A run directory that holds the same run continues where it stopped. A finished one can be given `baseline` and more
     `seeds`.
 
     Args:
-        data: a folder with train/ and val/, valid/ or test/; a folder of class folders; or "digits".
-        preset: a name of `coadvise presets` or a YAML file; chosen by the images' size when not given.
-        out: the run directory; runs/DATA-PRESET-seedN when not given.
-        seed: overrides the preset's.
-        baseline: also train the same student on the same views with no teacher, and compare.
-        seeds: students to train, at seed, seed + 1, ...; they share the teachers.
-        jobs: networks to train at the same time, each in a process of its own with its share of the cores.
-        overrides: configuration changes, "a.b=c".
-        listener: is told what happens.
-        cache: a folder of teachers' logits for the students' views: what is missing is stored first, then students are
-            advised by what is stored there, rounded to float16, and no teacher is asked in their steps.
-        allow_changes: go on with a run of another configuration; what it has finished already stays as it is.
-        reuse: a run directory on the same images, whose networks are taken where all that decides their numbers is the
-            same here, in place of training them again.
+        data, preset, out, options: the options below, the same as those of `coadvise fit`.
+        listener: receives progress and messages; silent if not given.
 
     Returns:
-        The run directory: config.yaml, data.json, metrics.jsonl, teachers/, students/, predictions/, report.html.
+        The run directory: config.yaml, data.json, pictures.tsv, metrics.jsonl, teachers/, students/, predictions/,
+        report.html.
 
     Raises:
-        UserError: anything the user can mend. Nothing is written before data and configuration have been checked.
-        Interrupted: stopped by a signal; the same call goes on.
-        StorageError: the run directory cannot be written any longer; what was saved is whole.
-        LostProcessError: of several processes another one died or hangs.
+        UserError: invalid input. Nothing is written before data and configuration have been checked.
+        Interrupted: stopped by a signal; the same call continues.
+        StorageError: the run directory cannot be written any more; what was saved is intact.
+        LostProcessError: one of several processes died or hangs.
     """
-    check_jobs(jobs)
-    listener = listener or Silent()
-    chosen = preset or default_preset(data)
-    config, folder, parts = _planned(data, chosen, out, seed, baseline, seeds, overrides, cache)
-    with Engine(config.engine) as engine:
-        if preset is None and chosen == "photos" and engine.device.type == "cpu" and engine.is_main:
+    return run_fit(plan_fit(FitOptions.of(data=data, preset=preset, out=out, **options)), listener)
+
+
+fit.__doc__ = (fit.__doc__ or "") + help_text(FitOptions)
+
+
+def run_fit(plan: RunPlan, listener: Listener | None = None) -> Path:
+    """Does what `fit` promises, from a plan."""
+    plan, listener = _with_precision(plan), listener or Silent()
+    with Engine(plan.config.engine) as engine:
+        if plan.chosen_preset == "photos" and engine.device.type == "cpu" and engine.is_main:
             listener.say(
-                "no GPU here, and photos, the preset for images of this size, is made for one: --dry-run says how "
-                "long it takes, --preset small-images looks at them at 32 pixels and is made for CPUs"
+                "no GPU found: the preset photos, chosen for images of this size, is made for one. --dry-run shows how "
+                "long it takes here; --preset small-images uses the images at 32 pixels and is made for CPUs"
             )
-        with training(config, folder, parts, engine, jobs, listener, cache, allow_changes, reuse) as run:
-            conclude(run, parts)
-    return folder
+        with training(plan, engine, listener) as run:
+            conclude(run, plan.parts)
+    return plan.folder
 
 
-def foresee_fit(
-    data: str | Path,
-    preset: str | None = None,
-    out: str | Path | None = None,
-    seed: int | None = None,
-    baseline: bool = False,
-    seeds: int = 1,
-    overrides: Sequence[str] = (),
-    cache: str | Path | None = None,
-) -> Iterator[tuple[str, float]]:
-    """What `fit` would train: (the network in words, the seconds it will take here); 0 where it is done.
+def estimate_fit(plan: RunPlan) -> Iterator[tuple[str, float]]:
+    """Yields each network of a plan and the seconds its training will take here; 0 if it is done. Writes nothing.
 
-    Nothing is written. Evaluation, compiling and filling a cache are not counted. Views are timed as made from
-    files, also where a run keeps presized images.
+    Not counted: evaluation, compilation, filling a cache. Views are timed from image files, even if the run would keep
+    presized images.
     """
-    config, folder, parts = _planned(data, preset, out, seed, baseline, seeds, overrides, cache)
+    plan = _with_precision(plan)
+    config = plan.config
     dataset = scan(source_of(config), config.data.image_size, config.in_memory)
     with Engine(config.engine) as engine:
-        for part, seconds in foresee(parts, folder, config, dataset, engine):
+        for part, seconds in estimate(plan, dataset, engine):
             yield part.title, seconds
 
 
-def _planned(
-    data: str | Path, preset: str | None, out: str | Path | None, seed: int | None, baseline: bool, seeds: int,
-    overrides: Sequence[str], cache: str | Path | None,
-) -> tuple[RunConfig, Path, list[Part]]:  # fmt: skip
-    """A run's configuration, directory and networks."""
-    if seeds < 1:
-        raise UserError(f"seeds={seeds}; at least one student is needed")
-    preset = preset or default_preset(data)
-    config = _with_cache(load_config(preset, overrides, seed, str(data)), cache)
-    config = config.model_copy(
-        update={"engine": resolve_precision(config.engine)}
-    )  # a run keeps the precision it began with
-    folder = Path(out or f"runs/{Path(data).resolve().name}-{Path(preset).stem}-seed{config.seed}")
-    return config, folder, plan(config, seeds, baseline)
+def _with_precision(plan: RunPlan) -> RunPlan:
+    """The plan with the precision that `auto` means on this machine: a run keeps the precision it began with."""
+    return replace(plan, config=plan.config.model_copy(update={"engine": resolve_precision(plan.config.engine)}))
 
 
 @contextmanager
-def training(
-    config: RunConfig,
-    folder: Path,
-    parts: Sequence[Part],
-    engine: Engine,
-    jobs: int,
-    listener: Listener,
-    cache: str | Path | None = None,
-    allow_changes: bool = False,
-    reuse: str | Path | None = None,
-    introduce: bool = True,
-) -> Iterator[Run]:
-    """Trains the networks of a run that are not trained yet, teachers first, and holds the run directory meanwhile.
+def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]:
+    """Trains the networks of a plan that are missing, teachers first, and keeps the run directory locked meanwhile.
 
     Args:
-        config: as `load_config` gives it, its precision resolved.
-        folder: the run directory.
-        parts: the networks wanted, as `plan` gives them.
+        plan: its configuration names a precision.
         engine: entered.
-        jobs, listener, cache, allow_changes, reuse: as `fit` takes them.
-        introduce: say what the data are, and which run directory it is.
 
     Raises:
         UserError, Interrupted, StorageError, LostProcessError: as `fit`.
     """
-    changed = check_folder(folder, config, allow_changes)
-    source = source_of(config)
-    if not engine.is_main:  # one process speaks
+    folder, config = plan.folder, plan.config
+    changed = check_folder(folder, config, plan.allow_changes)
+    if not engine.is_main:  # only one process talks
         listener = Silent()
-    dataset = scan(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
-    for line in describe(dataset) if introduce else ():
+    dataset = scan(source_of(config), config.data.image_size, config.in_memory, config.data.presize, listener.say)
+    for line in describe(dataset) if plan.introduce else ():
         listener.say(line)
-    for what, split in (("training", dataset.train), ("validation", dataset.val)):
-        if lost := split.unreadable:
-            check_share(what, len(lost), len(split) + len(lost), config.data.max_unreadable, lost[0])
-    # a network that cannot be made, had, trained or saved is an error before anything is written
-    check_space(folder, [check_part(part, folder, config, dataset, engine) for part in parts], jobs)
-    for name in config.engine.trackers:
-        tracker(name)
-    if reuse is not None:
-        check_reuse(Path(reuse), dataset, config.data.image_size)
-    if cache is not None:  # before hours of training teachers
-        advised = [part.seed for part in parts if part.role == ADVISED and not is_done(folder, part)]
-        check_caches(Path(cache), config, dataset, advised)
+    image_changes = check_images(folder, dataset, plan.allow_changes)
+    changed += image_change_lines(image_changes)
+    _check(plan, dataset, engine, outdated="train" in image_changes)
 
-    with engine.graceful_shutdown(), engine.detect_lost_ranks(), owned(folder, engine):
-        if not engine.equal_on_all_ranks(json.dumps(data_record(dataset, config.data.image_size)["splits"])):
+    with engine.graceful_shutdown(), engine.detect_lost_ranks(), lock_folder(folder, engine):
+        if not engine.equal_on_all_ranks(picture_list(dataset)):
             raise UserError(
-                f"the processes do not read the same images in '{source.where}'; this one {len(dataset.train)} to "
-                f"train on and {len(dataset.val)} to score: look after its disk"
+                f"the processes do not read the same images in '{dataset.source.where}'; this one {len(dataset.train)} "
+                f"for training and {len(dataset.val)} for validation; check the disk of each host"
             )
         record = open_record(folder, config, engine, listener.say)
-        run = Run(folder, config, dataset, engine, record, listener, Path(cache) if cache is not None else None)
-        run.describe(sorted({part.seed for part in parts}), changed)
-        if introduce:
+        run = Run(folder, config, dataset, engine, record, listener, plan.cache)
+        discard_outdated(run, image_changes)
+        run.describe(sorted({part.seed for part in plan.parts}), changed)
+        if plan.introduce:
             listener.say(f"run directory: {folder}")
         for line in changed:
             listener.say(f"changed: {line}")
-        teachers, students = [a for a in parts if a.role == TEACHER], [a for a in parts if a.role != TEACHER]
-        between = reuse is not None or cache is not None  # something is done once all teachers are there
-        if reuse is not None:
-            take(run, teachers, Path(reuse))
-        if between:
-            _train(run, teachers, jobs)
-        if reuse is not None:
-            take(run, students, Path(reuse))
-        advised = [part.seed for part in students if part.role == ADVISED and not is_trained(folder, part)]
-        if cache is not None and advised:
-            complete(run, advised, jobs)
-        _train(run, students if between else [*teachers, *students], jobs)
+        _train_all(run, plan)
         yield run
+
+
+def _check(plan: RunPlan, dataset: Dataset, engine: Engine, outdated: bool) -> None:
+    """Raises UserError, before anything is written, for what would fail later.
+
+    Args:
+        outdated: the training images changed, so that finished networks and stored logits are made again.
+    """
+    folder, config = plan.folder, plan.config
+    for what, split in (("training", dataset.train), ("validation", dataset.val)):
+        if lost := split.unreadable:
+            check_share(what, len(lost), len(split) + len(lost), config.data.max_unreadable, lost[0])
+    sizes = [check_part(part, folder, config, dataset, engine, outdated) for part in plan.parts]
+    check_space(folder, sizes, plan.jobs)
+    for name in config.engine.trackers:
+        tracker(name)
+    if plan.reuse is not None:
+        check_reuse(plan.reuse, dataset, config.data.image_size)
+    if plan.cache is not None:
+        seeds = [p.seed for p in plan.parts if p.role == ADVISED and (outdated or not is_done(folder, p))]
+        check_caches(plan.cache, config, dataset, seeds, outdated)
+
+
+def _train_all(run: Run, plan: RunPlan) -> None:
+    """Trains what is missing. Copying students and filling a cache need finished teachers."""
+    if plan.reuse is None and plan.cache is None:
+        _train(run, plan.parts, plan.jobs)
+        return
+    if plan.reuse is not None:
+        reuse_networks(run, plan.teachers, plan.reuse)
+    _train(run, plan.teachers, plan.jobs)
+    if plan.reuse is not None:
+        reuse_networks(run, plan.students, plan.reuse)
+    advised = [part.seed for part in plan.students if part.role == ADVISED and not is_trained(run.folder, part)]
+    if plan.cache is not None and advised:
+        fill_caches(run, advised, plan.jobs)
+    _train(run, plan.students, plan.jobs)
 
 
 def _train(run: Run, parts: Sequence[Part], jobs: int) -> None:
     """Trains networks, advised students after all teachers."""
-    if jobs > 1:
-        tasks = {part.name: of_run(run, partial(train_part, part=part)) for part in parts}
-        teachers = [part.name for part in parts if part.role == TEACHER]
-        after = {part.name: teachers for part in parts if part.role == ADVISED}
-        in_processes(tasks, jobs, run.engine, run.listener, after)
-    else:
+    if jobs == 1:
         for part in parts:
             train_part(run, part)
-
-
-def _with_cache(config: RunConfig, cache: str | Path | None) -> RunConfig:
-    """Stored logits are rounded, so that students are advised by them belongs to what decides the numbers."""
-    if cache is None and config.cache is not None:
-        raise UserError("in this configuration students are advised by stored logits (cache); give --cache DIR")
-    return config if cache is None else config.model_copy(update={"cache": config.cache or CacheConfig()})
-
-
-def default_preset(data: str | Path) -> str:
-    """That of a named source; else `small-images` up to 96 pixels, `photos` above."""
-    if (named := NAMED.get(str(data))) is not None:
-        return named.preset
-    return "small-images" if typical_size(data) <= 96 else "photos"
+        return
+    tasks = {part.name: of_run(run, partial(train_part, part=part)) for part in parts}
+    teachers = [part.name for part in parts if part.role == TEACHER]
+    after = {part.name: teachers for part in parts if part.role == ADVISED}
+    in_processes(tasks, jobs, run.engine, run.listener, after)
 
 
 def describe(dataset: Dataset) -> Iterator[str]:
@@ -239,8 +208,8 @@ def describe(dataset: Dataset) -> Iterator[str]:
     if both := scored_and_trained_on(dataset):
         scored, trained = both[0]
         yield (
-            f"{len(both)} of the {len(dataset.val)} validation images are training images too, to the byte ({scored!r} "
-            f"is {trained!r}); of these the scores say little: leave them in one of both"
+            f"{len(both)} of the {len(dataset.val)} validation images are also training images, byte for byte (for "
+            f"example {scored!r} and {trained!r}); scores on them say little: remove them from one of the two"
         )
     if dataset.val.unreadable:
         yield f"scores are over the {len(dataset.val)} validation images that can be read"

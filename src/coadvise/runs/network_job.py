@@ -1,4 +1,4 @@
-"""One network of a run: made or had, trained, scored, recorded."""
+"""One network of a run: built or loaded, trained, scored, recorded."""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from coadvise.models import TokenModel
 from coadvise.models.network import Network, build_network, check_answers, load_network
 from coadvise.models.pretrained import given_network, start_from
 from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part
-from coadvise.runs.run import Run, cache_of
+from coadvise.runs.run import Run
 from coadvise.storage import MANIFEST, DamagedError
 from coadvise.training.checkpoint import checkpoint_bytes
 from coadvise.training.engine import Engine
@@ -32,24 +32,33 @@ from coadvise.training.loop import Advisers, Training, train
 from coadvise.training.metrics import last_of, read_records
 
 
-def check_part(part: Part, folder: Path, config: RunConfig, dataset: Dataset, engine: Engine) -> int:
-    """Raises UserError for a network that cannot be made, had or trained. Returns the bytes of its checkpoint, or 0."""
+def check_part(
+    part: Part, folder: Path, config: RunConfig, dataset: Dataset, engine: Engine, outdated: bool = False
+) -> int:
+    """Raises UserError for a network that cannot be built, loaded or trained.
+
+    Args:
+        outdated: a finished network will be made again.
+
+    Returns:
+        The size of its checkpoint, bytes; 0 if it is not trained here.
+    """
+    made = is_trained(folder, part) and not outdated
     if trained_here(part, config):
         recipe = recipe_of(part, config)
         whole_batch(recipe.batch_size, len(dataset.train), recipe.accumulate, engine.processes)
         network = initial_network(part, config, dataset.classes)
-        if not is_trained(folder, part):
+        if not made:
             check_answers(network, engine.device)
         return checkpoint_bytes(network, recipe)
-    if not is_trained(folder, part):
-        _check_given(
-            part, given_network(config.teachers[part.teacher], config.data.image_size), config, dataset.classes
-        )
+    if not made:
+        network = given_network(config.teachers[part.teacher], config.data.image_size)
+        _check_given(part, network, config, dataset.classes)
     return 0
 
 
 def is_trained(folder: Path, part: Part) -> bool:
-    """Whether the run in `folder` has the network."""
+    """Whether the run in `folder` has the finished network."""
     return (folder / part.name / MANIFEST).is_file()
 
 
@@ -59,10 +68,10 @@ def is_done(folder: Path, part: Part) -> bool:
 
 
 def train_part(run: Run, part: Part) -> None:
-    """Trains one network to its end, scores it, records the result; what is done already is not done again."""
+    """Trains one network, scores it and records the result. Skips what is done."""
     folder, config = run.folder / part.name, run.config
     there, whole = is_trained(run.folder, part), _has_whole_predictions(run, part)
-    run.engine.barrier()  # all have looked, and find the same: only now may one of them write
+    run.engine.barrier()  # all ranks have read the same state; only now may one of them write
     if whole:
         run.listener.say(f"{part.title}: done already")
         return
@@ -72,7 +81,7 @@ def train_part(run: Run, part: Part) -> None:
         network = given_network(config.teachers[part.teacher], config.data.image_size)
         if len(network.classes) > len(run.dataset.classes):
             known, wanted = len(network.classes), len(run.dataset.classes)
-            run.listener.say(f"{part.title}: of the {known} classes it knows it answers for the {wanted} of the data")
+            run.listener.say(f"{part.title}: it knows {known} classes; the {wanted} of the data are used")
         if run.engine.is_main:
             network.save(folder)
     else:
@@ -102,13 +111,13 @@ def train_part(run: Run, part: Part) -> None:
 
 
 def _has_whole_predictions(run: Run, part: Part) -> bool:
-    """Whether nothing is left to do for a network; damaged predictions are made again."""
+    """Whether nothing is left to do for a network. Damaged predictions are computed again."""
     if not is_done(run.folder, part):
         return False
     try:
         _, labels = load_predictions(run.folder, part.name)
     except DamagedError as error:
-        run.listener.say(f"{part.title}: damaged predictions, made again: {error}")
+        run.listener.say(f"{part.title}: damaged predictions, computed again: {error}")
         return False
     return len(labels) == len(run.dataset.val)
 
@@ -138,23 +147,25 @@ def _job(run: Run, part: Part, network: Network) -> Training:
 
 
 def _evaluate(run: Run, part: Part, network: nn.Module, step: int) -> dict[str, float]:
-    """Top-1 on the validation images by answer, of those that training shapes."""
+    """Top-1 on the validation images, of each output head that is trained."""
     config, val = run.config, run.dataset.val
     logits = predict_logits(network, val, config.data.image_size, run.engine, config.data.workers)
     if broken := [name for name, values in logits.items() if not values.isfinite().all()]:
         raise UserError(
-            f"{part.name}: after step {step} its answers for validation images are not finite ({', '.join(broken)}); "
-            "lower learning_rate or set clip, and go on from the last checkpoint with --allow-changes, or start anew"
+            f"{part.name}: after step {step} its logits for validation images are not finite ({', '.join(broken)}); "
+            "lower learning_rate or set clip, and continue with --allow-changes from the last checkpoint, or start over"
         )
     tokens = config.loss_weights.trained_tokens if part.role == ADVISED else (CLASS,)
     return top1(logits, torch.from_numpy(val.labels), tokens)
 
 
 def _advisers(run: Run, seed: int) -> Advisers:
-    """What an advised student learns from: the run's teachers, or what they said of its views."""
+    """What advises a student: the run's teachers, or their stored logits."""
     if run.cache is None:
         return run.load_teachers()
-    return StoredLogits(cache_of(run, seed), tuple(run.config.teachers), form_of(run.config, len(run.dataset.classes)))
+    return StoredLogits(
+        run.logit_cache(seed), tuple(run.config.teachers), form_of(run.config, len(run.dataset.classes))
+    )
 
 
 def trained_here(part: Part, config: RunConfig) -> bool:
@@ -168,10 +179,10 @@ def recipe_of(part: Part, config: RunConfig) -> RecipeConfig:
 def initial_network(
     part: Part, config: RunConfig, classes: Sequence[str], say: Callable[[str], None] = lambda text: None
 ) -> Network:
-    """An untrained network; an advised student and the same one alone start from the same weights.
+    """An untrained network. An advised student and the same one alone start from the same weights.
 
     Args:
-        say: is told what a student that starts from a file of weights does not find there.
+        say: receives notes about weights that a student's start file lacks.
     """
     if part.role == TEACHER:
         teacher = config.teachers[part.teacher]
@@ -187,15 +198,15 @@ def initial_network(
 
 
 def teacher_seed(seed: int, name: str) -> int:
-    """A teacher's own seed, so that two teachers of one architecture differ."""
+    """A teacher's own seed, so that two teachers of the same architecture differ."""
     return draws.scalar_seed(seed, draws.TEACHER, 0, zlib.crc32(name.encode())) % 2**31
 
 
 def _check_given(part: Part, network: Network, config: RunConfig, classes: tuple[str, ...]) -> None:
-    """A given teacher must answer for the data's classes and take its images."""
+    """Raises UserError unless a given teacher knows the data's classes and takes images of its size."""
     check_classes(part.teacher, network, classes)
     if network.fixed_image_size and network.about["image_size"] != config.data.image_size:
         raise UserError(
             f"teacher '{part.teacher}' takes images of {network.about['image_size']} pixels only, data.image_size is "
-            f"{config.data.image_size}; give a teacher trained at that size, or none to have one trained here"
+            f"{config.data.image_size}; give a teacher trained at that size, or leave it out to train one here"
         )

@@ -1,7 +1,7 @@
-"""Several tasks at the same time, each in a process of its own: networks to train, runs of a study.
+"""Several tasks at the same time, each in its own process: networks of a run, or runs of a study.
 
-The threads of a small network wait for each other many times a step: on 2 cores two processes of one thread each get
-half as much again done as one process of two threads (docs/LOG.md). Where there are several GPUs each process gets one.
+Threads of a small network wait for each other many times a step: on 2 cores, two processes of one thread each train
+half as much again as one process with two threads (docs/LOG.md). With several GPUs, each process gets one.
 """
 
 import multiprocessing
@@ -9,13 +9,12 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection
 from pathlib import Path
-from queue import Empty
 from types import MappingProxyType
 from typing import Any
 
@@ -25,24 +24,18 @@ from coadvise.config import RunConfig
 from coadvise.data.scan import scan
 from coadvise.data.sources import source_of
 from coadvise.errors import Interrupted, LostProcessError, StorageError, UserError
+from coadvise.machine import available_cores
 from coadvise.runs.run import Run, check_images, open_record
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Listener
 from coadvise.training.metrics import Recorder
 
-LOOK_EVERY = 5.0  # seconds after which the processes are looked at though messages keep coming
-
-Task = Callable[[Listener], None]  # goes to another process, so it must be a function of a module, or a partial of one
+Task = Callable[[Listener], None]  # is pickled for another process: a function of a module, or a partial of one
 
 
 def of_run(run: Run, task: Callable[[Run], None]) -> Task:
-    """A task that gets the run as its process has it."""
+    """A task that receives the run, opened again in its own process."""
     return partial(_with_run, run.folder, run.config, run.cache, run.record.write, task)
-
-
-def check_jobs(jobs: int) -> None:
-    if jobs < 1:
-        raise UserError(f"jobs={jobs}; at least one network must be trained at a time")
 
 
 def in_processes(
@@ -52,82 +45,105 @@ def in_processes(
     listener: Listener,
     after: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> None:
-    """Does tasks in order, at most `jobs` at a time; each tells `listener` what it does.
+    """Runs tasks in order, at most `jobs` at a time. `listener` hears what they report, one call at a time.
 
     Args:
-        after: of tasks that cannot begin before others are done, which these are; later tasks go ahead of them. What is
-            none of `tasks` counts as done.
+        after: for a task that must wait, the tasks it waits for. Later tasks may overtake it. Names that are not in
+            `tasks` count as done.
 
     Raises:
-        UserError, StorageError: what the first task that failed raised; the others are stopped as by a signal, and can
-            go on.
-        Interrupted: a signal asked for a stop; every task has saved what it has to save.
-        LostProcessError: a process ended without a word.
-        Whatever `listener` raises: it stops the work as a task that failed does.
+        UserError, StorageError: what the first failed task raised. The others were stopped as by a signal, and can
+            continue.
+        Interrupted: a signal asked for a stop. Every task has saved its step.
+        LostProcessError: a process ended without a result.
+        Whatever `listener` raises: it stops the work as a failed task does.
     """
     if engine.processes > 1:
-        raise UserError(
-            "--jobs trains networks side by side, torchrun one network on several processes; use one of them"
-        )
-    context = multiprocessing.get_context("spawn")  # a fork would copy PyTorch's threads in mid-work
-    messages = context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    waiting, working = dict(tasks), dict[str, BaseProcess]()
-    gpus, placed = _gpus(engine), dict[str, str]()
-    fault: Exception | None = None
-    told_to_stop: set[str] = set()
-    looked, ended = time.monotonic(), set[str]()
-    with engine.graceful_shutdown():
-        while working or (waiting and fault is None):
-            undone = waiting.keys() | working.keys()
+        raise UserError("--jobs trains several networks, torchrun one network on several processes; use only one")
+    threads = max(1, available_cores() // jobs)
+    waiting, running = dict(tasks), dict[Future[None], _Child]()
+    gpus = _gpus(engine)
+    fault: BaseException | None = None
+    said = threading.Lock()
+    with engine.graceful_shutdown(), ThreadPoolExecutor(jobs) as pool:
+        while running or (waiting and fault is None):
+            undone = waiting.keys() | {child.name for child in running.values()}
             ready = [name for name in waiting if undone.isdisjoint(after.get(name, ()))] if fault is None else []
-            for name in ready[: jobs - len(working)]:
-                process = context.Process(target=_work, args=(name, waiting.pop(name), threads, messages))
-                if gpus:
-                    placed[name] = min(gpus, key=[placed[other] for other in working].count)
-                with _seeing(placed.get(name)):
-                    process.start()
-                working[name] = process
-            try:
-                kind, name, content = messages.get(timeout=0.5)
-            except Empty:
-                kind, name, content = "", "", None
-            if not kind or time.monotonic() - looked > LOOK_EVERY:  # others may talk while one is gone
-                looked, ended_before, ended = time.monotonic(), ended, _ended(working)
-                for lost in ended & ended_before:  # its last words would have come by now
-                    code = working.pop(lost).exitcode
-                    error = LostProcessError(f"{lost}: its process ended with exit code {code}; run again to go on")
-                    fault = fault or (Interrupted("stopped") if engine.stop_requested else error)
-            try:
-                if kind == "say":
-                    listener.say(content)
-                elif kind == "progress":
-                    listener.progress(*content)
-            except Exception as error:  # a terminal that is gone, for one: no child may outlive that unheard
-                fault = fault or error
-            if kind in ("done", "fault") and name in working:
-                working.pop(name).join()
-                if kind == "fault":  # Ctrl-C reaches the children too, and one may end before it can save
-                    fault = fault or (Interrupted("stopped") if engine.stop_requested else content)
-            if fault is not None or engine.stop_requested:
-                fault = fault or Interrupted("stopped")
-                for name in working.keys() - told_to_stop:
-                    working[name].terminate()  # SIGTERM: it saves its step
-                    told_to_stop.add(name)
+            for name in ready[: jobs - len(running)]:
+                in_use = [child.gpu for child in running.values()]
+                child = _Child(name, waiting.pop(name), threads, min(gpus, key=in_use.count) if gpus else None)
+                running[pool.submit(child.follow, listener, said)] = child
+            done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                del running[future]
+            # Ctrl-C reaches the children too, and one may end before it can save: that is no fault of its task
+            stopped = Interrupted("stopped") if engine.stop_requested else None
+            fault = fault or stopped or next((error for future in done if (error := future.exception())), None)
+            if fault is not None:
+                for child in running.values():
+                    child.stop()
     if fault is not None:
         raise fault
 
 
+class _Child:
+    """A started process that does one task and reports through a pipe of its own."""
+
+    def __init__(self, name: str, task: Task, threads: int, gpu: str | None) -> None:
+        self.name, self.gpu, self._asked = name, gpu, False
+        context = multiprocessing.get_context("spawn")  # a fork would copy PyTorch's threads in the middle of work
+        self.messages, theirs = context.Pipe(duplex=False)
+        self.process = context.Process(target=_work, args=(task, threads, theirs))
+        with _visible(gpu), theirs:  # the process has its own end
+            self.process.start()
+
+    def stop(self) -> None:
+        """Asks the process to save its step and to end."""
+        if not self._asked:
+            self._asked = True
+            self.process.terminate()
+
+    def follow(self, listener: Listener, said: threading.Lock) -> None:
+        """Passes messages on until the process ends. Raises what the task or the listener raised."""
+        fault: Exception | None = None
+        finished = False
+        with self.messages, suppress(EOFError):
+            while True:
+                ended = self.process.exitcode is not None  # checked before the pipe, which then holds its last words
+                if not self.messages.poll(0 if ended else 0.5):
+                    if ended:  # a loader process of a killed one may keep the pipe open
+                        break
+                    continue
+                kind, content = self.messages.recv()
+                if kind == "done":
+                    finished = True
+                elif kind == "fault":
+                    fault = fault or content
+                else:
+                    try:
+                        with said:
+                            getattr(listener, kind)(*content)
+                    except Exception as error:  # for example a closed terminal: stop, but let the step be saved
+                        fault = fault or error
+                        self.stop()
+        self.process.join()
+        if fault is not None:
+            raise fault
+        if not finished:
+            code = self.process.exitcode
+            raise LostProcessError(f"{self.name}: its process ended with exit code {code}; run the same command again")
+
+
 def _gpus(engine: Engine) -> list[str]:
-    """The GPUs of this process by the names that CUDA_VISIBLE_DEVICES takes; none where it computes on a CPU."""
+    """The GPUs of this process by the names that CUDA_VISIBLE_DEVICES takes; none on a CPU."""
     count = torch.cuda.device_count() if engine.device.type == "cuda" else 0
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
 @contextmanager
-def _seeing(gpu: str | None) -> Iterator[None]:
-    """A process that is started meanwhile sees that GPU alone; None leaves it what there is."""
+def _visible(gpu: str | None) -> Iterator[None]:
+    """A process started inside sees only that GPU; None changes nothing."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -139,42 +155,42 @@ def _seeing(gpu: str | None) -> Iterator[None]:
             os.environ.update({} if before is None else {"CUDA_VISIBLE_DEVICES": before})
 
 
-def _ended(working: Mapping[str, BaseProcess]) -> set[str]:
-    """The tasks whose processes ended by themselves or were killed; what they said before is on its way at most."""
-    return {name for name, process in working.items() if process.exitcode}
-
-
 class _ToParent:
-    """A listener whose words are the parent's to show."""
+    """A listener in the child; the parent's shows what it hears."""
 
-    def __init__(self, name: str, messages: Any) -> None:
-        self.name, self.messages = name, messages
+    def __init__(self, messages: Connection) -> None:
+        self.messages, self.lock = messages, threading.Lock()
 
     def say(self, text: str) -> None:
-        self.messages.put(("say", self.name, text))
+        self.send("say", (text,))
 
     def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-        self.messages.put(("progress", self.name, (part, done, total, dict(figures))))
+        self.send("progress", (part, done, total, dict(figures)))
+
+    def send(self, kind: str, content: Any) -> None:
+        with self.lock, suppress(OSError):  # the parent is gone: `_stop_with_parent` ends this process
+            self.messages.send((kind, content))
 
 
-def _outlive_nobody() -> None:
-    """Stops this process, its step saved, when the parent is gone: nobody would keep others off the run directory."""
+def _stop_with_parent() -> None:
+    """Stops this process, its step saved, when the parent ends: nothing locks the run directory for it any longer."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _work(name: str, task: Task, threads: int, messages: Any) -> None:
+def _work(task: Task, threads: int, messages: Connection) -> None:
     """In the child: does one task."""
     torch.set_num_threads(threads)
-    threading.Thread(target=_outlive_nobody, daemon=True).start()
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    parent = _ToParent(messages)
     try:
-        task(_ToParent(name, messages))
-    except (UserError, StorageError, Interrupted) as error:
-        messages.put(("fault", name, error))
+        task(parent)
+    except (UserError, StorageError, Interrupted, LostProcessError) as error:
+        parent.send("fault", error)
     else:
-        messages.put(("done", name, None))
+        parent.send("done", None)
 
 
 def _with_run(
@@ -182,7 +198,7 @@ def _with_run(
 ) -> None:
     """In the child: opens the run as the parent has it."""
     dataset = scan(source_of(config), config.data.image_size, config.in_memory, config.data.presize)
-    check_images(folder, dataset, config.data.image_size)
+    check_images(folder, dataset)
     with Engine(config.engine) as engine, engine.graceful_shutdown():
         record = open_record(folder, config, engine, listener.say) if write else Recorder(folder, False, listener.say)
         task(Run(folder, config, dataset, engine, record, listener, cache))

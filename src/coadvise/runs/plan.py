@@ -1,8 +1,15 @@
-"""What a run trains: its networks, their names and their order."""
+"""What a run will do: its folder, its configuration and its networks. Planning imports nothing heavy.
+
+Bad input is refused here, before PyTorch is imported.
+"""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from coadvise.config import RunConfig
+from coadvise.config import CacheConfig, RunConfig, load_config
+from coadvise.data.sources import NAMED, source_of, typical_size
+from coadvise.errors import UserError
+from coadvise.runs.options import FitOptions
 
 TEACHER, ADVISED, ALONE = "teacher", "advised", "alone"
 _KIND_NAMES = {"conv": "conv teacher", "inv": "involution teacher"}
@@ -25,11 +32,75 @@ class Part:
         return f"student {'co-advised' if self.role == ADVISED else 'alone'} (seed {self.seed})"
 
 
-def plan(config: RunConfig, seeds: int, baseline: bool) -> list[Part]:
-    """The networks a run trains, in order."""
+@dataclass(frozen=True)
+class RunPlan:
+    """One run directory to fill.
+
+    Attributes:
+        folder: the run directory.
+        config: the configuration.
+        parts: the networks wanted, teachers first.
+        cache: the logit cache that advises the students. None: teachers run during their training.
+        reuse: another run, whose identical networks are copied.
+        jobs: networks to train at the same time.
+        allow_changes: continue although the configuration or the images changed.
+        introduce: tell the user about the data and the folder.
+        chosen_preset: the preset that was chosen by the size of the images; "" if the user named one.
+    """
+
+    folder: Path
+    config: RunConfig
+    parts: tuple[Part, ...]
+    cache: Path | None = None
+    reuse: Path | None = None
+    jobs: int = 1
+    allow_changes: bool = False
+    introduce: bool = True
+    chosen_preset: str = ""
+
+    @property
+    def teachers(self) -> tuple[Part, ...]:
+        return tuple(part for part in self.parts if part.role == TEACHER)
+
+    @property
+    def students(self) -> tuple[Part, ...]:
+        return tuple(part for part in self.parts if part.role != TEACHER)
+
+
+def plan_fit(options: FitOptions) -> RunPlan:
+    """Plans a run. Raises UserError for a folder, preset, key or value that cannot be used; writes nothing."""
+    chosen = options.preset or default_preset(options.data)
+    config = load_config(chosen, options.overrides, options.seed, options.data)
+    if options.cache is None and config.cache is not None:
+        raise UserError("this configuration advises students by stored logits (cache); give --cache DIR")
+    if options.cache is not None and config.cache is None:
+        config = config.model_copy(update={"cache": CacheConfig()})  # logits are rounded, so it changes the results
+    source_of(config)
+    name = f"{Path(options.data).resolve().name}-{Path(chosen).stem}-seed{config.seed}"
+    return RunPlan(
+        folder=options.out or Path("runs", name),
+        config=config,
+        parts=tuple(run_parts(config, options.seeds, options.baseline)),
+        cache=options.cache,
+        reuse=options.reuse,
+        jobs=options.jobs,
+        allow_changes=options.allow_changes,
+        chosen_preset="" if options.preset else chosen,
+    )
+
+
+def run_parts(config: RunConfig, seeds: int, baseline: bool) -> list[Part]:
+    """The networks of a run, in order."""
     parts = [Part(f"teachers/{name}", TEACHER, config.seed, name) for name in config.teachers]
     for seed in range(config.seed, config.seed + seeds):
         parts.append(Part(f"students/advised-{seed}", ADVISED, seed))
         if baseline:
             parts.append(Part(f"students/alone-{seed}", ALONE, seed))
     return parts
+
+
+def default_preset(data: str | Path) -> str:
+    """The preset of a named source; `small-images` for images of up to 96 pixels, `photos` for larger ones."""
+    if (named := NAMED.get(str(data))) is not None:
+        return named.preset
+    return "small-images" if typical_size(data) <= 96 else "photos"

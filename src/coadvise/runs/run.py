@@ -1,26 +1,22 @@
-"""A run: what its networks are called, what they share, and the directory that is theirs alone."""
+"""A run: what its networks share, and the directory that holds them."""
 
-import fcntl
 import json
 import os
 import platform
 import shlex
 import shutil
-import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from coadvise.advice import AVERAGE, CLASS
-from coadvise.config import FREE, RunConfig, differences, read_config
+from coadvise.config import HARMLESS_KEYS, RunConfig, differences, read_config
 from coadvise.data.quarantine import Quarantine
-from coadvise.data.scan import Dataset
+from coadvise.data.scan import Changes, Dataset, changes_of
 from coadvise.data.sources import resolved
 from coadvise.data.views import Views
 from coadvise.distill.logit_cache import LogitCache, fingerprint, seed_folder
@@ -28,24 +24,24 @@ from coadvise.distill.teachers import Teachers, load_teachers
 from coadvise.errors import UserError
 from coadvise.models.network import Network
 from coadvise.models.tokens import TokenModel
+from coadvise.runs.lock import LOCK
 from coadvise.runs.plan import Part
-from coadvise.storage import MANIFEST, contents, write_text
+from coadvise.storage import MANIFEST, contents, storing, write_text
 from coadvise.training.checkpoint import KEEP, Checkpoints
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Listener
 from coadvise.training.metrics import Recorder, last_of, read_records
 from coadvise.training.trackers import tracker
 
-CONFIG, DATA, LOCK = "config.yaml", "data.json", ".lock"
-_BEGUN = (LOCK, f".{CONFIG}.part")  # what a run may leave that ended before it began
-_LEFT_SECONDS = 10.0  # in which loader processes end that a killed program left; until then they hold its lock
+CONFIG, DATA, PICTURES = "config.yaml", "data.json", "pictures.tsv"
+_BEGUN = (LOCK, f".{CONFIG}.part")  # all that a run leaves which was killed while it began
 
 
 @dataclass
 class Run:
     """All that the steps of the main job share.
 
-    `cache` is the logit cache that advises its students, None where its teachers do so themselves.
+    `cache` is the logit cache that advises its students; None: its teachers do so themselves.
     """
 
     folder: Path
@@ -60,10 +56,9 @@ class Run:
         return self.folder / "teachers" / name
 
     def load_teachers(self) -> Teachers:
-        """The run's finished teachers, where and as they run fastest."""
-        teachers = load_teachers(
-            {name: self.teacher_folder(name) for name in self.config.teachers}, self.dataset.classes
-        )
+        """The run's finished teachers, prepared for the engine."""
+        folders = {name: self.teacher_folder(name) for name in self.config.teachers}
+        teachers = load_teachers(folders, self.dataset.classes)
         for teacher in teachers.by_name.values():
             self.engine.prepare(teacher)
         return teachers
@@ -76,27 +71,31 @@ class Run:
     def checkpoints(self, part: Part) -> Checkpoints:
         return Checkpoints(self.folder / "checkpoints" / part.name.replace("/", "."))
 
-    def describe(self, seeds: list[int], changed: list[str]) -> None:
-        """Writes what the run is: its configuration (and what was changed in it), its data, where it is computed.
+    def logit_cache(self, seed: int) -> LogitCache:
+        """The cache of one seed's views."""
+        assert self.cache is not None
+        teachers = {name: self.teacher_folder(name) for name in self.config.teachers}
+        return LogitCache(seed_folder(self.cache, seed), fingerprint(self.config, self.dataset, teachers, seed))
 
-        Raises:
-            UserError: the run was begun with other images to be scored.
-        """
+    def describe(self, seeds: list[int], changed: list[str]) -> None:
+        """Writes what the run is: configuration, data and machine. `changed` lists what differs from its last start."""
         if self.engine.is_main:
-            data = data_record(self.dataset, self.config.data.image_size)
-            for change in _changes(self.folder, data):
-                self.record.say(change)
             write_text(self.folder / CONFIG, self.config.to_yaml())
-            write_text(self.folder / DATA, json.dumps(data, indent=1))
+            write_text(self.folder / DATA, json.dumps(data_record(self.dataset, self.config.data.image_size), indent=1))
+            write_text(self.folder / PICTURES, picture_list(self.dataset))
             Quarantine(self.folder, self.dataset.train, self.config.data.max_unreadable).begin()
         cache = str(self.cache) if self.cache else None
         self.record.add("run", **_run_record(self.engine, seeds), changed=changed, cache=cache)
 
 
-def check_folder(folder: Path, config: RunConfig, allow_changes: bool) -> list[str]:
-    """A run directory is new, or holds this very run, or one whose changes are allowed. Returns the changes.
+# ---- the directory ----
 
-    Nothing in it may lead elsewhere.
+
+def check_folder(folder: Path, config: RunConfig, allow_changes: bool) -> list[str]:
+    """Checks that a run directory is new or holds this run. Returns what differs in the configuration.
+
+    Raises:
+        UserError: it holds something else, another configuration without `allow_changes`, or a link that leads out.
     """
     if folder.exists() and (
         not folder.is_dir()
@@ -107,46 +106,45 @@ def check_folder(folder: Path, config: RunConfig, allow_changes: bool) -> list[s
     for path in folder.rglob("*"):
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
             raise UserError(f"{str(path)!r} leads out of the run directory, and a run writes nowhere else; remove it")
-    if (folder / CONFIG).is_file():
-        old = _written_config(folder / CONFIG)
-        if old.cache is not None and config.cache is None and not allow_changes:
-            raise UserError(
-                f"'{folder}' holds a run whose students are advised by stored logits; go on with it with --cache DIR "
-                "(a folder without them has them made again), or choose another --out"
-            )
-        changed = differences(_respelled(folder, old, config), config)
-        deciding = [line for line in changed if line.partition(":")[0] not in FREE]
-        if deciding and not allow_changes:
-            raise UserError(
-                f"'{folder}' holds another run; it differs in {'; '.join(deciding[:6])}"
-                + (f" and {len(deciding) - 6} more" if len(deciding) > 6 else "")
-                + "; choose another --out, or give the same data, preset and overrides to go on with it, or "
-                "--allow-changes to go on with these"
-            )
-        return changed
-    return []
+    if not (folder / CONFIG).is_file():
+        return []
+    old = _written_config(folder / CONFIG)
+    if old.cache is not None and config.cache is None and not allow_changes:
+        raise UserError(
+            f"the students in '{folder}' are advised by stored logits; continue with --cache DIR (logits that are not "
+            "there are computed again), or choose another --out"
+        )
+    changed = differences(_with_current_paths(folder, old, config), config)
+    important = [line for line in changed if line.partition(":")[0] not in HARMLESS_KEYS]
+    if important and not allow_changes:
+        raise UserError(
+            f"'{folder}' holds another run; it differs in {'; '.join(important[:6])}"
+            + (f" and {len(important) - 6} more" if len(important) > 6 else "")
+            + "; choose another --out, or give the same data, preset and overrides to continue that run, or "
+            "--allow-changes to continue it with these"
+        )
+    return changed
 
 
 def check_run(folder: Path, instead: str = "give the folder that 'coadvise fit' printed") -> None:
-    """Raises UserError for what is no run directory, and says what to give instead."""
+    """Raises UserError if a folder is no run directory, and says what to give instead."""
     if not (folder / CONFIG).is_file():
         raise UserError(f"'{folder}' is no run directory (no {CONFIG}); {instead}")
 
 
 def check_no_run(folder: Path, instead: str) -> None:
-    """Raises UserError for a run directory, which is no place for other things, and says what to give instead."""
+    """Raises UserError if a folder is a run directory, which holds nothing else, and says what to give instead."""
     if (folder / CONFIG).is_file():
         raise UserError(f"'{folder}' is a run directory of 'coadvise fit'; {instead}")
 
 
-def _respelled(folder: Path, old: RunConfig, new: RunConfig) -> RunConfig:
-    """The configuration of the run in `folder`, naming images and teachers as `new` does where they are the same ones.
+def _with_current_paths(folder: Path, old: RunConfig, new: RunConfig) -> RunConfig:
+    """The old configuration, with the paths of `new` where both lead to the same folder or the same weights.
 
-    A path may be spelled otherwise, or be relative to another directory. Images are the same in the same folder, a
-    teacher is by its weights.
+    A path may be written differently, or be relative to another working directory.
     """
-    data, teachers, here = old.data, dict(old.teachers), resolved(new.data.source)
-    if written_data(folder).get("folder") == here:
+    data, teachers = old.data, dict(old.teachers)
+    if written_data(folder).get("folder") == resolved(new.data.source):
         data = data.model_copy(update={"source": new.data.source})
     for name in teachers.keys() & new.teachers.keys():
         before, now = teachers[name].checkpoint, new.teachers[name].checkpoint
@@ -160,26 +158,26 @@ def _written_config(path: Path) -> RunConfig:
         return read_config(path)
     except UserError as error:
         raise UserError(
-            f"'{path}' is damaged or another version's: {error}; restore it, or choose another --out"
+            f"'{path}' is damaged or from another version: {error}; restore it, or choose another --out"
         ) from None
 
 
-def check_space(folder: Path, checkpoints: list[int], at_a_time: int) -> None:
-    """A disk that cannot hold what training writes is an error before anything is trained.
+def check_space(folder: Path, checkpoints: list[int], jobs: int) -> None:
+    """Raises UserError, before training, if the disk cannot hold what training writes.
 
     Args:
-        checkpoints: bytes of one of each network.
-        at_a_time: networks that are trained at the same time.
+        checkpoints: size of one checkpoint of each network, bytes.
+        jobs: networks that are trained at the same time.
     """
-    together = sum(sorted(checkpoints)[-at_a_time:])
-    # one more than is kept while it is written; and of each network its weights, at most half of its checkpoint
+    together = sum(sorted(checkpoints)[-jobs:])
+    # While one is written there is one more than are kept. Final weights take at most half of a checkpoint.
     needed = (KEEP + 1) * together + sum(checkpoints) // 2
     there = sum(path.stat().st_size for path in folder.rglob("*.*") if path.is_file())
     free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
     if free + there < needed:
         raise UserError(
             f"'{folder}' needs {_megabytes(max(checkpoints))} a checkpoint, {_megabytes(needed)} in all; "
-            f"{_megabytes(free)} are free on its disk; make room, or choose another --out"
+            f"{_megabytes(free)} are free on its disk; free some space, or choose another --out"
         )
 
 
@@ -187,66 +185,13 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.3g} MB"
 
 
-@contextmanager
-def owned(folder: Path, engine: Engine) -> Iterator[None]:
-    """Keeps a second program off the run directory; the lock of a program that died is free at once.
-
-    No process begins to write before all have come here: what they looked for until then they found alike.
-
-    Raises:
-        UserError: the folder cannot be made or written, or another program has it.
-    """
-    engine.barrier()
-    if not engine.is_main:
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        opened = (folder / LOCK).open("a+")
-    except OSError as error:
-        raise UserError(
-            f"cannot write to '{folder}': {error.strerror}; make it writable, or choose another --out"
-        ) from None
-    with opened as lock:
-        deadline = time.monotonic() + _LEFT_SECONDS
-        while not _locked(lock):
-            lock.seek(0)
-            holder = lock.read().strip()
-            if _runs(holder) or time.monotonic() > deadline:
-                raise UserError(f"'{folder}' is in use by {holder}; wait for it, or choose another --out")
-            time.sleep(0.1)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        yield
-
-
-def _locked(lock: TextIO) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _runs(holder: str) -> bool:
-    """Whether the program that a lock names is there, as far as can be known from here."""
-    number, _, host = holder.removeprefix("process ").partition(" on ")
-    if host != socket.gethostname() or not number.isdecimal():
-        return True
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
 def open_record(folder: Path, config: RunConfig, engine: Engine, say: Callable[[str], None]) -> Recorder:
-    """The run's record, which also feeds the trackers that were asked for."""
+    """The run's record, which also feeds the trackers of the configuration."""
     trackers = [tracker(name)(folder) for name in config.engine.trackers] if engine.is_main else []
     return Recorder(folder, engine.is_main, say, trackers)
+
+
+# ---- its images ----
 
 
 def data_record(dataset: Dataset, image_size: int) -> dict[str, Any]:
@@ -267,18 +212,8 @@ def data_record(dataset: Dataset, image_size: int) -> dict[str, Any]:
     }
 
 
-def check_images(folder: Path, dataset: Dataset, image_size: int) -> None:
-    """Raises UserError where the images are not those that the run in `folder` began with."""
-    here, there = data_record(dataset, image_size)["splits"], written_data(folder).get("splits")
-    if there is not None and here != there:
-        raise UserError(
-            f"the images changed since '{folder}' began: {len(dataset.train)} to train on, {len(dataset.val)} to score "
-            "can be read now; put them back, or run the same command again to go on with these"
-        )
-
-
 def written_data(folder: Path) -> dict[str, Any]:
-    """What a run's `data.json` holds; nothing where there is none that can be read."""
+    """What a run's `data.json` holds; nothing if it cannot be read."""
     try:
         data = json.loads((folder / DATA).read_text())
     except (OSError, ValueError):
@@ -287,9 +222,9 @@ def written_data(folder: Path) -> dict[str, Any]:
 
 
 def with_resolved_source(folder: Path, config: RunConfig) -> RunConfig:
-    """The configuration of the run in `folder` for use from any directory: its images' folder as it was resolved then.
+    """The configuration of the run in `folder`, with its data folder as an absolute path.
 
-    Where that is gone the configuration stays: all may have been moved, and a relative folder may still be right.
+    If that folder is gone the configuration stays: everything may have been moved, with a relative path still right.
     """
     there = written_data(folder).get("folder")
     if not isinstance(there, str) or not Path(there).is_dir():
@@ -297,23 +232,72 @@ def with_resolved_source(folder: Path, config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"source": there})})
 
 
-def _changes(folder: Path, data: dict[str, Any]) -> Iterator[str]:
-    """How a run's images differ from those it was begun with. Raises UserError where those to be scored differ."""
+def picture_list(dataset: Dataset) -> str:
+    """What `pictures.tsv` holds: the split of every image, a tab, and its digest, label and name."""
+    splits = (("train", dataset.train), ("val", dataset.val))
+    return "".join(f"{name}\t{line}\n" for name, split in splits for line in split.listing())
+
+
+def written_pictures(folder: Path) -> dict[str, list[str]]:
+    """The lines of a run's `pictures.tsv` by split; empty if there is none."""
     try:
-        splits = written_data(folder)["splits"]
-        scored, trained = [str(path) for path in splits["val"]["paths"]], splits["train"]["images"]
-    except (LookupError, TypeError):
-        return  # a new run, or nothing to compare with
-    scored_now, trained_now = data["splits"]["val"]["paths"], data["splits"]["train"]["images"]
-    if scored != scored_now:  # networks that were scored on other images cannot be compared
-        gone, new = sorted(set(scored) - set(scored_now)), sorted(set(scored_now) - set(scored))
-        odd = f"{gone[0]!r} is gone or unreadable" if gone else f"{new[0]!r} is new" if new else "their order changed"
+        lines = (folder / PICTURES).read_text().split("\n")
+    except FileNotFoundError:
+        return {}
+    pairs = [line.partition("\t") for line in lines if line]
+    return {split: [line for name, _, line in pairs if name == split] for split in ("train", "val")}
+
+
+def image_changes(folder: Path, dataset: Dataset) -> dict[str, Changes]:
+    """How the images differ from those that the run in `folder` began with, by split; empty if they do not."""
+    found = {}
+    for name, old in written_pictures(folder).items():
+        split = dataset.train if name == "train" else dataset.val
+        if old != (new := split.listing()):
+            found[name] = changes_of(old, new)
+    return found
+
+
+def check_images(folder: Path, dataset: Dataset, allow_changes: bool = False) -> dict[str, Changes]:
+    """Returns `image_changes`. Raises UserError, naming what changed, if there are some and they are not allowed."""
+    changes = image_changes(folder, dataset)
+    if changes and not allow_changes:
         raise UserError(
-            f"'{folder}' scores networks on {len(scored)} images, and now there are {len(scored_now)}: {odd}; put them "
-            "back as they were, or choose another --out"
+            f"the images changed since '{folder}' began: {'; '.join(image_change_lines(changes))}; restore them, or "
+            "choose another --out, or train again what they affect by --allow-changes"
         )
-    if trained != trained_now:
-        yield f"training images: {trained} when the run began, {trained_now} now"
+    return changes
+
+
+def image_change_lines(changes: dict[str, Changes]) -> list[str]:
+    kinds = {"train": "training", "val": "validation"}
+    return [f"{kinds[split]} images: {change}" for split, change in changes.items()]
+
+
+def discard_outdated(run: Run, changes: dict[str, Changes]) -> None:
+    """Removes what comes from images that have changed since, so that it is made again.
+
+    Changed training images affect every network of the run and every stored logit, changed validation images the
+    scores. `pictures.tsv` is written afterwards: a run that is killed in between is still refused.
+    """
+    if run.engine.is_main and changes:
+        parts = {record["part"] for record in read_records(run.folder) if "part" in record}
+        outdated = ["predictions", "report.html"]
+        if "train" in changes:
+            outdated += ["teachers", "students", "checkpoints"]
+            for place in {run.cache or run.folder / "cache", run.folder / "cache"}:
+                for cache in sorted(place.glob("seed-*")):
+                    LogitCache(cache, {}).reset()
+        for part in parts:
+            run.record.rewind(part, -1 if "train" in changes else sys.maxsize)
+        with storing(run.folder):
+            for name in outdated:
+                path = run.folder / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+    run.engine.barrier()
 
 
 def _run_record(engine: Engine, seeds: list[int]) -> dict[str, Any]:
@@ -330,26 +314,20 @@ def _run_record(engine: Engine, seeds: list[int]) -> dict[str, Any]:
     }
 
 
-def cache_of(run: Run, seed: int) -> LogitCache:
-    """The cache of one seed's views that advises the run's students."""
-    assert run.cache is not None
-    teachers = {name: run.teacher_folder(name) for name in run.config.teachers}
-    return LogitCache(seed_folder(run.cache, seed), fingerprint(run.config, run.dataset, teachers, seed))
+# ---- its finished networks ----
 
 
 def trained_tokens(run: Path, part: str, network: Network) -> tuple[str, ...]:
-    """The answers of a run's network that somebody trained there, which its result has.
+    """The output heads of a network that were trained, as its result says.
 
-    A student alone has heads that nobody advised, and so has one whose teachers have no weight.
+    A student alone has heads that no teacher advised, and so has one whose teachers have no weight.
     """
     if result := last_of(read_records(run), "result", part):
         return tuple(name for name in result["top1"] if name != AVERAGE)
     model = network.model
-    return (
-        (CLASS, *model.token_names)
-        if part.startswith("students/advised") and isinstance(model, TokenModel)
-        else (CLASS,)
-    )
+    if part.startswith("students/advised") and isinstance(model, TokenModel):
+        return (CLASS, *model.token_names)
+    return (CLASS,)
 
 
 def trained_parts(run: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Studies: one file a question, configurations only. `coadvise study NAME` runs one (`coadvise.study`)."""
+"""Studies: one file a table or figure of the paper, as configurations. `studies.runner` runs one."""
 
 from coadvise.studies import (
     architectures,

@@ -1,4 +1,4 @@
-"""Table 3: what each architecture costs, and how accurate it is; the paper's figures are those of its S models."""
+"""Table 3: cost and accuracy of each architecture. The paper's figures are those of its S models."""
 
 from coadvise.runs.plan import ALONE, TEACHER
 from coadvise.studies.columns import PARAMETERS, SPEED, TOP1

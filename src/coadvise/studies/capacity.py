@@ -1,7 +1,7 @@
-"""Figure 4: a teacher's accuracy, by its epochs and by its size, against that of the student it advises alone.
+"""Figure 4: a teacher's accuracy, varied by its epochs and its size, against that of the student it advises alone.
 
-The paper's claim (abstract) is that a teacher's accuracy is not the dominant reason for the student's. Read so: of
-what a teacher gains by training longer, or by being larger, its student gains only a part.
+The paper claims (abstract) that the accuracy of a teacher is not the main reason for that of its student. Judged as:
+when a teacher gains by longer training or by size, its student gains only a part of that.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,6 @@ from typing import Any
 
 from coadvise.config import RunConfig
 from coadvise.errors import UserError
-from coadvise.models.small import REDNET_SMALL
 from coadvise.studies.columns import ABOVE_TEACHER, TEACHER_TOP1, TOP1
 from coadvise.studies.question import RANDOM, Figure, Order, Row, Study, must_train
 
@@ -21,12 +20,12 @@ FAMILIES = (
     ("regnety_002", "regnety_004", "regnety_006", "regnety_040", "regnety_080", "regnety_160"),
 )
 LARGER = {model: larger for family in FAMILIES for model, larger in pairwise(family)}
-AGAIN = "anew, for fewer epochs and larger"
-DEPTHS = {"resnet_small": (1, 1, 1), "rednet_small": REDNET_SMALL["depths"]}  # made larger by twice as many blocks
+AGAIN = "itself, with fewer epochs and with more blocks"
+DEPTHS = {"resnet_small": (1, 1, 1), "rednet_small": (1, 2, 2)}  # the defaults; a larger one has twice as many
 
 
 def epochs(kind: str, share: float) -> Callable[[RunConfig], Mapping[str, Any]]:
-    """The configuration with a share of the teacher's epochs, warm-up among them."""
+    """Changes that give the teacher a share of its epochs, of the warm-up too."""
 
     def changes(config: RunConfig) -> Mapping[str, Any]:
         recipe, where = must_train(kind, config, AGAIN).recipe, f"teachers.{kind}.recipe"
@@ -40,7 +39,7 @@ def epochs(kind: str, share: float) -> Callable[[RunConfig], Mapping[str, Any]]:
 
 
 def larger(kind: str) -> Callable[[RunConfig], Mapping[str, Any]]:
-    """The configuration with the next larger teacher."""
+    """Changes that give the next larger teacher."""
 
     def changes(config: RunConfig) -> Mapping[str, Any]:
         teacher, where = must_train(kind, config, AGAIN), f"teachers.{kind}"
@@ -49,7 +48,7 @@ def larger(kind: str) -> Callable[[RunConfig], Mapping[str, Any]]:
             return {**RANDOM, f"{where}.model_kwargs.depths": [2 * blocks for blocks in depths]}
         if teacher.model not in LARGER:
             raise UserError(
-                f"{where}.model={teacher.model}: this study knows no larger one of its kind; take one of "
+                f"{where}.model={teacher.model}: this study knows no larger model of this kind; choose one of "
                 f"{', '.join([*DEPTHS, *LARGER])}"
             )
         return {**RANDOM, f"{where}.model": LARGER[teacher.model]}

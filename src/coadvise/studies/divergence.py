@@ -1,4 +1,4 @@
-"""Table 5: how far each of the student's answers is from each teacher."""
+"""Table 5: how far each output head of the student is from each teacher."""
 
 from coadvise.studies.columns import kl_to
 from coadvise.studies.question import BOTH, RANDOM, Order, Row, Study

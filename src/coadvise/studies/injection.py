@@ -1,4 +1,4 @@
-"""Table 8: tokens as random vectors or aligned, each by itself, with and without advice."""
+"""Table 8: random and aligned tokens, with and without advice."""
 
 from coadvise.runs.plan import ALONE
 from coadvise.studies.question import BOTH, RANDOM, Order, Row, Study, aligned

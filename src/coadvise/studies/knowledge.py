@@ -1,8 +1,8 @@
 """The abstract's claim: teachers of different inductive bias learn different things from the same images.
 
-Read so: a teacher's answers are those of another of its kind, trained from another seed, more often than those of the
-other kind. Accuracy by itself favours one of the two orders and is against the other, since the more accurate kind is
-the more likely to agree with anyone.
+Judged as: a teacher's predictions agree more often with those of a second teacher of its kind, trained from another
+seed, than with those of the other kind. Accuracy alone would favour one of the two claims and oppose the other, since
+the more accurate kind agrees more with any network.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from coadvise.studies.question import Order, Row, Study, must_train
 
 
 def unchanged(kind: str) -> Callable[[RunConfig], Mapping[str, Any]]:
-    """The configuration as it is, if another such teacher can be trained."""
+    """No changes. Raises UserError unless a second such teacher can be trained."""
 
     def changes(config: RunConfig) -> Mapping[str, Any]:
         must_train(kind, config, "twice, from two seeds")

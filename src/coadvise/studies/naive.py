@@ -1,6 +1,6 @@
-"""Table 6: teachers of different inductive bias against as many of the same, and against one token for both.
+"""Table 6: two teachers of different inductive bias, against two of the same, and against one token for both.
 
-Tokens are random: two teachers of one kind would have one kind of stem.
+Tokens are not aligned: two teachers of one kind would share their kind of stem.
 """
 
 from coadvise.studies.question import BOTH, NAIVE, RANDOM, Order, Row, Study

@@ -1,4 +1,4 @@
-"""What a study is: rows to be measured, what is measured of them, and which the paper puts above which."""
+"""What a study is: rows, columns, and the paper's claims about which row is better."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from coadvise.studies.columns import TOP1, Column
 
 Changes = Mapping[str, Any]  # to a configuration, by dotted key
 
-# What the rows of several tables have in common.
+# Shared by the rows of several tables.
 BOTH = ("conv", "inv")
 
 
@@ -26,11 +26,11 @@ NAIVE = {**RANDOM, **ON_CLASS_TOKEN}
 
 
 def must_train(kind: str, config: RunConfig, how: str) -> TeacherConfig:
-    """A teacher that a study trains, in this manner. Raises UserError where it is a given one."""
+    """A teacher's configuration. Raises UserError if its weights are given: the study trains it, as `how` says."""
     teacher = config.teachers[kind]
     if not teacher.trained_here:
         raise UserError(
-            f"teacher '{kind}' is a given one, and this study trains it {how}; leave out "
+            f"the weights of teacher '{kind}' are given, but this study trains it {how}; leave out "
             f"teachers.{kind}.checkpoint and .pretrained"
         )
     return teacher
@@ -41,13 +41,13 @@ class Row:
     """One network of a study's table.
 
     Attributes:
-        name: as the table shows it; in a figure what follows its last comma.
-        teachers: which of the preset's teachers there are; None is all of them.
+        name: as the table shows it; a figure shows what follows the last comma.
+        teachers: which of the preset's teachers are used; None: all.
         changes: to the preset's configuration with these teachers, or a function that derives them from it.
-        role: whose figures they are: the student's co-advised or alone, or those of the one teacher in `teachers`.
-        answer: the token that answers, or "average".
-        paper: the paper's figures on ImageNet-1k by column, as printed there (percent, millions); none where no public
-            one was at hand.
+        role: what is measured: the student co-advised or alone, or the one teacher in `teachers`.
+        answer: the output head, or "average".
+        paper: the paper's figures on ImageNet-1k by column, as printed there (percent, millions); empty if not
+            available.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Order:
-    """A claim: the row `higher` has more in a column than the row `lower`."""
+    """A claim of the paper: the row `higher` has more in a column than the row `lower`."""
 
     higher: str
     lower: str
@@ -72,7 +72,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Figure:
-    """Rows as points: one column against another, a series for rows with the same teachers."""
+    """Rows as points: one column against another, one series for rows with the same teachers."""
 
     x: str
     y: str
@@ -80,14 +80,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Study:
-    """One question, as a grid of networks.
+    """One table or figure of the paper.
 
     Attributes:
-        title: the table or figure of the paper, and what it asks.
+        title: which table or figure, and its question.
         rows: in the table's order; their names differ.
-        orders: what the paper claims, each to be found held, not held, or within noise.
+        orders: the paper's claims, each to be judged as held, not held, or within noise.
         columns: what is measured of each row.
-        figure: where the paper has one.
+        figure: the axes, if the paper shows a figure.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""What came of a study: every column of every row, the paper's claims held against them, a table, a figure."""
+"""The result of a study: every column of every row, the paper's claims judged, a table, a figure."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -9,7 +9,8 @@ import numpy as np
 from coadvise.evaluation.verdict import Interval, direction, paired_interval, seed_interval, spread
 from coadvise.report.scatter import Point, scatter
 from coadvise.studies import Order, Study
-from coadvise.studies.columns import Column, Finished, Value
+from coadvise.studies.columns import Column
+from coadvise.studies.measures import Finished, Value, measure
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Listener
 from coadvise.training.metrics import last_of, read_records
@@ -21,16 +22,16 @@ def measured(study: Study, finished: Mapping[str, Finished], engine: Engine, lis
     """Measures all columns.
 
     Args:
-        finished: by row, all of them trained.
+        finished: the trained networks by row.
 
     Returns:
         What `NAME.json` holds: {"title", "columns": [{"name", "heading", "scale", "digits", "unit", "note"}], "rows":
         [{"name", "run", "figures": {column: {"seeds": {seed: figure}, "mean", "spread", "paper"}}}], "orders":
-        [{"higher", "lower", "column", "finding", "difference", "over": {"images", "seeds"}}]}, and where that was made.
+        [{"higher", "lower", "column", "finding", "difference", "over": {"images", "seeds"}}]}, and its origin.
         Figures are as measured (shares, counts), the paper's as printed there.
     """
     values = {
-        column.name: dict(zip(finished, column.measure(list(finished.values()), engine, listener), strict=True))
+        column.name: dict(zip(finished, measure(column, list(finished.values()), engine, listener), strict=True))
         for column in study.columns
     }
     rows = [
@@ -60,7 +61,7 @@ def _summary(by_seed: Mapping[int, Value]) -> dict[str, Any]:
 
 
 def _compared(order: Order, values: Mapping[str, Mapping[int, Value]]) -> dict[str, Any]:
-    """A claim against the seeds that both rows have: held, or not, only if every interval there is is clear of zero."""
+    """Judges a claim by the seeds that both rows have: held, or not, only if no interval contains zero."""
     higher, lower = values[order.higher], values[order.lower]
     seeds = sorted(higher.keys() & lower.keys())
     differences = [float(np.mean(higher[seed]) - np.mean(lower[seed])) for seed in seeds]
@@ -79,7 +80,7 @@ def _compared(order: Order, values: Mapping[str, Mapping[int, Value]]) -> dict[s
 
 
 def markdown(result: Mapping[str, Any]) -> Iterator[str]:
-    """The table, the claims and what has to be said of them, line by line."""
+    """The table, its notes and the claims, line by line."""
     columns = {column["name"]: column for column in result["columns"]}
     given = {name for row in result["rows"] for name, figure in row["figures"].items() if figure["paper"] is not None}
     heads = ["row"]
@@ -99,7 +100,7 @@ def markdown(result: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from (column["note"] for column in columns.values() if column["note"])
     if not given:
-        yield "None of the paper's own figures for this was at hand."
+        yield "The paper's own figures were not available."
     if result["orders"]:
         yield ""
         yield from _table_head(["the paper's claim", "here", "difference, 95 % over images", "over seeds"])

@@ -1,4 +1,4 @@
-"""Table 9: the co-advised student's tokens, and the student alone, on images unlike those they learnt from."""
+"""Table 9: the co-advised student's tokens, and the student alone, under distribution shift."""
 
 from coadvise.runs.plan import ALONE
 from coadvise.studies.columns import CORRUPTION_ERROR, TOP1

@@ -1,8 +1,7 @@
-"""Table 4: students with a bias of their own beside the transformer: advised through one output, or a head a teacher.
+"""Table 4: students of other inductive bias, advised through one output head or through one head a teacher.
 
-The recipe is the preset's for all three, the preset's arguments are the transformer's alone. The paper's claim that a
-student of less bias is better suited to learn from several teachers is read so: they are worth more to a
-transformer than to ResNet-10. Which of ResNet-10's and Mixer-Ti's own rows it puts above which was not at hand.
+All three use the preset's recipe; its model arguments are for the transformer only. The paper claims that a student
+with less bias learns better from several teachers. Judged as: advice adds more to the transformer than to ResNet-10.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from coadvise.runs.plan import ALONE
 from coadvise.studies.columns import ABOVE_ALONE, TOP1
 from coadvise.studies.question import BOTH, NAIVE, ON_CLASS_TOKEN, RANDOM, Order, Row, Study
 
-SMALL_IMAGES = 96  # pixels; up to there networks of about the micro student's size, which keep the full resolution
+SMALL_IMAGES = 96  # pixels; up to this size, networks as small as the micro student that keep the full resolution
 SMALL_RESNET10 = {"widths": [24, 48, 96, 192], "stem_kernel": 3, "stem_stride": 1, "stem_pool": False}
 SMALL_MIXER = {"patch_size": 4, "num_blocks": 6, "embed_dim": 96}
 
@@ -21,7 +20,7 @@ SMALL_MIXER = {"patch_size": 4, "num_blocks": 6, "embed_dim": 96}
 def student(
     model: str, small: Mapping[str, Any], advice: Mapping[str, str]
 ) -> Callable[[RunConfig], Mapping[str, Any]]:
-    """The configuration with this student in place of the preset's."""
+    """Changes that give this student instead of the preset's."""
 
     def changes(config: RunConfig) -> Mapping[str, Any]:
         arguments = small if config.data.image_size <= SMALL_IMAGES else {}

@@ -1,6 +1,6 @@
-"""Table 1: teachers of different inductive bias, on images like those they learnt from and on others.
+"""Table 1: teachers of different inductive bias, on images like their training images and under distribution shift.
 
-The paper's claim is that they differ (studies/knowledge.py), not which is better where, so there is no order here.
+The paper claims that they differ (studies/knowledge.py), not which one is better, so no claim is judged here.
 """
 
 from coadvise.runs.plan import TEACHER

@@ -1,4 +1,4 @@
-"""Table 7: which tokens, each advised by its teacher, make the student better."""
+"""Table 7: what each token, advised by its teacher, adds to the student."""
 
 from coadvise.runs.plan import ALONE
 from coadvise.studies.question import BOTH, RANDOM, Order, Row, Study

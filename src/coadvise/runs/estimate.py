@@ -1,7 +1,7 @@
-"""How long networks will train here: some steps of each are timed and thrown away."""
+"""How long training will take here: times some steps of each network and throws them away."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -16,26 +16,25 @@ from coadvise.data.workers import seconds_with_workers
 from coadvise.models.network import Network
 from coadvise.models.pretrained import given_network
 from coadvise.runs.network_job import initial_network, is_trained, recipe_of, trained_here
-from coadvise.runs.plan import ADVISED, TEACHER, Part
+from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan
 from coadvise.training.engine import Engine
 from coadvise.training.optim import average_of, make_optimiser
 
-TIMED_IMAGES = 64  # images of a step to be timed on a CPU, where more of them take as much longer
-TIMED_SECONDS = 2.0  # of steps whose median is taken; two at least, of which the first does not count
+TIMED_IMAGES = 64  # at most so many images a timed step on a CPU, where time grows with their number
+TIMED_SECONDS = 2.0  # steps are timed for so long, at least two; the first does not count
 
 
-def foresee(
-    parts: Sequence[Part], folder: Path, config: RunConfig, dataset: Dataset, engine: Engine
-) -> Iterator[tuple[Part, float]]:
-    """The networks that a run in `folder` trains, and the seconds that each will take on this machine as it is now.
+def estimate(plan: RunPlan, dataset: Dataset, engine: Engine) -> Iterator[tuple[Part, float]]:
+    """Yields each network that a plan trains, and the seconds its training takes on this machine as it is now.
 
-    0 where it is trained. Evaluation, compiling and filling a cache are not counted.
+    0 if it is trained. Evaluation, compilation and filling a cache are not counted.
     """
-    seconds: dict[tuple[str, str], float] = {}  # seeds take the same time
-    for part in parts:
+    config = plan.config
+    seconds: dict[tuple[str, str], float] = {}  # all seeds take the same time
+    for part in plan.parts:
         if not trained_here(part, config):
             continue
-        if is_trained(folder, part):
+        if is_trained(plan.folder, part):
             yield part, 0.0
             continue
         kind = part.role, part.teacher
@@ -45,9 +44,9 @@ def foresee(
 
 
 def _adviser(part: Part, config: RunConfig, dataset: Dataset) -> Network:
-    """A teacher as it will advise, or one like it where that is still to be trained."""
+    """A teacher as it will advise, or an untrained one of the same architecture."""
     teacher = config.teachers[part.teacher]
-    if teacher.checkpoint is not None and not Path(teacher.checkpoint).exists():  # a study's
+    if teacher.checkpoint is not None and not Path(teacher.checkpoint).exists():  # a study will train it
         teacher = teacher.model_copy(update={"checkpoint": None})
     if not teacher.trained_here:
         return given_network(teacher, config.data.image_size)
@@ -55,7 +54,7 @@ def _adviser(part: Part, config: RunConfig, dataset: Dataset) -> Network:
 
 
 def _training_seconds(part: Part, config: RunConfig, dataset: Dataset, engine: Engine) -> float:
-    """How long an part will train: its steps, by the median of some that are made and thrown away."""
+    """Seconds a network will train: its number of steps, times the median of some timed ones."""
     recipe = recipe_of(part, config)
     augment = config.teachers[part.teacher].augment if part.role == TEACHER else None
     views = Views(dataset.train, augment or config.augment, len(dataset.classes), config.data.image_size, part.seed).on(

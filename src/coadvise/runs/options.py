@@ -1,0 +1,158 @@
+"""The options of a run and of a study. Each is spelled once here, for Python and for the command line."""
+
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Self, get_type_hints
+
+from coadvise.config import nearest
+from coadvise.errors import UserError
+
+DATA, TRAINING, OUTPUT = "Data", "Training", "Output"  # the groups of the help
+
+
+@dataclass(frozen=True)
+class Help:
+    """What the help says of an option.
+
+    Attributes:
+        text: one or two sentences.
+        group: the heading under which the help lists it.
+        flag: its name on the command line where that differs from the field's.
+        positional: given without a name on the command line. A field without a default is positional too.
+    """
+
+    text: str
+    group: str
+    flag: str = ""
+    positional: bool = False
+
+
+DataOption = Annotated[
+    str, Help("Folder with train/ and val/ (or valid/, test/), folder of class folders, or 'digits'.", DATA)
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What `fit` and `run_study` have in common.
+
+    Raises:
+        UserError: a count below 1.
+    """
+
+    data: DataOption
+    overrides: Annotated[
+        tuple[str, ...],
+        Help("Changes to the preset, such as student.recipe.epochs=10.", TRAINING, positional=True),
+    ] = ()
+    preset: Annotated[
+        str | None,
+        Help("A name from 'coadvise presets' or a YAML file. Default: chosen by the size of the images.", TRAINING),
+    ] = None
+    seed: Annotated[
+        int | None, Help("Seed of the teachers and of the first student. Default: the preset's.", TRAINING)
+    ] = None
+    seeds: Annotated[
+        int, Help("Number of students of each kind, at consecutive seeds. They share the teachers.", TRAINING)
+    ] = 1
+    jobs: Annotated[int, Help("Number of networks to train at the same time, each in its own process.", TRAINING)] = 1
+    reuse: Annotated[
+        Path | None,
+        Help("A finished run on the same images. Networks with the same configuration are copied from it.", TRAINING),
+    ] = None
+    out: Annotated[
+        Path | None,
+        Help(
+            "Output folder. An existing run or study continues. Default: runs/DATA-PRESET-seedN for fit, studies/DATA "
+            "for a study.",
+            OUTPUT,
+        ),
+    ] = None
+    allow_changes: Annotated[
+        bool,
+        Help(
+            "Continue although the configuration or the images changed. Finished networks stay after a change of the "
+            "configuration; they are trained or scored again after a change of the images.",
+            OUTPUT,
+        ),
+    ] = False
+
+    def __post_init__(self) -> None:
+        """Accepts paths as text, data as a path, and overrides as a list."""
+        overrides = (self.overrides,) if isinstance(self.overrides, str) else tuple(self.overrides)
+        self._set(data=str(self.data), overrides=overrides, reuse=_path(self.reuse), out=_path(self.out))
+        for name in ("seeds", "jobs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}; give 1 or more")
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of(cls, **given: Any) -> Self:
+        """Builds the options. Raises UserError for an unknown name, with the nearest known one."""
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise UserError(f"unknown option '{name}'{nearest(name, known)}; the options are {', '.join(known)}")
+        return cls(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(RunOptions):
+    """The options of `fit`."""
+
+    baseline: Annotated[
+        bool, Help("Also train the same student on the same views without teachers, and compare.", TRAINING)
+    ] = False
+    cache: Annotated[
+        Path | None,
+        Help(
+            "Folder of stored teacher logits. Missing ones are computed first; students then learn from the stored "
+            "logits (float16), and no teacher runs during their training.",
+            TRAINING,
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(cache=_path(self.cache))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(RunOptions):
+    """The options of `run_study`."""
+
+    name: Annotated[str, Help("A name from 'coadvise studies'.", DATA)]
+    data: DataOption = "digits"
+    cache: Annotated[
+        bool, Help("Store the teachers' logits, so that students with the same views share them.", TRAINING)
+    ] = False
+    shifts: Annotated[
+        tuple[str, ...],
+        Help(
+            "Also score on this folder (ImageNet-A, -R, -C, or one like DATA). Repeat it for several.", DATA, "--shift"
+        ),
+    ] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(shifts=(self.shifts,) if isinstance(self.shifts, str) else tuple(self.shifts))
+
+
+def described(options: type[RunOptions]) -> list[tuple[Field[Any], Any, Help]]:
+    """Every option in the order of the help: its field, its type and its help text. Positional ones come first."""
+    hints = get_type_hints(options, include_extras=True)
+    found = [(field, hints[field.name].__origin__, hints[field.name].__metadata__[0]) for field in fields(options)]
+    return sorted(found, key=lambda option: (option[0].default is not MISSING, not option[2].positional))
+
+
+def help_text(options: type[RunOptions]) -> str:
+    """The options as a section of a docstring."""
+    lines = [f"        {field.name}: {about.text}" for field, _, about in described(options)]
+    return "\n".join(["\n    Options:", *lines, ""])
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)

@@ -1,0 +1,169 @@
+"""Which runs a study needs: rows that can share a network do. Planning imports nothing heavy.
+
+A study's folder holds `teachers/NAME-HASH/` and `students/HASH/`, each a run directory as `coadvise fit` makes it,
+named by a hash of everything that decides its results. So rows share teachers, no network is trained twice, not even
+for another study in the same folder, and a stopped study continues.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from coadvise.advice import AVERAGE
+from coadvise.config import CacheConfig, RunConfig, TeacherConfig, deciding_values, load_config, nearest, with_changes
+from coadvise.data.sources import resolved, source_of
+from coadvise.errors import UserError
+from coadvise.runs.canonical import NO_STUDENT, canonical_config, strip_advice
+from coadvise.runs.options import StudyOptions
+from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan, default_preset
+from coadvise.studies import STUDIES, Row, Study
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """All runs of a study, by folder, in an order in which they can be made; and the run of each row."""
+
+    runs: Mapping[Path, RunPlan]
+    rows: Mapping[str, RunPlan]
+
+    def title_of(self, run: RunPlan) -> str:
+        """The first row that shows networks of a run, and the number of further rows."""
+        first, *others = [row for row, wanted in self.rows.items() if wanted == run] or [""]
+        if not first:  # a teacher that no row shows
+            return f"{run.parts[0].name} {run.folder.name}"
+        return f"{first} (and {len(others)} more)" if others else first
+
+
+def study_folder(options: StudyOptions) -> Path:
+    return options.out or Path("studies", Path(options.data).resolve().name)
+
+
+def study_config(options: StudyOptions) -> RunConfig:
+    """The configuration before the study's own changes. Raises UserError for input that cannot be used."""
+    if options.name not in STUDIES:
+        raise UserError(
+            f"unknown study '{options.name}'{nearest(options.name, list(STUDIES))}; there are {', '.join(STUDIES)}"
+        )
+    config = load_config(options.preset or default_preset(options.data), options.overrides, options.seed, options.data)
+    if options.cache:
+        config = config.model_copy(update={"cache": config.cache or CacheConfig()})
+    source_of(config)
+    return config
+
+
+def plan_study(study: Study, config: RunConfig, options: StudyOptions) -> StudyPlan:
+    """Plans all runs of a study.
+
+    Args:
+        config: as `study_config` gives it, with a definite precision.
+    """
+    return _Planner(study_folder(options), config, options).plan(study)
+
+
+def runs_of_teachers(run: RunPlan) -> list[Path]:
+    """The run directories in which the teachers of a run are made."""
+    return [Path(t.checkpoint).parent.parent for t in run.config.teachers.values() if t.checkpoint is not None]
+
+
+@dataclass(frozen=True)
+class _Planner:
+    folder: Path
+    base: RunConfig
+    options: StudyOptions
+
+    def plan(self, study: Study) -> StudyPlan:
+        runs: dict[Path, RunPlan] = {}
+        rows: dict[str, Path] = {}
+        for row in study.rows:
+            for run in self.runs_for(row):
+                runs.setdefault(run.folder, run)
+                rows[row.name] = run.folder  # the last one; the others are of its teachers
+        return StudyPlan(runs, {row: runs[folder] for row, folder in rows.items()})
+
+    def runs_for(self, row: Row) -> list[RunPlan]:
+        """The run of a row, after those of its teachers."""
+        config = row_config(row, self.base)
+        if row.role == TEACHER:
+            (name,) = config.teachers
+            return [self.teacher_run(name, config)]
+        teachers, given = list[RunPlan](), dict[str, TeacherConfig]()
+        for name, teacher in config.teachers.items():
+            given[name] = teacher
+            if row.role == ADVISED and teacher.trained_here:
+                teachers.append(run := self.teacher_run(name, config))
+                given[name] = teacher.model_copy(update={"checkpoint": str(run.folder / "teachers" / name)})
+        config = canonical_config(config.model_copy(update={"teachers": given}), row.role)
+        first, seeds = self.base.seed, self.options.seeds
+        parts = [Part(f"students/{row.role}-{seed}", row.role, seed) for seed in range(first, first + seeds)]
+        if row.role == ADVISED:
+            parts = [Part(f"teachers/{name}", TEACHER, first, name) for name in given] + parts
+        folder = self.folder / "students" / config_hash(config, self.folder)
+        return [*teachers, self.run(folder, config, parts, self.cache_of(config))]
+
+    def teacher_run(self, name: str, config: RunConfig) -> RunPlan:
+        """The run of one teacher: nothing in it depends on which token it advises, or how."""
+        alone = canonical_config(config, TEACHER, name)
+        folder = self.folder / "teachers" / f"{name}-{config_hash(alone, self.folder)}"
+        return self.run(folder, alone, [Part(f"teachers/{name}", TEACHER, config.seed, name)])
+
+    def run(self, folder: Path, config: RunConfig, parts: list[Part], cache: Path | None = None) -> RunPlan:
+        given = self.options
+        return RunPlan(folder, config, tuple(parts), cache, given.reuse, given.jobs, given.allow_changes)
+
+    def cache_of(self, config: RunConfig) -> Path | None:
+        """The folder of the logits that advise a run's students: the same for equal teachers and views."""
+        if config.cache is None:
+            return None
+        teachers = {name: strip_advice(teacher) for name, teacher in config.teachers.items()}
+        same = config.model_copy(update={"teachers": teachers, "student": NO_STUDENT})
+        return self.folder / "logits" / config_hash(same, self.folder)
+
+
+def row_config(row: Row, base: RunConfig) -> RunConfig:
+    """A row's configuration, before its teachers are shared. "conv2" is a second teacher like the preset's "conv".
+
+    Tables compare which tokens are advised, so the row decides that and not the preset.
+    """
+    teachers = {}
+    for name in row.teachers or base.teachers:
+        origin = name if name in base.teachers else re.sub(r"\d+$", "", name)
+        if origin not in base.teachers:
+            raise UserError(
+                f"row '{row.name}' needs a teacher '{origin}', the preset has {', '.join(base.teachers)}; "
+                "choose a preset with teachers conv and inv"
+            )
+        teachers[name] = base.teachers[origin].model_copy(update={"token": None})
+    config = base.model_copy(update={"teachers": teachers})
+    config = with_changes(config, row.changes_of(config))
+    if row.role == ADVISED and not config.loss_weights.trains_class:
+        raise UserError(
+            f"student.weight=0: no teacher advises the class token in row '{row.name}', so nothing trains it; give "
+            "student.weight a value above 0"
+        )
+    if row.answer not in (*config.loss_weights.trained_tokens, AVERAGE):
+        raise UserError(
+            f"row '{row.name}' scores token '{row.answer}', which no teacher with a weight advises; give "
+            f"teachers.{row.answer}.weight a value above 0"
+        )
+    return config
+
+
+def config_hash(config: RunConfig, folder: Path) -> str:
+    """A hash of everything that decides results, independent of where the study lies and the working directory."""
+    values = deciding_values(config)
+    values["source"] = resolved(config.data.source)
+    for given in (*values["teachers"].values(), values["student"]):
+        for key in ("checkpoint", "start"):
+            if given.get(key) is not None:
+                path = Path(given[key])
+                given[key] = str(path.relative_to(folder)) if path.is_relative_to(folder) else _contents(path)
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
+
+
+def _contents(path: Path) -> str:
+    from coadvise.storage import contents  # imports torch, and few studies have given weights
+
+    return contents(path)
