@@ -1,9 +1,9 @@
-"""A checkpoint against one plain `torch.save`: what wholeness and checksums cost, and their share of training time.
+"""A checkpoint against one plain `torch.save`: the cost of atomic writes and checksums, and its share of training.
 
-Ours writes weights, AdamW's state and averaged weights, makes a sha256 of each file, waits until all is on the disk and
-removes the oldest. The peer writes the same tensors into one file: no checksum, no waiting for the disk, no second copy
-while it writes. They take turns; figures are medians, on the disk of the temporary folder (TMPDIR). The floor is as
-many bytes, written into one file and waited for. The share is of a run with the preset's
+Ours writes weights, AdamW's state and averaged weights, computes the sha256 of each file, waits until all is on disk
+and removes the oldest checkpoint. The peer writes the same tensors into one file: no checksum, no waiting for the disk,
+no older copy kept. They take turns; figures are medians, on the disk of the temporary folder (TMPDIR). The floor is the
+same number of bytes written to one file and waited for. The share is that of a run with the preset's
 `engine.checkpoint_seconds`.
 """
 
@@ -26,7 +26,7 @@ CLASSES = [str(number) for number in range(10)]
 
 
 def training_state(preset: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights and state of a preset's student after a step."""
+    """Weights and training state of a preset's student after one step."""
     config = load_config(preset)
     network = build_network(config.student, CLASSES, config.data.image_size, seed=0, tokens=config.tokens)
     optimiser = make_optimiser(network.model, config.student.recipe)
@@ -39,7 +39,7 @@ def training_state(preset: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]
 
 
 def compare(preset: str, setting: Setting) -> tuple[Row, str]:
-    """One preset's student: its row, and the share in a sentence."""
+    """The row of one preset's student, and a note with its share of training time."""
     weights, state = training_state(preset)
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder, "checkpoints"))
@@ -64,15 +64,14 @@ def compare(preset: str, setting: Setting) -> tuple[Row, str]:
     interval = max(load_config(preset).engine.checkpoint_seconds, WRITING_SHARE * seconds["ours"])
     share = seconds["ours"] / (interval + seconds["ours"])
     note = (
-        f"{preset}: {len(content) / 1e6:.3g} MB; "
-        f"{share:.2%} of training time with one every {interval:.3g} s (goal: under 2 %); "
-        f"{1000 * seconds['check']:.3g} ms to check it when a run is taken up"
+        f"{preset}: {len(content) / 1e6:.3g} MB; {share:.2%} of training time at one every {interval:.3g} s "
+        f"(goal: under 2 %); {1000 * seconds['check']:.3g} ms to check it on resume"
     )
-    return Row(preset, "ms", 1000 * seconds["ours"], 1000 * seconds["peer"], 1000 * seconds["floor"]), note
+    return Row(preset, "ms", *(1000 * seconds[name] for name in ("ours", "peer", "floor"))), note
 
 
 def run(setting: Setting) -> Table:
-    """Times the students of two presets; a given batch size leaves out the larger one."""
+    """Times the students of two presets; with a given batch size, only the smaller one."""
     presets = ("small-images",) if setting.batch_size else ("small-images", "photos")
     rows, notes = zip(*(compare(preset, setting) for preset in presets), strict=True)
     return Table("a checkpoint against torch.save", "torch.save", rows, machine(setting), notes)

@@ -1,4 +1,4 @@
-"""What the machine allows at best: the speeds of a large copy and a large product, and the work that there is to do."""
+"""What the machine allows at best: the speeds of a large copy and a large matrix product; and the work to be done."""
 
 import copy
 import time
@@ -24,7 +24,7 @@ def best_seconds(call: Callable[[], object], setting: Setting) -> float:
 
 
 def copy_bandwidth(setting: Setting) -> float:
-    """Bytes a second that a large copy reads and writes."""
+    """Bytes per second that a large copy reads and writes."""
     source = torch.ones((1 << 30) if setting.device.type == "cuda" else (64 << 20), dtype=torch.uint8)
     source = source.to(setting.device)
     target = torch.empty_like(source)
@@ -32,7 +32,7 @@ def copy_bandwidth(setting: Setting) -> float:
 
 
 def peak_operations(setting: Setting) -> float:
-    """Multiplications and additions a second of a large matrix product, in the faster of float32 and the precision."""
+    """Operations per second of a large matrix product, in the faster of float32 and the precision."""
     side = 8192 if setting.device.type == "cuda" else 2048
     rates = []
     for dtype in {torch.float32, setting.dtype}:
@@ -42,20 +42,20 @@ def peak_operations(setting: Setting) -> float:
 
 
 def operations(model: nn.Module, size: int, backward: bool = False) -> int:
-    """Multiplications and additions of one image of `size` pixels a side, forward, or forward and backward.
+    """Multiplications and additions for one image of `size` pixels a side, forward, or forward and backward.
 
-    Products of matrices, convolutions (direct ones, not Winograd's) and involutions are counted, nothing else. Nothing
-    is computed: a copy of the network is on PyTorch's meta device, where attention is two matrix products.
+    Counts matrix products, convolutions (by their definition) and involutions. Nothing is computed: a copy of the
+    network is on PyTorch's meta device, where attention is two matrix products.
     """
     image = torch.empty(1, 3, size, size, device="meta")
     model = copy.deepcopy(model).to("meta").train(backward)
     with torch.set_grad_enabled(backward), FlopCounterMode(display=False) as counter:
-        answer: torch.Tensor = model(image)
+        logits: torch.Tensor = model(image)
         if backward:
-            answer.sum().backward()
+            logits.sum().backward()
     return int(counter.get_total_flops())
 
 
 def product_note(peak: float) -> str:
-    """What the floors of networks rest on."""
+    """A note for a table whose floors are arithmetic."""
     return f"measured: matrix product {peak / 1e9:.0f} GFLOP/s"

@@ -29,8 +29,8 @@ for precision in bfloat16 float32; do
     bench cache "$precision"
 done
 bench loader float32 # its views are float32 whatever the precision
-bench growth bfloat16
 bench checkpoint float32
+bench startup float32
 for name in student step; do # compiling takes longest
     for precision in bfloat16 float32; do
         bench "$name" "$precision" --compile

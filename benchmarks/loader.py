@@ -1,27 +1,23 @@
-"""Training views a second against timm's loader, each in one process with one thread: what a core makes.
+"""Training views per second against timm's loader, each in one process with one thread.
 
-Photographs are scikit-learn's two sample images, cut, scaled and mirrored at random to 500 x 375 pixels and saved as
-JPEG at quality 90 (about 50 kB, as ImageNet's). Views are DeiT's at 224 pixels: random resized crop (bicubic), flip,
-rand-m9-mstd0.5-inc1, erasing with probability 0.25. The peer is timm's `create_loader` with its prefetcher and its
-defaults; both sides also normalise. timm's posterize is mended on both sides, since it stops on Pillow 13. Freed memory
-is kept, as in every process that makes views for a run; the peer gains from that too.
+Photographs are scikit-learn's two sample images, cropped, scaled and mirrored at random to 500 x 375 pixels and saved
+as JPEG at quality 90 (about 50 kB, as in ImageNet). Views are DeiT's at 224 pixels: random resized crop (bicubic),
+flip, rand-m9-mstd0.5-inc1, erasing with probability 0.25. The peer is timm's `create_loader` with its prefetcher and
+its defaults. Both sides normalise, keep freed memory, and have timm's posterize fixed, which fails on Pillow 13.
 
     files        every view decodes its file: ours without data.presize
-    presized     ours with data.presize=288, as in the preset photos; the store was made before
-    32 pixels    views as in the preset small-images without mixing (shift, flip, colours) of 32-pixel images that both
-                 sides hold decoded in memory; the peer's are torchvision's RandomCrop with reflected borders,
-                 RandomHorizontalFlip and ColorJitter, handed out by timm's loader
+    presized     ours with data.presize=288, as in the preset photos; the store exists already
+    32 pixels    views as in the preset small-images without mixing (shift, flip, colours) of decoded 32-pixel images;
+                 the peer's are torchvision's RandomCrop, RandomHorizontalFlip and ColorJitter in timm's loader
 
-The floor is what no such view can do without, measured in the same turns: a file decoded, a random crop resized to 224
-pixels (bytes, by torchvision), bytes made floats; of a presized image the last two, of 32 pixels the last.
+The floor is the work that no such view can avoid: decode a file, resize a random crop to 224 pixels (bytes, by
+torchvision), convert to floats; for a presized image the last two, for 32 pixels the last.
 """
 
-import io
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,38 +25,30 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import ImageDataset, create_loader
-from torchvision.transforms import (
-    ColorJitter,
-    Compose,
-    InterpolationMode,
-    RandomCrop,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-)
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
 
 from benchmarks.table import Row, Setting, Table, machine
 from coadvise.config import AugmentConfig, load_config
 from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, allow_no_bits
 from coadvise.data.scan import ScannedSplit, presized_split, scan_split
-from coadvise.data.sources import Source
+from coadvise.data.sources import Source, open_source
 from coadvise.data.sources.folder import FolderSplit
 from coadvise.data.views import Views
 from coadvise.evaluation.speed import interleaved
 from coadvise.machine import keep_freed_memory
 
 BATCH_SIZE, BATCHES, SMALL_BATCHES = 64, 3, 30
-CLASSES = 4
-GOAL = 2.0
+CLASSES, GOAL = 4, 2.0
 
 
 def photographs(folder: Path, count: int) -> Source:
-    """Writes JPEGs of 500 x 375 pixels into folders of classes."""
+    """A source of `count` training images, JPEGs of 500 x 375 pixels in class folders, and a validation image each."""
     from sklearn.datasets import load_sample_images  # here: it takes a second to import
 
     originals = [Image.fromarray(image) for image in load_sample_images().images]  # 640 x 427
     rng = np.random.default_rng(0)
-    paths = []
-    for number in range(count):
+    for number in range(count + CLASSES):
         image = originals[number % len(originals)]
         height = int(rng.integers(320, 428))
         width = height * 4 // 3
@@ -68,28 +56,20 @@ def photographs(folder: Path, count: int) -> Source:
         image = image.resize((500, 375), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        paths.append(f"class{number % CLASSES}/{number:05d}.jpg")
-        (folder / paths[-1]).parent.mkdir(parents=True, exist_ok=True)
-        image.save(folder / paths[-1], quality=90)
-    split = FolderSplit(folder, tuple(paths), np.arange(count) % CLASSES)
-    return Source(str(folder), tuple(f"class{n}" for n in range(CLASSES)), split, split, "")
+        path = folder / ("train" if number < count else "val") / f"class{number % CLASSES}" / f"{number:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, quality=90)
+    return open_source(folder, 0.2, 0)
 
 
-class InMemory(torch.utils.data.Dataset[Any]):
-    """The peer's data set of small images: Pillow images, decoded before."""
+class InMemory(list[tuple[Image.Image, int]]):
+    """The peer's data set of decoded images and labels; its loader sets the transform."""
 
-    def __init__(self, split: ScannedSplit) -> None:
-        assert split.pixels is not None
-        self.images = [Image.fromarray(pixels.transpose(1, 2, 0)) for pixels in split.pixels]
-        self.labels = split.labels.tolist()
-        self.transform: Callable[[Image.Image], Any] | None = None
+    transform: Callable[[Image.Image], Any]
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, number: int) -> tuple[Any, int]:
-        assert self.transform is not None
-        return self.transform(self.images[number]), self.labels[number]
+    def __getitem__(self, number: Any) -> Any:
+        image, label = super().__getitem__(number)
+        return self.transform(image), label
 
 
 def timm_loader(dataset: Any, size: int, batch_size: int, device: torch.device) -> Any:
@@ -101,7 +81,7 @@ def timm_loader(dataset: Any, size: int, batch_size: int, device: torch.device) 
     )  # fmt: skip
 
 
-def one_pass(views: Views, batch_size: int) -> Callable[[], None]:
+def one_epoch(views: Views, batch_size: int) -> Callable[[], None]:
     """All views of an epoch, normalised as the peer's are."""
     mean, std = (torch.tensor(values, device=views.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
 
@@ -112,17 +92,9 @@ def one_pass(views: Views, batch_size: int) -> Callable[[], None]:
     return call
 
 
-def exhaust(loader: Any) -> Callable[[], None]:
-    def call() -> None:
-        for _ in loader:
-            pass
-
-    return call
-
-
-def cropped(images: Callable[[], Iterable[np.ndarray[Any, Any]]]) -> Callable[[], None]:
-    """The floor of large images: a crop of each [H, W, 3], resized, as floats."""
-    crop = RandomResizedCrop(224, interpolation=InterpolationMode.BICUBIC)
+def crops(images: Callable[[], Iterable[np.ndarray[Any, Any]]]) -> Callable[[], None]:
+    """The floor of large images: a random crop of each [H, W, 3], resized, as floats."""
+    crop = transforms.RandomResizedCrop(224, interpolation=InterpolationMode.BICUBIC)
 
     def call() -> None:
         for image in images():
@@ -131,80 +103,59 @@ def cropped(images: Callable[[], Iterable[np.ndarray[Any, Any]]]) -> Callable[[]
     return call
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def large(folder: Path, batch_size: int, repeats: int) -> tuple[list[Row], str]:
-    """Photographs on disk, on the CPU whatever the device: there they are decoded."""
+    """Photographs on disk. Always on the CPU, which decodes them."""
     count, presize = BATCHES * batch_size, load_config("photos").data.presize
-    source = photographs(folder / "photographs", count)
-    augment = AugmentConfig(kind="deit", erase=0.25)
-    began = time.perf_counter()
-    kept = presized_split(source, "train", presize, folder / "store", lambda text: None)
-    made = time.perf_counter()
-    kept = presized_split(source, "train", presize, folder / "store", lambda text: None)
-    opened = time.perf_counter()
-    plain = scan_split(source.train, 224, in_memory=False)
-    peer = timm_loader(ImageDataset(source.where), 224, batch_size, torch.device("cpu"))
-    allow_no_bits(peer.loader.dataset.transform)
-    store = kept.presized
+    source, augment = photographs(folder / "photographs", count), AugmentConfig(kind="deit", erase=0.25)
+    files = sorted(folder.glob("photographs/train/*/*.jpg"))
+    times = [time.perf_counter()]
+    for _ in ("made", "opened"):
+        presized = presized_split(source, "train", presize, folder / "store", lambda text: None)
+        times.append(time.perf_counter())
+    making, opening = times[1] - times[0], times[2] - times[1]
+    plain, store = scan_split(source.train, 224, in_memory=False), presized.presized
     assert store is not None
-    seconds = interleaved(
-        {
-            "timm": exhaust(peer),
-            "files": one_pass(Views(plain, augment, CLASSES, 224, seed=0), batch_size),
-            "presized": one_pass(Views(kept, augment, CLASSES, 224, seed=0), batch_size),
-            "floor of files": cropped(
-                lambda: (np.array(Image.open(io.BytesIO(source.train.read(row)))) for row in range(count))
-            ),
-            "floor of presized": cropped(lambda: (np.array(store[row]) for row in range(count))),
-        },
-        repeats,
-        synchronise=lambda: None,
-    )
-    rows = [
-        Row(name, "images/s", count / seconds[name], count / seconds["timm"], count / seconds[f"floor of {name}"], goal)
-        for name, goal in (("files", 0.0), ("presized", GOAL))
-    ]
-    size = store.path.stat().st_size / count
+    peer = timm_loader(ImageDataset(str(folder / "photographs/train")), 224, batch_size, torch.device("cpu"))
+    allow_no_bits(peer.loader.dataset.transform)
+    calls: dict[str, Callable[[], object]] = {
+        "timm": lambda: [None for _ in peer],
+        "files": one_epoch(Views(plain, augment, CLASSES, 224, seed=0), batch_size),
+        "presized": one_epoch(Views(presized, augment, CLASSES, 224, seed=0), batch_size),
+        "floor of files": crops(lambda: (np.array(Image.open(path)) for path in files)),
+        "floor of presized": crops(lambda: (np.array(store[row]) for row in range(count))),
+    }
+    speed = {name: count / seconds for name, seconds in interleaved(calls, repeats, lambda: None).items()}
     note = (
-        f"the store of {presize} pixels: {size / 1e3:.0f} kB an image, made at {count / (made - began):.0f} images/s "
-        f"(all cores), opened and checked again at {count / (opened - made):.0f} images/s"
+        f"the store of {presize} pixels: {store.path.stat().st_size / count / 1e3:.0f} kB per image, made at "
+        f"{count / making:.0f} images/s (all cores), opened and checked again at {count / opening:.0f} images/s"
     )
-    return rows, note
+    goals = {"files": 0.0, "presized": GOAL}
+    return [Row(n, "images/s", speed[n], speed["timm"], speed[f"floor of {n}"], goals[n]) for n in goals], note
 
 
 def small(setting: Setting, batch_size: int) -> Row:
-    """Images of 32 pixels in memory: on a CUDA device they and their views are there."""
+    """Images of 32 pixels in memory; with a CUDA device they and their views are there."""
     config = load_config("small-images").augment
     augment = config.model_copy(update={"cutmix": 0.0, "smoothing": 0.0})
     count = SMALL_BATCHES * batch_size
     pixels = np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
     labels = np.arange(count) % CLASSES
     split = ScannedSplit(FolderSplit(Path(), (), labels), labels, pixels, (), Counter({(32, 32): count}))
-    dataset = InMemory(split)
-    peer = timm_loader(dataset, 32, batch_size, setting.device)
-    peer.loader.dataset.transform = Compose(
+    images = (Image.fromarray(image.transpose(1, 2, 0)) for image in pixels)
+    peer = timm_loader(InMemory(zip(images, labels.tolist(), strict=True)), 32, batch_size, setting.device)
+    peer.loader.dataset.transform = transforms.Compose(
         [
-            RandomCrop(32, padding=round(augment.shift * 32), padding_mode="symmetric"),
-            RandomHorizontalFlip(),
-            ColorJitter(augment.colour, augment.colour, augment.colour),
+            transforms.RandomCrop(32, padding=round(augment.shift * 32), padding_mode="symmetric"),
+            transforms.RandomHorizontalFlip(),
+            transforms.ColorJitter(augment.colour, augment.colour, augment.colour),
             lambda image: np.array(image).transpose(2, 0, 1),
         ]
     )
     peer.random_erasing = None
-    views = Views(split, augment, CLASSES, 32, seed=0).on(setting.device)
     stored = torch.from_numpy(pixels).to(setting.device)
     calls: dict[str, Callable[[], object]] = {
-        "peer": exhaust(peer),
-        "ours": one_pass(views, batch_size),
+        "peer": lambda: [None for _ in peer],
+        "ours": one_epoch(Views(split, augment, CLASSES, 32, seed=0).on(setting.device), batch_size),
         "floor": lambda: [batch.float() for batch in stored.split(batch_size)],
     }
     speed = {name: count / time for name, time in interleaved(calls, setting.repeats, setting.synchronise).items()}
@@ -212,10 +163,14 @@ def small(setting: Setting, batch_size: int) -> Row:
 
 
 def run(setting: Setting) -> Table:
-    batch_size = setting.batch_size or BATCH_SIZE
+    batch_size, threads = setting.batch_size or BATCH_SIZE, torch.get_num_threads()
     keep_freed_memory()
-    with tempfile.TemporaryDirectory() as folder, one_thread():
-        rows, note = large(Path(folder), batch_size, setting.repeats)
-        rows.append(small(setting, batch_size))
-        about = {**machine(setting), "batch": batch_size, "workers": 0, "layout": "contiguous"}
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            rows, note = large(Path(folder), batch_size, setting.repeats)
+            rows.append(small(setting, batch_size))
+            about = {**machine(setting), "batch": batch_size, "workers": 0, "layout": "contiguous"}
+    finally:
+        torch.set_num_threads(threads)
     return Table("training views of one process and thread against timm's loader", "timm", rows, about, [note])

@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved timing, the table it prints, and what it says of the machine."""
+"""Shared by all benchmarks: the setting, interleaved timing of training runs, and the table that is printed."""
 
 import json
 import platform
@@ -14,19 +14,20 @@ from typing import Literal
 
 import torch
 
+from coadvise.config import EngineConfig
+from coadvise.training.engine import Engine
 from coadvise.training.loop import Progress
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a benchmark was asked for.
+    """The options of the command line.
 
     Attributes:
-        device: where it runs.
-        precision: "float32", or "bfloat16" (autocast or tensors, as the benchmark says).
-        batch_size: images; 0 is the benchmark's own choice.
-        repeats: timed calls of each contestant, after one that warms up.
-        compile: whether networks are compiled by torch.compile, ours and the peer's alike.
+        precision: "float32" or "bfloat16" (autocast or tensors, as the benchmark says).
+        batch_size: in images; 0 means the benchmark's default.
+        repeats: timed calls of each contestant, after one warm-up.
+        compile: whether networks are compiled by torch.compile, ours and the peer's.
     """
 
     device: torch.device
@@ -39,6 +40,11 @@ class Setting:
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
+    def engine(self) -> Engine:
+        """An engine of this setting, to be entered."""
+        device: Literal["cpu", "cuda"] = "cuda" if self.device.type == "cuda" else "cpu"
+        return Engine(EngineConfig(device=device, precision=self.precision, compile=self.compile))
+
     def synchronise(self) -> None:
         """Waits for the device."""
         if self.device.type == "cuda":
@@ -50,9 +56,8 @@ class Row:
     """One comparison.
 
     Attributes:
-        name: what is compared.
-        unit: of `peer`, `ours` and `floor`: "images/s" (more is better), or "ms" and "MB" (less is).
-        peer, ours: medians; None where there is no such figure.
+        unit: of `ours`, `peer` and `floor`: "images/s" (higher is better), "ms" or "MB" (lower is better).
+        ours, peer: medians.
         floor: what the machine allows at best.
         goal: the ratio to reach, or 0.
     """
@@ -66,7 +71,7 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """How many times as fast (or as small) as the peer; above 1 is better than it."""
+        """How many times as fast (or as small) as the peer; above 1 is better."""
         if self.peer is None:
             return None
         return self.ours / self.peer if self.unit == "images/s" else self.peer / self.ours
@@ -74,7 +79,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A finished benchmark: its rows, and everything one needs to know to read them."""
+    """A finished benchmark. `about` holds the machine, the versions and the setting."""
 
     title: str
     peer: str
@@ -83,21 +88,17 @@ class Table:
     notes: Sequence[str] = ()
 
     def lines(self) -> Iterator[str]:
-        """The table as text."""
+        """The table as text; `!` marks a missed goal."""
         yield self.title
         yield ", ".join(f"{key} {value}" for key, value in self.about.items())
-        width = max(len(row.name) for row in self.rows) + 2
-        peer = max(len(self.peer), 8) + 2
         yield ""
+        width, peer = max(len(row.name) for row in self.rows) + 2, max(len(self.peer), 8) + 2
         yield f"{'':{width}}{self.peer:>{peer}}{'coadvise':>12}{'ratio':>9}{'floor':>12}{'goal':>8}  unit"
         for row in self.rows:
-            goal = "" if not row.goal else f"{row.goal:g}"
-            if row.goal and row.ratio is not None and row.ratio < row.goal:
-                goal += "!"
-            figures = (
-                f"{_figure(row.peer):>{peer}}{_figure(row.ours):>12}{_figure(row.ratio):>9}{_figure(row.floor):>12}"
-            )
-            yield f"{row.name:{width}}{figures}{goal:>8}  {row.unit}"
+            missed = row.ratio is not None and row.ratio < row.goal
+            goal = f"{row.goal:g}{'!' * missed}" if row.goal else ""
+            ours = f"{_figure(row.ours):>12}{_figure(row.ratio):>9}{_figure(row.floor):>12}{goal:>8}"
+            yield f"{row.name:{width}}{_figure(row.peer):>{peer}}{ours}  {row.unit}"
         yield from ("", *self.notes) if self.notes else ()
 
     def write(self, path: Path) -> None:
@@ -110,13 +111,13 @@ class Table:
 def in_turns(
     runs: Mapping[str, Callable[[Progress], object]], turn: int, skip: int, synchronise: Callable[[], None]
 ) -> dict[str, float]:
-    """Median seconds a step of training runs that take turns, `turn` steps each, so that a slow moment falls on all.
+    """Median seconds per step of training runs that take turns of `turn` steps, so that slow moments affect all.
 
-    Each run is in a thread of its own, and one of them goes on at a time. The first `skip` turns, which warm up, are
-    not counted, nor is the last, in which `train` scores its validation images.
+    Each run has a thread; one thread runs at a time. Not counted: the first `skip` turns, which warm up, and the last,
+    in which `train` evaluates the network.
 
     Args:
-        runs: each takes the same number of steps and calls the progress callback after every one.
+        runs: each takes the same number of steps and calls the progress callback after every step.
     """
     names = list(runs)
     following = dict(zip(names, [*names[1:], names[0]], strict=True))
@@ -135,12 +136,15 @@ def in_turns(
             if done > skip * turn:
                 seconds[name].append((time.perf_counter() - since) / turn)
             gates[following[name]].release()
-            gates[name].acquire()
-            assert not failed.is_set(), "another run has failed"
+            wait()
             since = time.perf_counter()
 
-        gates[name].acquire()
+        def wait() -> None:
+            gates[name].acquire()
+            assert not failed.is_set(), "another run has failed"
+
         try:
+            wait()
             runs[name](progress)
         except BaseException:
             failed.set()
@@ -159,15 +163,12 @@ def in_turns(
 
 def machine(setting: Setting) -> dict[str, str | int | float]:
     """Device and versions, for `Table.about`."""
-    if setting.device.type == "cuda":
-        device = torch.cuda.get_device_name(setting.device)
-    else:
-        device = f"CPU {torch.backends.cpu.get_cpu_capability()}"
+    cpu = f"CPU {torch.backends.cpu.get_cpu_capability()}"
     return {
-        "device": device,
+        "device": torch.cuda.get_device_name(setting.device) if setting.device.type == "cuda" else cpu,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "torch": torch.__version__,  # with its build, which a package's own version need not name
+        "torch": torch.__version__,  # with its build, which the package's version may lack
         "timm": version("timm"),
         "precision": setting.precision,
         "compiled": "yes" if setting.compile else "no",

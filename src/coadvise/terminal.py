@@ -1,4 +1,4 @@
-"""What a run says and how far it is, on a terminal or in a file."""
+"""Messages and progress of a run, on a terminal or in a log file."""
 
 import time
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
-LOG_EVERY = 300.0  # seconds from one line of a network in a file to the next
+LOG_EVERY = 300.0  # seconds between two lines of a network in a log file
 
 
 def shown(text: str) -> str:
-    """Text of any origin in one line a terminal shows and does not obey: file and class names may hold anything."""
+    """One printable line: control characters, which a file or class name may contain, are escaped."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _in_words(figures: Mapping[str, float]) -> str:
-    """Losses and accuracy, which comes first."""
+def _describe(figures: Mapping[str, float]) -> str:
+    """Accuracy, then losses."""
     ordered = sorted(figures.items(), key=lambda item: item[0] != "top1")
     return " ".join(f"{name} {value:.3f}" for name, value in ordered)
 
@@ -32,26 +32,31 @@ class _Rate(ProgressColumn):
 
 
 class _Figures(ProgressColumn):
-    """Is cut off where the terminal is narrow, so that all else is seen."""
+    """Truncated on a narrow terminal, so that the other columns stay visible."""
 
     def render(self, task: Task) -> Text:
-        return Text(_in_words(task.fields["figures"]), no_wrap=True, overflow="ellipsis")
+        return Text(_describe(task.fields["figures"]), no_wrap=True, overflow="ellipsis")
 
 
 @dataclass
 class _Part:
-    """A network that tells a file how far it is: since when it is seen, from which step on, and when it spoke last."""
+    """The progress of a network in a log file; times in seconds.
+
+    Attributes:
+        began, first: time and step of its first report, which is not step 0 after a resume.
+        logged: time of its last line.
+    """
 
     began: float
     first: int
-    spoke: float
+    logged: float
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Terminal:
-    """Shows a run: sentences, and for each network its steps, time left and latest figures.
+    """Shows a run: messages, and for each network its steps, time left and latest figures.
 
-    On a terminal these are a bar; elsewhere, in a log file, a line now and then.
+    On a terminal each network has a bar; in a log file, a line every `LOG_EVERY` seconds.
     """
 
     def __init__(self, console: Console) -> None:
@@ -73,10 +78,10 @@ class Terminal:
         if self.console.is_terminal:
             self._move_bar(part, done, total, figures)
         else:
-            self._now_and_then(part, done, total, figures)
+            self._log(part, done, total, figures)
 
     def close(self) -> None:
-        """Gives the cursor back where bars still have it."""
+        """Stops the bars, which gives the cursor back."""
         if self.tasks:
             self.bars.stop()
 
@@ -94,14 +99,14 @@ class Terminal:
                 self.bars.stop()
             self.bars.remove_task(self.tasks.pop(part))
 
-    def _now_and_then(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+    def _log(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
         now = time.monotonic()
         own = self.parts.setdefault(part, _Part(now, done, now))
         own.figures = figures or own.figures
         if done == total:
             del self.parts[part]
-        elif now - own.spoke >= LOG_EVERY and done > own.first:
-            own.spoke = now
+        elif now - own.logged >= LOG_EVERY and done > own.first:
+            own.logged = now
             left = (now - own.began) / (done - own.first) * (total - done) / 60
-            words = [f"{part}: {done} of {total}", f"about {left:.0f} min left", _in_words(own.figures)]
+            words = [f"{part}: {done} of {total}", f"about {left:.0f} min left", _describe(own.figures)]
             self.say(", ".join(filter(None, words)))

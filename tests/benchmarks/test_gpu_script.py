@@ -1,4 +1,4 @@
-"""The script that runs all benchmarks on a GPU: which ones, how, and what a failing one does. No GPU is needed."""
+"""The script that runs all benchmarks on a GPU: which, how, and what happens if one fails. No GPU is needed."""
 
 import os
 import subprocess
@@ -10,15 +10,15 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
 STAND_IN = """#!/bin/sh
 echo "$@" >> "$CALLS"
 for last; do :; done
-if [ "$2" = "$FAILING" ]; then exit 2; fi
+if [ "$3" = "$FAILING" ]; then exit 2; fi
 echo '{}' > "$last"
 """
 
 
 def run_script(tmp_path: Path, failing: str = "") -> tuple[int, list[list[str]], set[str], str]:
-    """Status, calls of `coadvise`, files left and complaints, with a stand-in for `coadvise`."""
-    (tmp_path / "coadvise").write_text(STAND_IN)
-    (tmp_path / "coadvise").chmod(0o755)
+    """Status, calls of `python`, files written and stderr, with a stand-in for `python`."""
+    (tmp_path / "python").write_text(STAND_IN)
+    (tmp_path / "python").chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "CALLS": str(tmp_path / "calls"), "FAILING": failing}
     done = subprocess.run([SCRIPT, tmp_path / "out"], env=environment, capture_output=True, text=True, check=False)
@@ -29,8 +29,8 @@ def run_script(tmp_path: Path, failing: str = "") -> tuple[int, list[list[str]],
 def test_every_benchmark_runs_on_the_gpu_and_leaves_a_file(tmp_path: Path) -> None:
     status, calls, files, _ = run_script(tmp_path)
     assert status == 0
-    assert {call[1] for call in calls} == set(NAMES)
-    assert all("--device cuda" in " ".join(call) for call in calls)
+    assert {call[2] for call in calls} == set(NAMES)
+    assert all(call[:2] == ["-m", "benchmarks"] and "--device cuda" in " ".join(call) for call in calls)
     assert len(files) == len(calls)
     both = {f"{n}-{p}.json" for n in ("involution", "step", "student", "cache") for p in ("float32", "bfloat16")}
     compiled = {f"{n}-{p}-compile.json" for n in ("step", "student") for p in ("float32", "bfloat16")}
@@ -38,8 +38,8 @@ def test_every_benchmark_runs_on_the_gpu_and_leaves_a_file(tmp_path: Path) -> No
 
 
 def test_one_that_fails_is_named_and_does_not_stop_the_others(tmp_path: Path) -> None:
-    status, calls, files, complaints = run_script(tmp_path, failing="loader")
+    status, calls, files, errors = run_script(tmp_path, failing="loader")
     assert status == 1
-    assert "not done: loader-float32" in complaints
-    assert "growth-bfloat16.json" in files
+    assert "not done: loader-float32" in errors
+    assert "checkpoint-float32.json" in files
     assert len(files) == len(calls) - 1

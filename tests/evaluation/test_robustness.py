@@ -108,8 +108,6 @@ def test_alexnet_s_own_errors_are_one() -> None:
     assert relative_to_alexnet(dict.fromkeys(CORRUPTIONS, 1.0)) == 0
     one = {name: 1 - error * (name == "brightness") for name, error in ALEXNET_ERRORS.items()}
     assert relative_to_alexnet(one) == pytest.approx(1 / 15), "a mean of shares, not a share of means"
-    assert min(ALEXNET_ERRORS, key=ALEXNET_ERRORS.__getitem__) == "brightness"
-    assert max(ALEXNET_ERRORS, key=ALEXNET_ERRORS.__getitem__) == "impulse_noise"
     assert [ALEXNET_ERRORS[name] for name in ("frost", "contrast", "jpeg_compression")] == [0.826572, 0.853204, 0.6065]
 
 
@@ -139,7 +137,7 @@ def test_unreadable_files_are_named_and_all_of_them_is_an_error(
     assert case.labels.tolist() == list(files.labels)
     assert len(unreadable) == 1
     assert "bad.png" in unreadable[0]
-    with pytest.raises(UserError, match=r"no image of snow at severity 3 can be read; first fault: .*bad.png"):
+    with pytest.raises(UserError, match=r"no image of snow at severity 3 can be read; first error: .*bad.png"):
         list(file_cases({("snow", 3): with_bad((bad,), (0,))}, 16, [], workers=0))
     monkeypatch.setattr(
         "coadvise.evaluation.robustness.AT_ONCE", len(files)

@@ -16,8 +16,6 @@ from coadvise.data.loader import still_batches
 from coadvise.data.scan import ScannedSplit, scan
 from coadvise.data.sources import open_source
 from coadvise.evaluation.scores import (
-    calibration_error,
-    correct,
     load_predictions,
     predict_each,
     predict_logits,
@@ -31,7 +29,7 @@ from coadvise.training.engine import Engine
 
 
 class TwoTokens(nn.Module):
-    """Answers as "class" and "conv"; in training mode it would answer otherwise."""
+    """Tokens "class" and "conv"; batch norm makes the training mode different."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,24 +80,10 @@ def test_logits_are_float32_whatever_is_computed_in(val: ScannedSplit) -> None:
     assert {value.dtype for value in logits.values()} == {torch.float32}
 
 
-def test_tokens_nobody_trained_are_left_out() -> None:
+def test_untrained_tokens_are_left_out() -> None:
     logits = {"class": torch.eye(4), "conv": -torch.eye(4), "inv": torch.eye(4)}
-    labels = torch.arange(4)
-    assert top1(logits, labels, ("class",)) == {"class": 1.0}
-    assert top1(logits, labels, ("class", "conv")).keys() == {"class", "conv", "average"}
-    assert correct(logits, labels)["conv"].tolist() == [False] * 4
-
-
-@pytest.mark.parametrize("classes", [3, 5, 12])
-def test_top5_against_sorting(classes: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(200, classes, generator=generator)
-    labels = torch.randint(classes, (200,), generator=generator)
-    expected = sum(
-        label in sorted(range(classes), key=lambda k: -row[k])[:5]
-        for row, label in zip(logits.tolist(), labels.tolist(), strict=True)
-    )
-    assert scores({"class": logits}, labels)["class"].top5 == pytest.approx(expected / 200)
+    assert top1(logits, torch.arange(4), ("class",)) == {"class": 1.0}
+    assert top1(logits, torch.arange(4), ("class", "conv")).keys() == {"class", "conv", "average"}
 
 
 def test_several_networks_answer_for_the_same_images_as_one_by_one(engine: Engine, val: ScannedSplit) -> None:
@@ -114,7 +98,7 @@ def test_several_networks_answer_for_the_same_images_as_one_by_one(engine: Engin
         assert all(torch.allclose(together[part][name], alone[name], atol=1e-6) for name in alone)
 
 
-@given(st.integers(1, 40), st.integers(2, 7), st.floats(0.1, 4), st.integers(0, 10**6))
+@given(st.integers(1, 40), st.integers(2, 12), st.floats(0.1, 4), st.integers(0, 10**6))
 def test_scores_against_the_plainest_loop(images: int, classes: int, sharpness: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = {name: sharpness * torch.randn(images, classes, generator=generator) for name in ("class", "conv")}
@@ -135,19 +119,12 @@ def test_scores_against_the_plainest_loop(images: int, classes: int, sharpness: 
         assert found[name].ece == pytest.approx(gap, abs=1e-5)
         assert found[name].top1 == pytest.approx(sum(hit for b in bins for _, hit in b) / images)
         assert found[name].top1 == top1(logits, labels, ("class", "conv"))[name]
-        assert 0 <= found[name].ece <= 1
+        best = [sorted(range(classes), key=lambda k: -row[k])[:5] for row in rows.tolist()]
+        five = sum(label in five for label, five in zip(labels.tolist(), best, strict=True))
+        assert found[name].top5 == pytest.approx(five / images)
 
 
-def test_calibration_of_known_cases() -> None:
-    sure = torch.tensor([[0.0, -40.0]]).expand(10, 2)
-    right, wrong = torch.zeros(10, dtype=torch.int64), torch.ones(10, dtype=torch.int64)
-    assert calibration_error(sure, right) == pytest.approx(0, abs=1e-9)
-    assert calibration_error(sure, wrong) == pytest.approx(1)
-    even = torch.full((10, 2), math.log(0.5))  # half sure, and right in half of the cases
-    assert calibration_error(even, torch.arange(10) % 2) == pytest.approx(0, abs=1e-6)
-
-
-def test_predictions_are_kept(tmp_path: Path) -> None:
+def test_predictions_are_written_and_read(tmp_path: Path) -> None:
     logits = {"class": torch.randn(5, 6).T, "conv": torch.randn(6, 5)}
     labels = torch.arange(6)
     save_predictions(tmp_path, "students/advised-0", logits, labels)
@@ -162,7 +139,7 @@ def test_predictions_are_kept(tmp_path: Path) -> None:
     assert torch.equal(load_predictions(tmp_path, "students/advised-0")[1], labels)
 
 
-def test_a_changed_prediction_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_prediction_is_detected(tmp_path: Path) -> None:
     save_predictions(tmp_path, "teachers/conv", {"class": torch.randn(6, 5)}, torch.arange(6))
     path = predictions_path(tmp_path, "teachers/conv")
     content = path.read_bytes()

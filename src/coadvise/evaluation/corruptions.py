@@ -2,12 +2,12 @@
 
 Formulas and constants are those of Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common
 Corruptions and Perturbations" (ICLR 2019), and of the code they published with it; images of less than 96 pixels get
-the constants they published for CIFAR-10-C (32 pixels). Pixel values are cut off, not rounded, as there.
+the constants they published for CIFAR-10-C (32 pixels). Pixel values are truncated, not rounded, as there.
 
-It deviates in three places. Frost there is one of five photographs laid over the image; here it is a texture drawn
-from the seed, with the photographs' range of brightness, contrast and power spectrum. Motion blur, by ImageMagick
-there, is the same sum of shifted images in floating point. And random numbers come from the seed alone, so these are
-not the very images of ImageNet-C, which is JPEG besides: numbers to be compared with published ones need its files.
+Three differences. Their frost overlays one of five photographs; ours is a random texture with the brightness, contrast
+and power spectrum of these photographs. Their motion blur is ImageMagick's; ours is the same sum of shifted images in
+floating point. Random numbers come from the seed alone, and ImageNet-C is stored as JPEG, so the images are not equal
+to those of ImageNet-C: use its files to compare with published numbers.
 """
 
 import io
@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.floating[Any]]
 Generator = np.random.Generator
 
 SEVERITIES = (1, 2, 3, 4, 5)
-SMALL = 96  # pixels; below, the constants of CIFAR-10-C
+SMALL = 96  # pixels; smaller images get the constants of CIFAR-10-C
 
 
 def corrupt(image: Pixels, name: str, severity: int, seed: int) -> Pixels:
@@ -41,15 +41,15 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int) -> Pixels:
         image: [3, S, S] uint8.
         name: one of `CORRUPTIONS`.
         severity: 1 (mild) to 5.
-        seed: decides all that is random; each name and severity draws numbers of its own from it.
+        seed: decides all random numbers; each name and severity has its own.
 
     Raises:
-        UserError: no such corruption or severity.
+        UserError: an unknown corruption or severity.
     """
     if name not in _TABLE:
-        raise UserError(f"no corruption '{name}'{nearest(name, CORRUPTIONS)}; there are {', '.join(CORRUPTIONS)}")
+        raise UserError(f"unknown corruption '{name}'{nearest(name, CORRUPTIONS)}; allowed: {', '.join(CORRUPTIONS)}")
     if severity not in SEVERITIES:
-        raise UserError(f"severity {severity} of '{name}' is not 1, 2, 3, 4 or 5")
+        raise UserError(f"severity {severity} of '{name}' must be 1, 2, 3, 4 or 5")
     assert image.dtype == np.uint8
     assert image.shape == (3, image.shape[-1], image.shape[-1])
     function, large, small = _TABLE[name]
@@ -59,8 +59,8 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int) -> Pixels:
     return np.ascontiguousarray(levels.clip(0, 255).astype(np.uint8).transpose(2, 0, 1))
 
 
-# Each function takes an image [S, S, 3] uint8, a generator and its constants, and gives levels [S, S, 3]; `corrupt`
-# clips these to 0..255 and cuts them off to whole ones.
+# Each function takes an image [S, S, 3] uint8, a generator and its constants, and returns levels [S, S, 3]; `corrupt`
+# clips these to 0..255 and truncates them to integers.
 
 
 def _gaussian_noise(image: Pixels, rng: Generator, scale: float) -> Floats:
@@ -72,7 +72,7 @@ def _shot_noise(image: Pixels, rng: Generator, photons: float) -> Floats:
 
 
 def _impulse_noise(image: Pixels, rng: Generator, amount: float) -> Pixels:
-    """Single values, not whole pixels, become 0 or 255."""
+    """Single channel values, not whole pixels, become 0 or 255."""
     flipped, salted = rng.random(image.shape) <= amount, rng.random(image.shape) <= 0.5
     return np.where(flipped, np.where(salted, np.uint8(255), np.uint8(0)), image)
 
@@ -85,7 +85,7 @@ def _defocus_blur(image: Pixels, rng: Generator, radius: float, alias_blur: floa
 
 
 def _disk(radius: float, alias_blur: float) -> Floats:
-    """A disk of sum 1 whose edge is softened by a Gaussian of 3 or, for large disks, 5 taps."""
+    """A disk with sum 1, its edge smoothed by a Gaussian of 3 taps (large disks: 5)."""
     reach, taps = (8, 3) if radius <= 8 else (int(radius), 5)
     offsets = np.arange(-reach, reach + 1)
     disk = (np.add.outer(offsets**2, offsets**2) <= radius**2).astype(np.float64)
@@ -97,7 +97,7 @@ def _disk(radius: float, alias_blur: float) -> Floats:
 
 
 def _glass_blur(image: Pixels, rng: Generator, sigma: float, reach: int, rounds: int) -> Floats:
-    """Blurred, shuffled, blurred. The published swap of two pixels copies one over the other: so does this."""
+    """Blur, shuffle, blur. The published swap of two pixels copies one over the other; so does this one."""
     size = image.shape[0]
     soft = (_gaussian(image / 255.0, sigma) * 255).astype(np.uint8)
     rows, columns = np.meshgrid(*[np.arange(size - reach, reach, -1)] * 2, indexing="ij")
@@ -105,7 +105,9 @@ def _glass_blur(image: Pixels, rng: Generator, sigma: float, reach: int, rounds:
     for _ in range(rounds):
         right, down = np.moveaxis(rng.integers(-reach, reach, size=(*rows.shape, 2)), -1, 0)
         here, there = rows * size + columns, (rows + down) * size + columns + right
-        for a, b in zip(here.ravel().tolist(), there.ravel().tolist(), strict=True):  # in order: copies are copied on
+        for a, b in zip(
+            here.ravel().tolist(), there.ravel().tolist(), strict=True
+        ):  # in order: a copy may be copied again
             comes_from[a] = comes_from[b]
     shuffled = soft.reshape(-1, 3)[comes_from].reshape(image.shape)
     return _gaussian(shuffled / 255.0, sigma) * 255
@@ -120,7 +122,7 @@ def _motion_blur(image: Pixels, rng: Generator, radius: int, sigma: float) -> Fl
 
 
 def _streak(x: Floats, radius: int, sigma: float, angle: float) -> Floats:
-    """The mean of copies of x shifted ever further in one direction (degrees), their weights half a Gaussian."""
+    """The mean of copies of x shifted further and further in one direction (degrees), weighted by half a Gaussian."""
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -130,7 +132,7 @@ def _streak(x: Floats, radius: int, sigma: float, angle: float) -> Floats:
     padded = np.pad(x, ((reach, reach), (reach, reach), *[(0, 0)] * (x.ndim - 2)), "edge")
     out = np.zeros_like(x)
     for weight, down, right in zip(weights, downs, rights, strict=True):
-        if max(abs(down), abs(right)) >= size:  # out of the picture
+        if max(abs(down), abs(right)) >= size:  # outside the image
             break
         out += weight * padded[reach - down : reach - down + size, reach - right : reach - right + size]
     return out
@@ -144,7 +146,7 @@ def _zoom_blur(image: Pixels, rng: Generator, stop: float, step: float) -> Float
 
 
 def _zoomed(x: Floats, factor: float) -> Floats:
-    """The middle of x [..., S, S], enlarged to its size by linear interpolation."""
+    """The centre of x [..., S, S], enlarged to the size of x by linear interpolation."""
     size = x.shape[-1]
     inner = int(np.ceil(size / factor))
     first = (size - inner) // 2
@@ -154,7 +156,7 @@ def _zoomed(x: Floats, factor: float) -> Floats:
 
 @lru_cache(64)
 def _zooming(size: int, inner: int, factor: float) -> Floats:
-    """The matrix [size, inner] that enlarges along one axis: the map is separable, so two products do it."""
+    """The matrix [size, inner] that enlarges along one axis; the map is separable, so two products apply it."""
     large = zoom(np.eye(inner), (factor, 1), order=1)
     trim = (len(large) - size) // 2
     return large[trim : trim + size]
@@ -171,7 +173,7 @@ def _snow(
     sigma: float,
     keep: float,
 ) -> Floats:
-    """Flakes that are blurred as they fall, before a scene bleached by them."""
+    """Flakes with motion blur over a whitened image."""
     layer = _zoomed(rng.normal(size=image.shape[:2], loc=mean, scale=spread), flake)
     layer = np.where(layer < threshold, 0, layer).clip(0, 1)
     layer = (np.round(_streak(layer, radius, sigma, rng.uniform(-135, -45)) * 255) / 255)[..., None]
@@ -182,18 +184,20 @@ def _snow(
 
 
 def _frost(image: Pixels, rng: Generator, keep: float, strength: float) -> Floats:
-    contrast = 0.7 if image.shape[0] < SMALL else 1.0  # there, the photographs are scaled down, which evens them out
+    contrast = (
+        0.7 if image.shape[0] < SMALL else 1.0
+    )  # CIFAR-10-C scales the photographs down, which lowers their contrast
     return keep * image.astype(np.float64) + strength * _frost_texture(image.shape[0], rng, contrast)
 
 
 def _frost_texture(size: int, rng: Generator, contrast: float) -> Floats:
-    """Levels [S, S, 3] of a bluish pattern of crystals: soft patches, and bright ridges along a second pattern's zeros.
+    """Levels [S, S, 3] of a bluish pattern: soft patches, and bright ridges along the zeros of a second pattern.
 
-    Both patterns are Gaussian with power falling as frequency^-1.7. Mean (85..205) and standard deviation (15..38) of
-    the photographs' crops are drawn evenly; so is how much weaker red is than green.
+    Both patterns are Gaussian with power proportional to frequency^-1.7. The mean (85..205), the standard deviation
+    (15..38) and the difference of red to green are uniform in the range of the photographs' crops.
     """
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
-    frequency[0, 0] = np.inf  # no constant part
+    frequency[0, 0] = np.inf  # no constant term
     patches, ridges = (
         np.fft.irfft2(np.fft.rfft2(rng.normal(size=(size, size))) * frequency**-0.85, (size, size)) for _ in range(2)
     )
@@ -237,7 +241,7 @@ def _plasma(size: int, decay: float, rng: Generator) -> Floats:
 
 
 def _brightness(image: Pixels, rng: Generator, more: float) -> Floats:
-    """Value of HSV raised, hue and saturation kept: the largest channel moves, the others keep their ratio to it."""
+    """Raises the value of HSV at the same hue and saturation: all channels keep their ratio to the largest."""
     x = image / 255.0
     value = x.max(axis=2, keepdims=True)
     raised = (value + more).clip(0, 1)
@@ -270,7 +274,7 @@ def _elastic_transform(image: Pixels, rng: Generator, alpha: float, sigma: float
 
 @lru_cache(64)
 def _blurring(size: int, sigma: float) -> Floats:
-    """The matrix [size, size] that blurs along one axis; filtering would be slow where sigma is near the side."""
+    """The matrix [size, size] that blurs along one axis; filtering would be slow for a sigma close to the size."""
     return gaussian_filter(np.eye(size), (sigma, 0), mode="reflect", truncate=3)
 
 
@@ -292,13 +296,13 @@ def _jpeg_compression(image: Pixels, rng: Generator, quality: int) -> Pixels:
 
 
 def _each(*constants: float) -> tuple[tuple[float, ...], ...]:
-    """Functions of one constant, a value a severity."""
+    """Constants of a function with one constant, by severity."""
     return tuple((value,) for value in constants)
 
 
 _ELASTIC = 244 / 224  # "244 should have been 224, but ultimately nothing is incorrect", say the authors
 
-# name: function, constants by severity for images as in ImageNet-C, and for small ones as in CIFAR-10-C
+# name: function, constants by severity for large images (ImageNet-C) and for small ones (CIFAR-10-C)
 _TABLE: Mapping[str, tuple[Callable[..., Any], tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]]
 _TABLE = MappingProxyType(
     {

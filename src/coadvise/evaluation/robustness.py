@@ -1,4 +1,4 @@
-"""Accuracy under the fifteen corruptions: of ImageNet-C's files, or made from one's own images."""
+"""Accuracy under the fifteen corruptions: from ImageNet-C's files, or computed from your own images."""
 
 import time
 from collections import defaultdict
@@ -31,12 +31,12 @@ ALEXNET_ERRORS = dict(
 )  # fmt: skip
 AT_ONCE = 2048  # images of ImageNet-C decoded and in memory at a time
 
-Answers = Callable[[Iterable[Tensor]], Mapping[str, Mapping[str, Tensor]]]  # batches to logits by part and token
+Answers = Callable[[Iterable[Tensor]], Mapping[str, Mapping[str, Tensor]]]  # batches -> logits [N, K] by part and token
 
 
 @dataclass(frozen=True)
 class Case:
-    """Images under one corruption, or some of them; the same name and severity may come several times."""
+    """Images under one corruption and severity; a large set comes as several cases."""
 
     name: str
     severity: int
@@ -50,8 +50,8 @@ def made_cases(
     """Every corruption of a split's images.
 
     Args:
-        numbers: one a row of the split; an image's corruption is a function of its number and the seed, so that some of
-            the images are corrupted as all of them would be.
+        numbers: one per row of the split. An image's corruption is a function of its number and the seed, so a subset
+            of the images gets the same corruptions as the whole set.
     """
     labels = torch.from_numpy(split.labels)
     for name in CORRUPTIONS:
@@ -67,7 +67,7 @@ def _corrupted(pixels: Pixels, row: int, numbers: Sequence[int], name: str, seve
 def file_cases(
     splits: Mapping[tuple[str, int], Split], image_size: int, unreadable: list[str], workers: int
 ) -> Iterator[Case]:
-    """Corrupted images from files, each read once; what cannot be read is added to `unreadable`."""
+    """Corrupted images from files. Each file is read once; unreadable ones are added to `unreadable`."""
     for (name, severity), split in splits.items():
         readable = 0
         for start in range(0, len(split), AT_ONCE):
@@ -79,24 +79,24 @@ def file_cases(
                 batches = still_batches(scanned, image_size, workers=workers)
                 yield Case(name, severity, torch.from_numpy(scanned.labels), batches)
         if not readable:
-            raise UserError(f"no image of {name} at severity {severity} can be read; first fault: {unreadable[0]}")
+            raise UserError(f"no image of {name} at severity {severity} can be read; first error: {unreadable[0]}")
 
 
 def count_cases(splits: Iterable[Split]) -> int:
-    """How many cases `file_cases` makes of them, where all can be read."""
+    """How many cases `file_cases` makes of them, if all files can be read."""
     return sum(-(-len(split) // AT_ONCE) for split in splits)
 
 
 def corruption_scores(answers: Answers, cases: Iterable[Case], total: int, listener: Listener) -> dict[str, Any]:
-    """Top-1 of every answer under every corruption, and the mean corruption error.
+    """Top-1 of every output under every corruption, and the mean corruption error.
 
     Args:
-        total: how many cases there are, for the progress shown.
+        total: the number of cases, for the progress display.
 
     Returns:
-        {"images": of a corruption and severity, at most, "severities", "seconds", "parts": {part: {answer: {"top1":
-        {name: mean over severities}, "by_severity": {name: {severity: top-1}}, "mean_corruption_error": share,
-        un-normalised as in the Co-advise paper}}}}.
+        {"images": at most, per corruption and severity, "severities", "seconds", "parts": {part: {output: {"top1":
+        {name: mean over severities}, "by_severity": {name: {severity: top-1}}, "mean_corruption_error": a share, not
+        normalised, as in the Co-advise paper}}}}.
     """
     began = time.monotonic()
     counted: dict[tuple[str, int], int] = defaultdict(int)
@@ -133,5 +133,5 @@ def _summary(by_severity: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
 
 
 def relative_to_alexnet(top1: Mapping[str, float]) -> float:
-    """The mean corruption error as ImageNet-C's authors define it: the mean of each error as a share of AlexNet's."""
+    """The mean corruption error as ImageNet-C's authors define it: the mean of the errors divided by AlexNet's."""
     return sum((1 - value) / ALEXNET_ERRORS[name] for name, value in top1.items()) / len(top1)

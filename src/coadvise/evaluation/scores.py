@@ -1,4 +1,7 @@
-"""Scores: every token's logits for every validation image, and what follows from them."""
+"""Predictions of networks for validation images, the scores computed from them, and the files that hold them.
+
+An output is one token's ("class", "conv", ...) or "average", the mean of all tokens' probabilities.
+"""
 
 import hashlib
 import math
@@ -18,8 +21,8 @@ from coadvise.models.network import class_map
 from coadvise.storage import DamagedError, storing, write_weights
 from coadvise.training.engine import Engine
 
-BINS = 15  # of confidence, equally wide, for the calibration error
-BATCH = 250  # images a network answers for together; the bits of the logits depend on it
+BINS = 15  # of confidence, of equal width, for the calibration error
+BATCH = 250  # images per forward pass; the bits of the logits depend on it
 
 
 def predict_logits(
@@ -68,7 +71,7 @@ def predict_each(
 
 
 def in_order(logits: Mapping[str, Tensor], known: Sequence[str], wanted: Sequence[str]) -> dict[str, Tensor]:
-    """Logits [N, K] over the known classes as those over the wanted ones, which are all known, in their order."""
+    """Selects and sorts logits [N, K]: from the `known` classes to the `wanted` ones, all of which must be known."""
     if tuple(known) == tuple(wanted):
         return dict(logits)
     places = class_map(known, wanted)
@@ -77,7 +80,7 @@ def in_order(logits: Mapping[str, Tensor], known: Sequence[str], wanted: Sequenc
 
 
 def correct(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-    """Which images each answer gets right, [N] bool: one entry a token, and "average" where there are several."""
+    """Which images each output gets right, [N] bool, by token; with several tokens also "average"."""
     answers = {name: values.argmax(-1) for name, values in logits.items()}
     if len(logits) > 1:
         answers[AVERAGE] = average_probabilities(logits).argmax(-1)
@@ -85,19 +88,19 @@ def correct(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
 
 
 def top1(logits: Mapping[str, Tensor], labels: Tensor, tokens: tuple[str, ...]) -> dict[str, float]:
-    """Share of right answers by token; tokens that nobody trained are left out."""
+    """Share of images with the right prediction, by output. `tokens` names the trained tokens; others are left out."""
     known = {name: logits[name] for name in tokens}
     return {name: hits.double().mean().item() for name, hits in correct(known, labels).items()}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How good one answer is.
+    """The scores of one output.
 
     Attributes:
-        top1, top5: shares of images whose label is the likeliest class, or among the five likeliest.
-        ece: expected calibration error, the mean distance of confidence and accuracy in 15 equally wide bins of
-            confidence, each weighted by its images (Guo et al., ICML 2017).
+        top1, top5: shares of images whose label is the most probable class, or among the five most probable.
+        ece: expected calibration error: the mean distance between confidence and accuracy over 15 bins of confidence of
+            equal width, each weighted by its images (Guo et al., ICML 2017).
         nll: negative log-likelihood of the labels, mean over images, in nats.
     """
 
@@ -108,7 +111,7 @@ class Scores:
 
 
 def scores(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Scores]:
-    """The `Scores` of each answer: one entry a token, and "average" where there are several."""
+    """The scores of each token; with several tokens also of "average"."""
     hits = correct(logits, labels)
     return {
         name: Scores(
@@ -122,7 +125,7 @@ def scores(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Scores]:
 
 
 def log_probabilities(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each answer's log-probabilities [N, K]; those of "average" are of the mean of all tokens' probabilities."""
+    """Log-probabilities [N, K] of each token; with several tokens also of "average"."""
     answers = {name: values.log_softmax(-1) for name, values in logits.items()}
     if len(logits) > 1:
         answers[AVERAGE] = torch.stack(list(answers.values())).logsumexp(0) - math.log(len(logits))
@@ -130,7 +133,7 @@ def log_probabilities(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def calibration_error(log_probabilities: Tensor, labels: Tensor) -> float:
-    """Expected calibration error of answers [N, K], see `Scores`."""
+    """Expected calibration error of log-probabilities [N, K], see `Scores`."""
     best = log_probabilities.max(-1)
     confidence = best.values.double().exp()
     bins = torch.bucketize(confidence, torch.linspace(0, 1, BINS + 1, dtype=torch.float64)[1:-1])
@@ -149,16 +152,16 @@ def predictions_path(run: Path, part: str) -> Path:
 
 
 def save_predictions(run: Path, part: str, logits: Mapping[str, Tensor], labels: Tensor) -> None:
-    """Keeps what verdict and report are computed from."""
+    """Writes the logits [N, K] by token and the labels [N], from which verdict and report are computed."""
     path = predictions_path(run, part)
     tensors = {"labels": labels, **{f"logits.{name}": values.contiguous() for name, values in logits.items()}}
     with storing(path):
-        path.parent.mkdir(exist_ok=True)  # not its parents: a run directory that is gone stays gone
+        path.parent.mkdir(exist_ok=True)  # not its parents: a deleted run directory stays deleted
     write_weights(path, tensors, {"sha256": _digest(tensors)})
 
 
 def load_predictions(run: Path, part: str) -> tuple[dict[str, Tensor], Tensor]:
-    """(logits by token, labels) as `save_predictions` kept them.
+    """(logits by token, labels), as written by `save_predictions`.
 
     Raises:
         DamagedError: the file is missing, truncated or changed.
@@ -167,13 +170,13 @@ def load_predictions(run: Path, part: str) -> tuple[dict[str, Tensor], Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             wanted = (file.metadata() or {}).get("sha256")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     except (OSError, SafetensorError) as error:
         raise DamagedError(f"{path}: {error}") from None
-    if wanted not in (None, _digest(tensors)):  # earlier versions wrote none
+    if wanted not in (None, _digest(tensors)):  # earlier versions wrote no sum
         raise DamagedError(f"{path}: its contents changed (sha256 differs)")
     if "labels" not in tensors:
-        raise DamagedError(f"{path}: holds no labels")
+        raise DamagedError(f"{path}: there are no labels in it")
     labels = tensors.pop("labels")
     return {name.removeprefix("logits."): values for name, values in tensors.items()}, labels
 

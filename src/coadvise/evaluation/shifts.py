@@ -1,4 +1,4 @@
-"""Images of ImageNet's classes from elsewhere: ImageNet-A, ImageNet-R and ImageNet-C, as their archives unpack."""
+"""Data sets with a distribution shift: ImageNet-A, ImageNet-R and ImageNet-C, as their archives unpack."""
 
 from coadvise import torchvision_guard  # noqa: F401  # isort: skip  (before anything that imports torchvision)
 
@@ -19,10 +19,10 @@ LAYOUTS = (FOLDER, IMAGENET_A, IMAGENET_R, IMAGENET_C)
 
 
 def layout_of(root: str | Path) -> str:
-    """Recognises a folder: by names alone, and by all 200 of ImageNet-A's or -R's, so that no other folder is meant.
+    """Recognises a folder by the names in it. ImageNet-A and -R need all of their 200 classes and no other of ImageNet.
 
     Raises:
-        UserError: nearly all of these 200 and no others of ImageNet, which is a damaged one.
+        UserError: nearly all of the 200 classes, which means an incomplete copy.
     """
     names = set(_folders(Path(root)))
     if any((Path(root) / name / str(severity)).is_dir() for name in names & {*CORRUPTIONS} for severity in SEVERITIES):
@@ -37,7 +37,7 @@ def layout_of(root: str | Path) -> str:
 
 @cache
 def subset(layout: str) -> tuple[str, ...]:
-    """The 200 classes of ImageNet-A or ImageNet-R as WordNet ids, from the lists that timm ships."""
+    """The 200 classes of ImageNet-A or ImageNet-R as WordNet ids, from timm's lists."""
     listed = pkgutil.get_data("timm.data", f"_info/{layout.replace('-', '_')}_synsets.txt")
     assert listed is not None
     return tuple(sorted(listed.decode().split()))
@@ -47,17 +47,17 @@ def subset_split(root: str | Path, layout: str, known: Sequence[str]) -> Split:
     """The images of ImageNet-A or -R, labels in the order of `subset(layout)`.
 
     Args:
-        known: the classes of the network that shall answer.
+        known: the classes of the networks.
 
     Raises:
-        UserError: no such folder, not all of its 200 classes, or a network that does not know them.
+        UserError: the folder does not exist or lacks classes, or the networks do not know them.
     """
     classes = subset(layout)
     unknown = [name for name in classes if name not in known]
     if unknown:
         raise UserError(
-            f"the run's networks do not know {len(unknown)} of the 200 classes of {layout} ('{unknown[0]}' first); "
-            "they must be trained on ImageNet-1k, its classes named by WordNet ids"
+            f"the run's networks do not know {len(unknown)} of the 200 classes of {layout}, for instance "
+            f"'{unknown[0]}'; train on ImageNet-1k with classes named by WordNet ids"
         )
     if Path(root).is_dir():
         _check_complete(Path(root), layout)
@@ -65,13 +65,13 @@ def subset_split(root: str | Path, layout: str, known: Sequence[str]) -> Split:
 
 
 def _check_complete(root: Path, layout: str) -> None:
-    """Raises UserError that names the classes of ImageNet-A or -R which are not there."""
+    """Raises UserError naming missing classes of ImageNet-A or -R."""
     missing = sorted({*subset(layout)} - {*_folders(root)})
     if missing:
         raise UserError(
             f"'{root}' lacks {len(missing)} of the 200 classes of {layout}: {', '.join(missing[:5])}"
             + (" and others" if len(missing) > 5 else "")
-            + f"; unpack it again. 'coadvise evaluate --layout {FOLDER}' scores on what is there, among all classes"
+            + f"; unpack it again, or use 'coadvise evaluate --layout {FOLDER}' to score on the images that are there"
         )
 
 
@@ -84,7 +84,7 @@ def corrupted_splits(
         classes, chosen: as for `evaluation_split`.
 
     Raises:
-        UserError: a corruption or a severity that is not there, or classes the networks do not know.
+        UserError: a corruption or severity is missing, or the networks do not know a class.
     """
     root = Path(root)
     if not root.is_dir():
@@ -101,7 +101,7 @@ def corrupted_splits(
     if absent:
         raise UserError(
             f"'{root}' lacks {', '.join(absent)} of ImageNet-C; the mean corruption error needs all 15 "
-            f"corruptions at severities 1 to 5; unpack what is missing there"
+            f"corruptions at severities 1 to 5; unpack the missing ones there"
         )
     return {
         (name, severity): evaluation_split(root / name / str(severity), classes, chosen)

@@ -1,4 +1,4 @@
-"""How long calls take, measured in turns, and how many images a second finished networks answer for."""
+"""Timing of calls in turns, and the inference speed of networks."""
 
 import math
 import statistics
@@ -18,10 +18,10 @@ def interleaved(
     synchronise: Callable[[], None],
     enough_seconds: float = math.inf,
 ) -> dict[str, float]:
-    """Median seconds of each call. The calls take turns, so that a slow moment of the machine falls on all of them.
+    """Median seconds of each call. The calls take turns, so that a slow moment of the machine affects all of them.
 
-    One round more than `repeats` is run; the first warms up. After `enough_seconds` no further round is begun; there
-    is always one beside the warm-up.
+    There is one more round than `repeats`; the first warms up. No round starts after `enough_seconds`, but there is
+    always one after the warm-up.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
@@ -47,14 +47,14 @@ def images_per_second(
     repeats: int = 15,
     enough_seconds: float = 20.0,
 ) -> dict[str, float]:
-    """Medians of interleaved repeats on one random batch."""
+    """Inference speed of each network on one random batch, the median of interleaved repeats."""
     images = torch.rand(batch_size, 3, image_size, image_size, device=engine.device)
     images = images.contiguous(memory_format=engine.memory_format)
 
-    def answer(network: Network) -> None:
-        with engine.autocast():  # entered anew, as it keeps the weights that it casts
+    def infer(network: Network) -> None:
+        with engine.autocast():  # entered for each batch, since it caches the weights it casts
             network(images)
 
-    calls = {name: partial(answer, network) for name, network in networks.items()}
+    calls = {name: partial(infer, network) for name, network in networks.items()}
     seconds = interleaved(calls, repeats, engine.synchronise, enough_seconds)
     return {name: round(batch_size / median, 1) for name, median in seconds.items()}

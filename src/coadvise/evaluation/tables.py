@@ -1,16 +1,16 @@
-"""What `coadvise evaluate` found, as aligned text."""
+"""The results of `coadvise evaluate` as aligned text."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from coadvise.evaluation.shifts import FOLDER
 
-Found = Mapping[str, Any]  # what `rescore.evaluate_run` returns
+Found = Mapping[str, Any]  # of `runs.evaluate.evaluate_run`
 
 
 def score_lines(found: Found) -> Iterator[str]:
-    """All of it: scores, distances to the teachers, agreement, corruptions, unreadable files."""
-    what = "" if found["layout"] == FOLDER else f" ({found['layout']}, answers among {found['classes']} classes)"
+    """Scores, distances from the teachers, agreement, corruptions, unreadable files."""
+    what = "" if found["layout"] == FOLDER else f" ({found['layout']}, of {found['classes']} classes)"
     yield f"{found['images']} images of {found['data']}{what}"
     if "parts" in found:
         yield from _scores(found["parts"])
@@ -23,7 +23,7 @@ def score_lines(found: Found) -> Iterator[str]:
 
 
 def _scores(parts: Found) -> Iterator[str]:
-    yield f"{'':24} {'answer':10} {'top-1':>7} {'top-5':>7} {'ECE':>7} {'NLL':>7}"
+    yield f"{'':24} {'output':10} {'top-1':>7} {'top-5':>7} {'ECE':>7} {'NLL':>7}"
     for part, answers in parts.items():
         for place, (answer, score) in enumerate(answers.items()):
             shares = " ".join(f"{score[figure]:7.2%}" for figure in ("top1", "top5", "ece"))
@@ -45,12 +45,12 @@ def _divergences(rows: Sequence[Found]) -> Iterator[str]:
 
 
 def _agreements(pairs: Sequence[Found]) -> Iterator[str]:
-    """Of the class answers; --json has every answer's."""
+    """Of the class tokens; --json has every output."""
     chosen = [pair for pair in pairs if pair["first"][1] == pair["second"][1] == "class"]
     if chosen:
         yield ""
         heads = ("same", "one right", "both wrong", "same error", "overlap")
-        yield f"{'class answers of two':48} " + " ".join(f"{head:>10}" for head in heads)
+        yield f"{'class tokens of':48} " + " ".join(f"{head:>10}" for head in heads)
     for pair in chosen:
         one_right = pair["only_first"] + pair["only_second"]
         shares = (pair["same"], one_right, pair["both_wrong"], pair["same_mistake"], pair["error_overlap"])
@@ -63,7 +63,7 @@ def _corruptions(found: Found) -> Iterator[str]:
     widths = {name: max(9, len(name)) for name in columns}
     yield ""
     many = f"{found['images']} images each, {found['seconds']} s"
-    yield f"top-1 of class answers, mean over severities {severities}; {many}"
+    yield f"top-1 of the class token, mean over severities {severities}; {many}"
     yield f"{'':24} " + " ".join(f"{name:>{widths[name]}}" for name in columns)
     first = next(iter(columns.values()))
     for corruption in first["class"]["top1"]:

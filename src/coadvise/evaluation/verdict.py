@@ -1,4 +1,4 @@
-"""The verdict: did advice help, by how much, and how sure can one be."""
+"""The verdict: did advice help, by how much, and with what confidence."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -29,12 +29,11 @@ def paired_interval(with_advice: Sequence[ByImage], without: Sequence[ByImage]) 
     """Difference of a figure, paired over test images: each image's mean difference over seeds is one observation.
 
     Args:
-        with_advice, without: one [N] array a seed: which images were answered rightly, or any figure that has one value
-            an image.
+        with_advice, without: one [N] array per seed: which images are right, or any figure with one value per image.
 
     Returns:
-        Mean and normal 95 % interval. It says how far other test images could have changed the difference, given these
-        trained networks; `seed_interval` says how far other seeds could.
+        Mean and normal 95 % interval: how much other test images could change the difference between these trained
+        networks. `seed_interval`: how much other seeds could.
     """
     difference = np.mean(with_advice, axis=0) - np.mean(without, axis=0)
     half = 1.959964 * difference.std(ddof=1) / math.sqrt(len(difference))
@@ -53,37 +52,37 @@ def seed_interval(differences: Sequence[float]) -> Interval | None:
 
 
 def direction(intervals: Collection[Interval]) -> int:
-    """1 or -1 where every interval there is lies above, or below, zero; else 0."""
+    """1 if all intervals are above zero, -1 if all are below, else 0."""
     if intervals and all(interval.low > 0 for interval in intervals):
         return 1
     return -1 if intervals and all(interval.high < 0 for interval in intervals) else 0
 
 
 def sentence(over_images: Interval, over_seeds: Interval | None, images: int) -> str:
-    """The verdict in words. Advice helped, or hurt, only if every interval there is lies clear of zero."""
+    """The verdict in words. "Advice helped" (or hurt) only if every interval excludes zero."""
     intervals = [interval for interval in (over_images, over_seeds) if interval is not None]
-    words = {1: "Advice helped", -1: "Advice hurt", 0: "No difference that stands clear of chance"}
+    words = {1: "Advice helped", -1: "Advice hurt", 0: "No significant difference"}
     finding = words[direction(intervals)]
     text = f"{finding}: {over_images} over {images} test images"
     return text + (f", {over_seeds} over seeds" if over_seeds else "") + "."
 
 
 ONE_SEED = (
-    "That is one student of each kind; other initial weights and views may say otherwise, which --seeds 3 finds out."
+    "This compares one student of each kind; other initial weights and views may differ. To find out, use --seeds 3."
 )
 
 
 def teacher_remark(teachers: Mapping[tuple[str, str], Hits], advised: Mapping[int, Hits]) -> str | None:
-    """Says of the most accurate teacher, by (name, part), that it is better than the students that it advised.
+    """A sentence if the most accurate teacher, by (name, part), is better than the students it advised.
 
-    None where that does not stand clear of chance over the test images.
+    None if the difference is not significant over the test images.
     """
     (name, part), hits = max(teachers.items(), key=lambda item: item[1].mean())
     ahead = paired_interval([hits], list(advised.values()))
     if ahead.low <= 0:
         return None
     than = f"The {name} is more accurate than the co-advised student: {ahead}"
-    return f"{than}; predict and export take it by --part {part}."
+    return f"{than}; use it in predict and export with --part {part}."
 
 
 def spread(values: Sequence[float]) -> float | None:
@@ -92,7 +91,7 @@ def spread(values: Sequence[float]) -> float | None:
 
 
 def comparison(hits_advised: Mapping[int, Hits], hits_alone: Mapping[int, Hits]) -> tuple[Interval, Interval | None]:
-    """Both intervals for the seeds that both arms have."""
+    """The intervals over images and over seeds, for the seeds that both kinds of student have."""
     seeds = sorted(hits_advised.keys() & hits_alone.keys())
     advised, alone = [hits_advised[s] for s in seeds], [hits_alone[s] for s in seeds]
     return paired_interval(advised, alone), seed_interval(

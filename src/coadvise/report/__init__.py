@@ -1,4 +1,4 @@
-"""The report of a run: one page that opens offline, `write_report(run)` writes it and everything else serves it."""
+"""The report of a run: one self-contained HTML page that opens offline."""
 
 from coadvise.report.page import render, write_report
 

@@ -1,19 +1,19 @@
-"""How did each model learn? Accuracies and every named loss against epochs."""
+"""How did each network learn? Accuracies and every named loss against epochs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from coadvise.report.answers import score, teacher_name, tone
 from coadvise.report.charts import Level, Point, Series, line_chart
-from coadvise.report.markup import Markup, join, percent, tag
+from coadvise.report.markup import Markup, join, paragraph, percent, tag
+from coadvise.report.predictors import score, teacher_name, tone
 from coadvise.report.read import ADVISED, ALONE, AVERAGE, Run, group_of, mapping, number
 
 Curves = Mapping[str, Mapping[float, float]]  # part -> epoch -> value
 
 
 def curves(run: Run, kind: str, field: str, name: str) -> dict[str, dict[float, float]]:
-    """One number of every part against epochs. A resumed run records an epoch twice: the later record counts."""
+    """One number of every part against epochs. A resumed run records an epoch twice; the later record counts."""
     found: dict[str, dict[float, float]] = {}
     for record in run.of(kind):
         epoch, value = number(record.get("epoch")), number(mapping(record.get(field)).get(name))
@@ -23,13 +23,13 @@ def curves(run: Run, kind: str, field: str, name: str) -> dict[str, dict[float, 
 
 
 def mean_curve(lines: Sequence[Mapping[float, float]]) -> list[Point]:
-    """The mean at the epochs that all lines have."""
+    """The mean, at the epochs that all lines have."""
     shared = set.intersection(*(set(line) for line in lines)) if lines else set()
     return [(epoch, sum(line[epoch] for line in lines) / len(lines)) for epoch in sorted(shared)]
 
 
 def group_series(found: Curves, group: str, label: str, look: str) -> list[Series]:
-    """A group's mean over seeds and, where there are several, each seed thin behind it."""
+    """A group's mean over seeds and, if there are several, each seed as a faint line."""
     lines = [sorted(line.items()) for part, line in found.items() if group_of(part)[0] == group]
     if not lines:
         return []
@@ -39,59 +39,51 @@ def group_series(found: Curves, group: str, label: str, look: str) -> list[Serie
 
 
 def names(run: Run, kind: str, field: str, group: str) -> list[str]:
-    """The names recorded for a group, for instance its losses, in their order."""
+    """The names recorded for a group, for instance of its losses, in their order."""
     records = [record for record in run.of(kind) if group_of(str(record.get("part")))[0] == group]
     return list(dict.fromkeys(str(name) for record in records for name in mapping(record.get(field))))
 
 
 def learning(run: Run) -> Markup:
-    """The section: advised against alone, large; then tokens, teachers and the losses as small multiples."""
+    """A large chart of the co-advised student and the student alone; small ones of tokens, teachers and losses."""
     if not run.of("train") and not run.of("eval"):
-        return tag("p", "No step of training has been recorded yet.", class_="missing")
+        return paragraph("missing", "No training step has been recorded yet.")
     small = [*_token_accuracies(run), *_losses(run)]
     large = _advised_against_alone(run)
     seeds = {seed for _, seed in map(group_of, run.parts) if seed is not None}
-    note = tag("p", "Thick lines are means over seeds, thin ones the seeds.", class_="note") if len(seeds) > 1 else ""
+    note = paragraph("note", "Thick lines are means over seeds, thin lines single seeds.") if len(seeds) > 1 else ""
     return join([large, note, tag("div", *small, class_="multiples")])
 
 
 def _accuracy_chart(series: Sequence[Series], title: str, height: int = 150, levels: Sequence[Level] = ()) -> Markup:
-    return line_chart(
-        series, title=title, read=percent, mark=lambda v: f"{100 * v:.3g} %", height=height, levels=levels
-    )
+    def mark(value: float) -> str:
+        return f"{100 * value:.3g} %"
+
+    return line_chart(series, title=title, read=percent, mark=mark, height=height, levels=levels)
 
 
 def _advised_against_alone(run: Run) -> Markup:
     found = curves(run, "eval", "top1", "class")
-    series = group_series(found, ADVISED, "co-advised", "tone-student") + group_series(
-        found, ALONE, "alone", "tone-alone"
-    )
+    series = group_series(found, ADVISED, "co-advised", "tone-student")
+    series += group_series(found, ALONE, "alone", "tone-alone")
     levels = []
     for part, record in run.results.items():
         value = score(record.get("top1"))
         if part.startswith("teachers/") and value is not None:
             levels.append(Level(f"{teacher_name(run, part)}, final", tone(run, part.removeprefix("teachers/")), value))
-    return _accuracy_chart(
-        series, "Accuracy of the student’s class token on the validation images", height=260, levels=levels
-    )
+    return _accuracy_chart(series, "Accuracy of the student’s class token on the validation images", 260, levels)
 
 
 def _token_accuracies(run: Run) -> list[Markup]:
     charts = []
     tokens = names(run, "eval", "top1", ADVISED)
     if len(tokens) > 1:
-        series = [
-            line
-            for token in tokens
-            for line in group_series(
-                curves(run, "eval", "top1", token),
-                ADVISED,
-                token if token == AVERAGE else f"{token} token",
-                tone(run, token),
-            )
-            if not line.faint
-        ]
-        charts.append(_accuracy_chart(series, "Accuracy: co-advised student"))
+        series = []
+        for token in tokens:
+            label = token if token == AVERAGE else f"{token} token"
+            series += group_series(curves(run, "eval", "top1", token), ADVISED, label, tone(run, token))
+        means = [line for line in series if not line.faint]
+        charts.append(_accuracy_chart(means, "Accuracy: co-advised student"))
     found = curves(run, "eval", "top1", "class")
     teachers = [part for part in run.parts if part.startswith("teachers/") and part in found]
     if teachers:
@@ -113,7 +105,7 @@ def _loss_chart(run: Run, group: str) -> Markup:
     found = {name: curves(run, "train", "losses", name) for name in names(run, "train", "losses", group)}
     lines = {name: group_series(parts, group, name, _loss_tone(run, group, name)) for name, parts in found.items()}
     if set(lines) == {"total", "class"} and [s.points for s in lines["total"]] == [s.points for s in lines["class"]]:
-        del lines["total"]  # one loss under two names
+        del lines["total"]  # the same loss under two names
     who = {ADVISED: "co-advised student", ALONE: "student alone"}.get(group) or teacher_name(run, group)
     return line_chart(
         [line for series in lines.values() for line in series],

@@ -1,28 +1,53 @@
-"""HTML by construction: every string is escaped as it enters a tag, unless it is `Markup` already."""
+"""HTML elements as Python calls. Every string is escaped as it enters an element, unless it is `Markup` already."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable
 
-VOID = frozenset({"br", "img", "meta"})
+from markupsafe import Markup as Markup
+from markupsafe import escape
 
-
-class Markup(str):
-    """Text that is HTML already. Only `tag`, `join` and the page's own style sheet make it."""
-
-    __slots__ = ()
-
-
-def escape(text: str) -> Markup:
-    """Text of any origin, safe inside an element and inside a quoted attribute."""
-    return text if isinstance(text, Markup) else Markup(html.escape(text, quote=True))
+VOID = frozenset({"br", "img", "meta"})  # elements without a closing tag
+NO_BREAK_SPACE = "\u00a0"
 
 
 def join(parts: Iterable[str]) -> Markup:
-    """Several pieces, each escaped unless it is markup."""
-    return Markup("".join(escape(part) for part in parts))
+    """Concatenates pieces, each escaped unless it is markup."""
+    return Markup("").join(parts)
+
+
+def tag(name: str, /, *children: str, **attributes: str | float | None) -> Markup:
+    """One element. `class_` becomes class, other underscores become hyphens, None leaves the attribute out."""
+    pairs = []
+    for key, value in attributes.items():
+        if value is not None:
+            text = str(value) if isinstance(value, str) else short(value)
+            pairs.append(f' {key.rstrip("_").replace("_", "-")}="{escape(text)}"')
+    opening = f"<{name}{''.join(pairs)}>"
+    return Markup(opening if name in VOID else f"{opening}{join(children)}</{name}>")
+
+
+def paragraph(kind: str, text: str) -> Markup:
+    """A paragraph of class "lead" (main finding), "note" (how to read a figure) or "missing" (nothing to show)."""
+    return tag("p", text, class_=kind)
+
+
+def table(head: Markup, body: Iterable[str], class_: str | None = None) -> Markup:
+    """A table that scrolls sideways on a narrow screen. `head` and `body` are rows."""
+    cells = tag("table", tag("thead", head), tag("tbody", *body), class_=class_)
+    return tag("div", cells, class_="scroll", tabindex="0")
+
+
+def header_row(names: Iterable[str]) -> Markup:
+    """The row of column names of a table."""
+    return tag("tr", *(tag("th", name, scope="col") for name in names))
+
+
+def row(name: str, cells: Iterable[str], class_: str | None = None) -> Markup:
+    """A row of a table: its name and its cells, each text or a finished `td`."""
+    found = (cell if isinstance(cell, Markup) else tag("td", cell) for cell in cells)
+    return tag("tr", tag("th", name, scope="row"), *found, class_=class_)
 
 
 def short(value: float) -> str:
@@ -31,20 +56,9 @@ def short(value: float) -> str:
     return "0" if text == "-0" else text
 
 
-def tag(name: str, /, *children: str, **attributes: str | float | None) -> Markup:
-    """One element. `class_` writes class, other underscores become hyphens, None leaves the attribute out."""
-    pairs = []
-    for key, value in attributes.items():
-        if value is not None:
-            text = value if isinstance(value, str) else short(value)
-            pairs.append(f' {key.rstrip("_").replace("_", "-")}="{html.escape(text, quote=True)}"')
-    opening = f"<{name}{''.join(pairs)}>"
-    return Markup(opening if name in VOID else f"{opening}{join(children)}</{name}>")
-
-
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share as percent: 0.8125 becomes '81.2 %'; what is not a number becomes a dash."""
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}\u00a0%"
+    """A share in percent: 0.8125 becomes '81.2 %'. None and non-finite values become a dash."""
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}{NO_BREAK_SPACE}%"
 
 
 def points(value: float | None) -> str:
@@ -56,15 +70,16 @@ def points(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """A whole number with thousands marked: 50000 becomes '50,000'."""
+    """A whole number with thousands separators: 50000 becomes '50,000'."""
     return "–" if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
 def compact(value: float | None) -> str:
-    """A large number in three figures: 1_234_000 becomes '1.23 M'."""
+    """A large number with three significant figures: 1_234_000 becomes '1.23 M'."""
     if value is None or not math.isfinite(value):
         return "–"
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.3g}\u00a0{unit}" if abs(value) < 1000 * size else f"{value / size:.0f}\u00a0{unit}"
+            figures = f"{value / size:.3g}" if abs(value) < 1000 * size else f"{value / size:.0f}"
+            return f"{figures}{NO_BREAK_SPACE}{unit}"
     return f"{value:.3g}"

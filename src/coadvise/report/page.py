@@ -1,4 +1,4 @@
-"""Puts the page together and writes it."""
+"""Assembles the page and writes it."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from coadvise.report.read import Run, read_run
 from coadvise.report.verdict import comparison, headline
 
 SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup]], ...] = (
-    ("compare", "Compare", "How does it compare with its teachers?", comparison),
-    ("learning", "Learning", "How did each model learn?", learning),
+    ("compare", "Compare", "How does the student compare with its teachers?", comparison),
+    ("learning", "Learning", "How did each network learn?", learning),
     ("classes", "Classes", "Which classes gained?", class_gains),
-    ("advice", "Advice", "When the teachers disagree, whom does the student follow?", disagreements),
-    ("agreement", "Agreement", "Who answers alike?", agreements),
-    ("data", "Data", "What was it trained on?", data_section),
-    ("again", "Reproduce", "How can this be run again?", again_section),
+    ("advice", "Advice", "Which teacher does the student follow when they disagree?", disagreements),
+    ("agreement", "Agreement", "Which predictions agree?", agreements),
+    ("data", "Data", "Which data was used?", data_section),
+    ("again", "Reproduce", "How can I reproduce this run?", again_section),
 )
-# Nothing is loaded from anywhere, whatever a name in the run may hold.
+SOURCES = "Made from config.yaml, data.json, metrics.jsonl and predictions/ of the run, and from the images shown."
+# The page loads nothing, whatever the names in a run contain.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def write_report(run: Path, picture: Callable[[int], bytes] | None = None) -> Path:
-    """Writes `run/report.html` from what the run directory holds and returns its path.
+    """Writes `run/report.html` from the files of the run directory. Returns its path.
 
-    The file is replaced in one step, so a reader sees the old page or the new one. A run that is still going or was
-    interrupted gets a page that says what is missing.
+    The file is replaced atomically, so a reader sees the old page or the new one. The page of an unfinished run says
+    what is missing.
 
     Args:
         run: the run directory.
-        picture: gives the encoded validation image of a row of the predictions, or raises. None: thumbnails are left
-            out, and a line says so.
+        picture: returns the encoded validation image of a row of the predictions, or raises. Without it the page has
+            no thumbnails, and says so.
 
     Raises:
         ValueError: `run` is not a directory.
@@ -48,7 +49,7 @@ def write_report(run: Path, picture: Callable[[int], bytes] | None = None) -> Pa
     beside = run / f".report.{os.getpid()}.html"
     try:
         with beside.open("wb") as file:
-            file.write(page.encode("utf-8", errors="backslashreplace"))  # a file name need not be Unicode
+            file.write(page.encode("utf-8", errors="backslashreplace"))  # a file name may not be valid Unicode
             file.flush()
             os.fsync(file.fileno())
         beside.replace(target)
@@ -75,10 +76,7 @@ def render(run: Run) -> str:
         "body",
         tag("header", _origin(run, name), headline(run), _faults(run), tag("nav", *links), class_="top"),
         tag("main", *(tag("section", tag("h2", title), make(run), id=anchor) for anchor, _, title, make in SECTIONS)),
-        tag(
-            "footer",
-            "Made from config.yaml, data.json, metrics.jsonl and predictions/ of the run, and the pictures shown.",
-        ),
+        tag("footer", SOURCES),
     )
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
@@ -93,10 +91,5 @@ def _origin(run: Run, name: str) -> Markup:
 def _faults(run: Run) -> Markup:
     if not run.faults:
         return Markup()
-    return tag(
-        "div",
-        tag("b", "Not everything could be read"),
-        tag("ul", *(tag("li", f) for f in run.faults)),
-        class_="faults",
-        role="note",
-    )
+    faults = tag("ul", *(tag("li", fault) for fault in run.faults))
+    return tag("div", tag("b", "Some files could not be read"), faults, class_="faults", role="note")

@@ -1,4 +1,4 @@
-"""Reads a run directory as it lies there: complete, still running, or interrupted in the middle of a line."""
+"""Reads a run directory in whatever state it is: complete, still running, or interrupted in the middle of a line."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
 
 AVERAGE = "average"
-ADVISED, ALONE = "students/advised", "students/alone"  # the groups of parts, each part with a seed behind
+ADVISED, ALONE = "students/advised", "students/alone"  # groups: the parts that differ in their seed alone
 
 
 def number(value: object) -> float | None:
-    """A finite number, or None for everything else a record may hold in its place."""
+    """The value if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
@@ -40,7 +40,7 @@ def sequence(value: object) -> list[Any]:
 
 
 def softmax(logits: Floats) -> Floats:
-    """Probabilities [..., K] of logits [..., K], in float64; all zero where a diverged model’s are not finite."""
+    """Probabilities [..., K] of logits [..., K], in float64; zero where the logits are not finite."""
     shares = logits.astype(np.float64)
     with np.errstate(invalid="ignore"):
         shares -= shares.max(axis=-1, keepdims=True)
@@ -51,47 +51,47 @@ def softmax(logits: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one trained part answered on the validation images.
+    """The predictions of one network for the validation images.
 
-    Holds answers and confidences; the logits stay in the file, since [N, K] of several tokens and parts may not fit.
+    Logits stay in the file: [N, K] of several tokens and networks may not fit in memory.
     """
 
     path: Path
     labels: Ints  # [N]
-    answers: Mapping[str, Ints]  # token -> [N]; with several tokens also "average"
-    confidence: Mapping[str, Floats]  # token -> [N], the probability of the answer
-    classes: int
+    predicted: Mapping[str, Ints]  # token -> class [N]; with several tokens also "average"
+    confidence: Mapping[str, Floats]  # token -> probability of that class [N]
+    classes: int  # how many the network knows
 
     @classmethod
     def read(cls, path: Path) -> Predictions:
-        """Reads one file, a token at a time.
+        """Reads a file one token at a time.
 
         Raises:
-            ValueError: shapes that do not fit together.
+            ValueError: there are no logits, or their shapes do not match the labels.
         """
-        answers, confidence = {}, {}
+        predicted, confidence = {}, {}
         with safe_open(path, framework="numpy") as file:
             labels = file.get_tensor("labels").astype(np.int64)
             tokens = [name.removeprefix("logits.") for name in file.keys() if name.startswith("logits.")]  # noqa: SIM118
-            tokens.sort(key=lambda token: token != "class")  # the class token first, the others as they were
+            tokens.sort(key=lambda token: token != "class")  # the class token first
             total: Floats | None = None
             for token in tokens:
                 logits = file.get_tensor(f"logits.{token}")
                 if logits.ndim != 2 or labels.shape != logits.shape[:1] or 0 in logits.shape:
-                    raise ValueError(f"labels {labels.shape} do not fit logits.{token} {logits.shape}")
+                    raise ValueError(f"labels {labels.shape} do not match logits.{token} {logits.shape}")
                 shares = softmax(logits)
-                answers[token], confidence[token] = shares.argmax(axis=1), shares.max(axis=1)
+                predicted[token], confidence[token] = shares.argmax(axis=1), shares.max(axis=1)
                 total = shares if total is None else np.add(total, shares, out=total)
         if total is None:
-            raise ValueError("there are no logits in it")
+            raise ValueError("it holds no logits")
         if len(tokens) > 1:
-            answers[AVERAGE], confidence[AVERAGE] = total.argmax(axis=1), total.max(axis=1) / len(tokens)
-        return cls(path, labels, answers, confidence, total.shape[1])
+            predicted[AVERAGE], confidence[AVERAGE] = total.argmax(axis=1), total.max(axis=1) / len(tokens)
+        return cls(path, labels, predicted, confidence, total.shape[1])
 
     def probabilities(self, rows: Ints) -> dict[str, Floats]:
-        """token -> probabilities [len(rows), K], read for these rows only."""
+        """token -> probabilities [len(rows), K]. Reads these rows alone."""
         with safe_open(self.path, framework="numpy") as file:
-            slices = {token: file.get_slice(f"logits.{token}") for token in self.answers if token != AVERAGE}
+            slices = {token: file.get_slice(f"logits.{token}") for token in self.predicted if token != AVERAGE}
             return {
                 token: softmax(np.concatenate([piece[int(row) : int(row) + 1] for row in rows]))
                 for token, piece in slices.items()
@@ -100,30 +100,30 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything a report knows about a run; `faults` says what was there and could not be read.
+    """What a run directory holds; `faults` names what could not be read.
 
-    `picture` gives the encoded validation image of a row, or raises; None where nobody can give it.
+    `picture` returns the encoded validation image of a row, or raises; None if the images could not be opened.
     """
 
     path: Path
     config: str | None
     data: Record
     records: tuple[Record, ...]
-    predictions: Mapping[str, Predictions]  # part -> answers
+    predictions: Mapping[str, Predictions]  # by part
     faults: tuple[str, ...]
     picture: Callable[[int], bytes] | None = None
 
     @property
     def classes(self) -> list[str]:
-        """The class names, in the order of the labels."""
+        """The class names in the order of the labels."""
         return [str(name) for name in sequence(self.data.get("classes"))]
 
     def class_name(self, label: int) -> str:
-        """A class's name, or its number where data.json has none."""
+        """The name of a class, or its number if data.json has no name."""
         return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
 
     def split(self, name: str) -> Record:
-        """One split of data.json; empty where it is missing."""
+        """One split of data.json; empty if it is missing."""
         return mapping(mapping(self.data.get("splits")).get(name))
 
     def of(self, kind: str) -> list[Record]:
@@ -131,12 +131,12 @@ class Run:
         return [record for record in self.records if record.get("kind") == kind]
 
     def last(self, kind: str) -> Record:
-        """The last record of one kind; empty where there is none."""
+        """The last record of one kind; empty if there is none."""
         return next(reversed(self.of(kind)), {})
 
     @property
     def begun(self) -> str:
-        """When the run was first started; empty where it has not recorded that."""
+        """When the run was first started; empty if that is not recorded."""
         return str(next(iter(self.of("run")), {}).get("time") or "")
 
     @cached_property
@@ -146,40 +146,40 @@ class Run:
 
     @cached_property
     def parts(self) -> list[str]:
-        """Every part that left a trace: teachers, then students alone, then co-advised, seeds in order."""
+        """Every part with records or predictions: teachers, students alone, then co-advised, each by seed."""
         named = {str(r["part"]) for r in self.records if r.get("kind") in ("train", "eval", "result") and "part" in r}
         order = {part: place for place, part in enumerate(dict.fromkeys(str(r.get("part")) for r in self.records))}
         return sorted(named | set(self.predictions), key=lambda part: (*rank(part), order.get(part, len(order)), part))
 
     @cached_property
     def tokens(self) -> list[str]:
-        """The tokens that teachers advise, in the order that fixes their colours on the whole page."""
+        """The tokens that teachers advise, in the order that decides their colours on the page."""
         named = [part.removeprefix("teachers/") for part in self.parts if part.startswith("teachers/")]
         for record in self.records:
             if str(record.get("part", "")).startswith(ADVISED):
                 named += map(str, (*mapping(record.get("top1")), *mapping(record.get("losses"))))
         for part, predictions in self.predictions.items():
-            named += predictions.answers if part.startswith(ADVISED) else ()
+            named += predictions.predicted if part.startswith(ADVISED) else ()
         return [token for token in dict.fromkeys(named) if token not in ("class", "total", AVERAGE)]
 
 
 def group_of(part: str) -> tuple[str, int | None]:
-    """A part without its seed, and the seed: students/advised-3 is ('students/advised', 3); teachers have none."""
+    """A part's group and its seed: students/advised-3 is ('students/advised', 3); teachers have no seed."""
     stem, dash, seed = part.rpartition("-")
     return (stem, int(seed)) if part.startswith("students/") and dash and seed.isdecimal() else (part, None)
 
 
 def rank(part: str) -> tuple[int, int]:
-    """Where a part stands: teachers first, then the student alone, then the co-advised one; by seed within."""
+    """The sort key of a part: teachers, students alone, co-advised students; by seed within each."""
     group, seed = group_of(part)
     place = 0 if group.startswith("teachers/") else {ALONE: 1, ADVISED: 2}.get(group, 3)
     return place, seed if seed is not None else -1
 
 
 def read_run(path: Path) -> Run:
-    """Reads what is there. Raises ValueError only where `path` is no directory."""
+    """Reads what is there. Raises ValueError only if `path` is not a directory."""
     if not path.is_dir():
-        raise ValueError(f"{path} is not a directory: give a run directory, as `coadvise fit` leaves one")
+        raise ValueError(f"{path} is not a directory; give a run directory, as `coadvise fit` writes one")
     faults: list[str] = []
     config = _text(path / "config.yaml", faults)
     text = _text(path / "data.json", faults)
@@ -207,7 +207,7 @@ def _text(path: Path, faults: list[str]) -> str | None:
 
 
 def _records(path: Path, faults: list[str]) -> tuple[Record, ...]:
-    """The records of metrics.jsonl. A torn last line is what an interruption leaves, so it is passed over."""
+    """The records of metrics.jsonl. An incomplete last line is ignored: an interruption leaves one."""
     lines = (_text(path, faults) or "").split("\n")
     records = []
     for place, line in enumerate(lines, start=1):

@@ -1,4 +1,4 @@
-"""One quantity against another as an SVG file of its own, for a document that shows it as a picture."""
+"""A scatter plot as a stand-alone SVG file, for a document that shows it as an image."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from coadvise.report.markup import Markup, tag
 
 WIDTH, HEIGHT = 720, 460
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 60, 54  # margins
-NARROW = 150  # pixels that a point's label may need to its right
-# As the page's tones: a colour and a shape, so that neither is needed alone. More series share them in turn.
+LABEL = 150  # pixels that a point's label may need to its right
+# A colour and a shape each, so that a series is recognisable by either. More series reuse them in turn.
 LOOKS = (("#0067a8", "circle"), ("#c4500a", "square"), ("#00795a", "diamond"), ("#99478a", "circle"))
 INK, SOFT, GRID = "#1c1f24", "#5a616b", "#e9e7e1"
 
 
 @dataclass(frozen=True)
 class Point:
-    """A mark at (x, y), its label, and how far y spreads either way over seeds; None for a single one."""
+    """A mark at (x, y), its label, and the standard deviation of y over seeds (None for one seed)."""
 
     x: float
     y: float
@@ -27,7 +27,7 @@ class Point:
 
 
 def scatter(series: Mapping[str, Sequence[Point]], title: str, x_label: str, y_label: str) -> str:
-    """The text of an SVG file. Each mark is of class "mark"; the points of a series are joined in their order."""
+    """The text of an SVG file. Each mark has the class "mark"; a line joins the points of a series in their order."""
     points = [point for group in series.values() for point in group]
     x = fit_scale(point.x for point in points)
     y = fit_scale(point.y + sign * (point.spread or 0) for point in points for sign in (-1, 1))
@@ -41,7 +41,7 @@ def scatter(series: Mapping[str, Sequence[Point]], title: str, x_label: str, y_l
         line = " ".join(f"{px:.1f},{py:.1f}" for px, py in places)
         parts.append(tag("polyline", points=line, fill="none", stroke=colour, stroke_opacity="0.3"))
         for turn, (point, (px, py)) in enumerate(zip(group, places, strict=True)):
-            down = 16 if turn % 2 else -6  # below and above in turn, as neighbours of a series often lie close
+            down = 16 if turn % 2 else -6  # below and above in turn, since neighbours are often close
             parts += _labelled(point, px, py, down, y, colour, _mark(shape, px, py, colour, "mark"))
     return tag(
         "svg", *parts, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {HEIGHT}", width=WIDTH, height=HEIGHT,
@@ -78,7 +78,7 @@ def _labelled(point: Point, px: float, py: float, down: int, y: Scale, colour: s
     if point.spread is not None:
         low, high = _down(y, point.y - point.spread), _down(y, point.y + point.spread)
         parts.append(tag("line", x1=px, x2=px, y1=low, y2=high, stroke=colour))
-    left = px > WIDTH - RIGHT - NARROW
+    left = px > WIDTH - RIGHT - LABEL
     label = tag("text", point.label, x=px + (-9 if left else 9), y=py + down, text_anchor="end" if left else "start")
     return [*parts, mark, label]
 

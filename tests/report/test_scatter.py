@@ -1,4 +1,4 @@
-"""A figure of points is an SVG file with everything where it belongs."""
+"""A scatter plot is an SVG file with every point at its value."""
 
 from xml.etree import ElementTree
 
@@ -9,8 +9,7 @@ from coadvise.report.scatter import GRID, HEIGHT, WIDTH, Point, scatter
 
 def test_points_lie_where_their_values_are_and_inside() -> None:
     groups = {f"series {n}": [Point(60 + n, 70 - n, "a <b> & c", 0.5), Point(65, 71 + n, "d")] for n in range(5)}
-    text = scatter(groups, "a 'title' & more", "x, %", "y, %")
-    root = ElementTree.fromstring(text)
+    root = ElementTree.fromstring(scatter(groups, "a 'title' & more", "x, %", "y, %"))
     marks = [element for element in root.iter() if element.get("class") == "mark"]
     assert len(marks) == 10
     assert len({(m.tag, m.get("fill"), m.get("transform") is None) for m in marks[:6]}) == 3
@@ -20,14 +19,11 @@ def test_points_lie_where_their_values_are_and_inside() -> None:
     assert [x for x, _ in first] == sorted(x for x, _ in first)
     assert [y for _, y in first] == sorted(y for _, y in first)  # lower values are lower on the page
     assert len([e for e in root.iter() if e.tag.endswith("text") and e.text == "a <b> & c"]) == 5
+    one = ElementTree.fromstring(scatter({"s": [Point(50, 50, "only")]}, "t", "x", "y"))
+    assert sum(element.get("class") == "mark" for element in one.iter()) == 1
 
 
-def test_one_point_alone_can_be_drawn() -> None:
-    root = ElementTree.fromstring(scatter({"s": [Point(50, 50, "only")]}, "t", "x", "y"))
-    assert sum(element.get("class") == "mark" for element in root.iter()) == 1
-
-
-def test_a_spread_is_drawn_either_way_of_its_mark_and_ticks_are_where_their_values_are() -> None:
+def test_a_spread_is_drawn_to_both_sides_of_its_mark_and_ticks_are_at_their_values() -> None:
     points = [Point(60, 70, "low", 1.5), Point(64, 74, "high", 3.0)]
     root = ElementTree.fromstring(scatter({"s": points}, "t", "x", "y"))
     lines = [e for e in root.iter() if e.tag.endswith("line") and not e.tag.endswith("polyline")]

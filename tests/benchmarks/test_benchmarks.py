@@ -1,0 +1,91 @@
+"""Benchmarks: a table and its figures, timing in turns, and that each runs, whatever its speed."""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks import NAMES, __main__, involution, startup
+from benchmarks.table import Row, Setting, Table, in_turns
+
+CPU = Setting(torch.device("cpu"), "bfloat16", batch_size=4, repeats=1, compile=True)
+
+
+def test_a_ratio_above_one_is_better_a_missed_goal_is_marked_and_json_has_what_is_printed(tmp_path: Path) -> None:
+    assert Row("a", "images/s", ours=30, peer=10).ratio == Row("a", "ms", ours=10, peer=30).ratio == 3
+    assert Row("a", "ms", ours=10).ratio is None
+    rows = [Row("slow", "ms", 10, 5, goal=1), Row("fast", "ms", 5, 10, floor=2, goal=1)]
+    table = Table("title", "peer", rows, {"batch": 8})
+    assert [line.split() for line in list(table.lines())[3:]] == [
+        ["peer", "coadvise", "ratio", "floor", "goal", "unit"],
+        ["slow", "5", "10", "0.5", "-", "1!", "ms"],
+        ["fast", "10", "5", "2", "2", "1", "ms"],
+    ]
+    table.write(tmp_path / "table.json")
+    record = json.loads((tmp_path / "table.json").read_text())
+    assert [row["ratio"] for row in record["rows"]] == [0.5, 2.0]
+    assert record["about"] == {"batch": 8}
+
+
+def test_runs_take_turns_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    order, clock, takes = list[str](), [0.0], {"a": 1.0, "b": 2.0, "c": 3.0}
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def run(name: str):
+        def steps(progress) -> None:
+            for step in range(1, 9):
+                order.append(name)
+                clock[0] += takes[name] * (1 if step < 5 else 3) if 2 < step < 7 else 99.0
+                progress(name, step, 8, {})
+
+        return steps
+
+    seconds = in_turns({name: run(name) for name in "abc"}, turn=2, skip=1, synchronise=lambda: None)
+    assert order == list("aabbcc" * 4)
+    assert seconds == {name: 2 * value for name, value in takes.items()}, "neither the first turn nor the last counts"
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize("names", ["ab", "ba", "abc"])
+def test_a_failing_run_ends_the_others(names: str, steps: int) -> None:
+    def endless(progress) -> None:
+        for step in range(1, 1000):
+            progress("", step, 1000, {})
+
+    def broken(progress) -> None:
+        for step in range(1, 1 + steps):
+            progress("", step, 1000, {})
+        raise ValueError("broken")
+
+    runs = {name: broken if name == "b" else endless for name in names}
+    with pytest.raises(ValueError, match="broken"):
+        in_turns(runs, turn=1, skip=1, synchronise=lambda: None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup, "COMMANDS", ("presets", "fit /does/not/exist"))
+    monkeypatch.setattr("benchmarks.floor.best_seconds", lambda call, setting: 1.0)  # large products take seconds
+    monkeypatch.setattr(involution, "REDNET26", involution.REDNET26[-2:])  # the smallest
+    monkeypatch.setattr(involution, "SIZE", 64)
+    table = import_module(f"benchmarks.{name}").run(Setting(torch.device("cpu"), batch_size=4, repeats=1))
+    assert all(row.ours > 0 for row in table.rows)
+    assert all(row.floor for row in table.rows)
+    assert table.about["torch"] == torch.__version__
+
+
+def test_the_command_line_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(
+        startup, "run", lambda setting: given.append(setting) or Table("t", "p", [Row("a", "ms", 1)], {})
+    )
+    options = "--precision bfloat16 --batch-size 4 --repeats 1 --compile --device cpu --json"
+    monkeypatch.setattr(sys, "argv", ["", "startup", *options.split(), str(tmp_path / "a.json")])
+    __main__.main()
+    assert given == [CPU]
+    assert (tmp_path / "a.json").is_file()
+    monkeypatch.setattr(sys, "argv", ["", "startup", "--json", str(tmp_path / "none" / "a.json")])
+    with pytest.raises(SystemExit):
+        __main__.main()
