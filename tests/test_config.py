@@ -42,12 +42,6 @@ def test_presets_parse_and_survive_being_written(name: str) -> None:
     assert config.student.recipe.batch_size % config.student.recipe.accumulate == 0
 
 
-def test_a_file_is_a_preset_too(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text(preset_text("digits"))
-    assert load_config(str(path)) == load_config("digits")
-
-
 def all_keys(model: type[BaseModel], path: str = "") -> list[str]:
     keys = []
     for name, field in model.model_fields.items():
@@ -101,6 +95,9 @@ def test_all_faults_at_once() -> None:
     ):
         assert phrase in message
     assert message.count("; ") >= 10
+    assert "'teachers' is missing; 'student' is missing" in fault({})
+    assert "'teachers' is {}" in fault(valid(teachers={}))
+    assert "'data' is 3" in fault(valid(data=3))
 
 
 @pytest.mark.parametrize(
@@ -139,12 +136,6 @@ def test_what_does_not_choose_classes_is_written_as_before_one_could() -> None:
     assert parse_config(yaml.safe_load(every.to_yaml())) == every
     assert parse_config(yaml.safe_load(two.to_yaml())) == two
     assert differences(every, two) == ["data.classes: None -> ['a', 'b']"]
-
-
-def test_what_must_be_there() -> None:
-    assert fault({}) == "'teachers' is missing; 'student' is missing"
-    assert "'teachers' is {}" in fault(valid(teachers={}))
-    assert "'data' is 3" in fault(valid(data=3))
 
 
 # overrides ----------------------------------------------------------------------------------------------------------
@@ -195,12 +186,8 @@ def test_an_alias_is_overridden_alone(tmp_path: Path) -> None:
     )
     config = load_config(str(path), ["teachers.conv.recipe.epochs=9"])
     assert (config.teachers["conv"].recipe.epochs, config.teachers["inv"].recipe.epochs) == (9, 3)
-
-
-def test_a_key_with_nothing_behind_it_can_be_filled(tmp_path: Path) -> None:
-    path = tmp_path / "p.yaml"
     path.write_text("data:\nteachers: {conv: {model: a, augment: null}}\nstudent: {model: s}\n")
-    config = load_config(str(path), ["teachers.conv.augment.kind=none"], source="here")
+    config = load_config(str(path), ["teachers.conv.augment.kind=none"], source="here")  # keys without a value
     assert config.data.source == "here"
     assert config.teachers["conv"].augment == AugmentConfig(kind="none")
 
@@ -237,20 +224,19 @@ def test_differences_name_every_key_both_ways() -> None:
     assert flipped == {tuple(line.split(": ", 1)[1].split(" -> ")) for line in lines}
 
 
-@pytest.mark.parametrize(
-    ("run", "teacher", "expected"),
-    [
-        ("light", None, True),
-        ("none", None, True),
-        ("deit", None, False),
-        ("light", "deit", False),
-        ("deit", "light", False),
-    ],
-)
-def test_pixels_are_kept_in_memory_unless_somebody_reads_files(run: str, teacher: str | None, expected: bool) -> None:
-    augment = {"kind": teacher} if teacher else None
-    config = parse_config(valid(augment={"kind": run}, teachers={"conv": {"model": "r", "augment": augment}}))
-    assert config.in_memory is expected
+def test_pixels_are_kept_in_memory_unless_files_are_read_for_views() -> None:
+    for run, teacher, expected in (("light", None, True), ("deit", None, False), ("light", "deit", False)):
+        augment = {"kind": teacher} if teacher else None
+        config = parse_config(valid(augment={"kind": run}, teachers={"conv": {"model": "r", "augment": augment}}))
+        assert config.in_memory is expected
+
+
+def test_a_misspelt_token_is_no_new_token() -> None:
+    for token, meant in (("conf", "conv"), ("clas", "class"), ("[inv, con]", "conv")):
+        with pytest.raises(UserError, match=rf"teachers.conv.token, did you mean '{meant}'"):
+            load_config("digits", [f"teachers.conv.token={token}"])
+    assert load_config("digits", ["teachers.conv.token=shape"]).tokens == ("shape", "inv")
+    assert load_config("digits", [f"teachers.{name}.token=conv2" for name in ("conv", "inv")]).tokens == ("conv2",)
 
 
 def test_loss_weights_are_those_of_equation_1() -> None:
@@ -297,31 +283,12 @@ def test_teachers_that_cannot_be_averaged_are_refused() -> None:
     assert parse_config(valid(teachers=teachers)).tokens == ()
 
 
-def test_who_is_trained_here() -> None:
-    given_teachers = {
-        "a": {"model": "r"}, "b": {"model": "r", "checkpoint": "x"}, "c": {"model": "r", "pretrained": True},
-    }  # fmt: skip
-    config = parse_config(valid(teachers=given_teachers))
-    assert [teacher.trained_here for teacher in config.teachers.values()] == [True, False, False]
-
-
 def test_a_class_token_that_nothing_trains_is_refused() -> None:
     for more in ([], ["teachers.conv.token=class", "teachers.conv.weight=0"]):
         with pytest.raises(UserError, match=r"^student.weight=0 "):
             load_config("digits", ["student.weight=0", *more])
     advised = load_config("digits", ["student.weight=0", "teachers.conv.token=[conv, class]"])
     assert advised.loss_weights.trained_tokens == ("class", "conv", "inv")
-
-
-@pytest.mark.parametrize(("token", "meant"), [("conf", "conv"), ("clas", "class"), ("[inv, con]", "conv")])
-def test_a_misspelt_token_is_no_new_token(token: str, meant: str) -> None:
-    with pytest.raises(UserError, match=rf"^unknown token '\w+' of teachers.conv.token, did you mean '{meant}'"):
-        load_config("digits", [f"teachers.conv.token={token}"])
-
-
-def test_a_new_token_is_unlike_the_others_or_shared() -> None:
-    assert load_config("digits", ["teachers.conv.token=shape"]).tokens == ("shape", "inv")
-    assert load_config("digits", [f"teachers.{name}.token=conv2" for name in ("conv", "inv")]).tokens == ("conv2",)
 
 
 @pytest.mark.parametrize("part", ["student", "teachers.inv"])

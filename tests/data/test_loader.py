@@ -85,22 +85,6 @@ def test_every_position_is_asked_for_once_an_epoch_however_it_is_cut(data: st.Da
         assert np.array_equal(positions, np.arange(loaders[0][0].steps_per_epoch * loaders[0][0].batch_size))
 
 
-@given(st.integers(1, 50), st.integers(1, 60))
-def test_an_epoch_has_every_image_once_and_leaves_out_less_than_a_batch(images: int, batch_size: int) -> None:
-    loader = TrainingLoader(made_views(images, AugmentConfig(kind="none"), size=2), batch_size)
-    per_epoch = loader.steps_per_epoch
-    steps = batches(loader, 0, 2 * per_epoch)
-    orders = []
-    for epoch in range(2):
-        epoch_steps = steps[epoch * per_epoch : (epoch + 1) * per_epoch]
-        assert {step.epoch for step in epoch_steps} == {epoch}
-        seen = torch.cat([step.index for step in epoch_steps]).tolist()
-        assert len(set(seen)) == len(seen) > images - min(batch_size, images)
-        orders.append(seen)
-    assert {len(step.index) for step in steps} == {min(batch_size, images)}
-    assert images < 8 or orders[0] != orders[1]
-
-
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 7))
 def test_a_whole_epoch_leaves_nothing_out(images: int, batch_size: int, epoch: int) -> None:
     views = made_views(images, EVERYTHING)

@@ -149,15 +149,6 @@ def test_turning_by_a_right_angle_is_exact() -> None:
     assert torch.allclose(turned[1], images[1].rot90(-1, (1, 2)), atol=1e-5)
 
 
-def test_zooming_scales_about_the_centre() -> None:
-    ramp = torch.linspace(-1, 1, 16).expand(1, 3, 16, 16).contiguous()
-    u = centred()
-    for draw, scale in ((0.0, 0.75), (1.0, 1.25)):
-        u[:, 1] = draw
-        zoomed = light_views(ramp, AugmentConfig(flip=False, shift=0, zoom=0.25), u)[0, 0, 5]
-        assert torch.allclose(zoomed[4:12], scale * ramp[0, 0, 5, 4:12], atol=1e-5)
-
-
 @given(seeds, st.floats(0, 0.5), st.floats(0, 0.9), st.floats(0, 180), st.floats(0, 0.9))
 def test_light_views_stay_within_range(seed: int, shift: float, zoom: float, rotate: float, colour: float) -> None:
     u = draws.uniforms(seed, draws.GEOMETRY, 0, np.arange(4), 9)

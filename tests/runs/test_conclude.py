@@ -2,6 +2,7 @@
 
 import shutil
 import statistics
+from collections import UserList
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,7 +91,9 @@ def test_the_sentence_is_of_the_class_token_and_the_remark_of_the_best_teacher(
             logits |= {token: 9 * torch.eye(3)[(labels + 1) % 3] for token in ("conv", "inv")}
         save_predictions(folder, part, logits, labels)
     monkeypatch.setattr("coadvise.runs.conclude.images_per_second", lambda networks, *_: dict.fromkeys(networks, 1.0))
-    dataset: Any = SimpleNamespace(val=labels)
+    val: Any = UserList(labels)
+    val.read = lambda row: b"no image"
+    dataset: Any = SimpleNamespace(val=val)
     record, listener = Recorder(folder, True, Silent().say), Stopper(never)
     conclude(Run(folder, config, dataset, Engine(config.engine), record, listener), parts)
     verdict = records(folder, "verdict")[-1]
