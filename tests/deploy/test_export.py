@@ -1,5 +1,6 @@
-"""An exported file answers as the student does, in a process that has nothing of coadvise."""
+"""An exported file gives the student's probabilities, in a process without coadvise."""
 
+import io
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import Tensor
@@ -60,7 +62,7 @@ def test_pt2_answers_in_a_process_without_coadvise(finished: Path, pixels: Tenso
     assert metadata == {key: about[key] for key in metadata}
 
 
-@pytest.mark.parametrize("answer", ["class", "inv", "average"])
+@pytest.mark.parametrize("answer", ["class", "average"])
 def test_onnx_has_plain_operators_and_the_students_answer(
     answer: str, finished: Path, pixels: Tensor, tmp_path: Path
 ) -> None:
@@ -78,8 +80,24 @@ def test_onnx_has_plain_operators_and_the_students_answer(
         np.testing.assert_allclose(by_onnx(file, pixels[:batch]), wanted(finished, pixels, answer)[:batch], atol=1e-5)
 
 
-@pytest.mark.parametrize("part", ["students/alone-0", "teachers/inv"])
-@pytest.mark.parametrize("ending", ["onnx", "pt2"])
+def test_the_last_block_has_no_product_over_all_tokens() -> None:
+    student = timm.create_model("cit_micro_aligned_patch4_32", depth=3, embed_dim=24, num_classes=5).for_inference()
+    images, tokens = torch.randn(2, 3, 32, 32), 1 + 2 + 64
+
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(portable.to_onnx(student, images, {})))
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*model.graph.value_info, *model.graph.output)}
+    products = [shapes[node.output[0]] for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
+    # In each of the other two: queries, keys and values at once, scores, their sum, projection, the MLP's two layers.
+    assert sum(shape[-2].dim_value == tokens for shape in products) == 2 * 6
+
+    graph = torch.export.load(io.BytesIO(portable.to_pt2(student, images, {}))).graph
+    kinds = ("linear", "matmul", "scaled_dot_product_attention")
+    nodes = [node for node in graph.nodes if any(kind in str(node.target) for kind in kinds)]
+    # The fused attention is one.
+    assert sum(node.meta["val"].shape[-2] == tokens for node in nodes if node.op == "call_function") == 2 * 5
+
+
+@pytest.mark.parametrize(("part", "ending"), [("students/alone-0", "pt2"), ("teachers/inv", "onnx")])
 def test_any_network_of_a_run(part: str, ending: str, finished: Path, pixels: Tensor, tmp_path: Path) -> None:
     file = tmp_path / f"network.{ending}"
     about = export(finished, file, part)
@@ -95,8 +113,8 @@ def test_any_network_of_a_run(part: str, ending: str, finished: Path, pixels: Te
 
 def test_what_cannot_be_exported_is_refused(finished: Path, tmp_path: Path) -> None:
     for out, about, said in (
-        (tmp_path / "student.tflite", {}, r"must end in \.onnx or \.pt2"),
-        (tmp_path / "none" / "student.onnx", {}, "is no folder"),
+        (tmp_path / "student.tflite", {}, r"\.tflite' must end in \.onnx or \.pt2"),
+        (tmp_path / "none" / "student.onnx", {}, "/none' is not a folder"),
         (
             tmp_path / "student.pt2",
             {"answer": "conf"},
@@ -132,7 +150,7 @@ def test_a_file_that_answers_otherwise_is_not_written(
     (tmp_path / "student.pt2").write_text("an earlier one")
     for wrong in (1e-3, float("nan")):
         monkeypatch.setattr(
-            portable, "_by_torch", lambda content, images, wrong=wrong: torch.full((4, 3), 1 / 3) + wrong
+            portable, "_run_pt2", lambda content, images, wrong=wrong: torch.full((4, 3), 1 / 3) + wrong
         )
         with pytest.raises(RuntimeError, match="nothing is written"):
             export(finished, tmp_path / "student.pt2")
@@ -144,10 +162,3 @@ def test_a_full_disk_leaves_nothing(finished: Path, small_disk, tmp_path: Path) 
     with pytest.raises(StorageError, match="cannot write"):
         export(finished, disk / "student.pt2")
     assert not list(disk.iterdir())
-
-
-def test_a_student_alone_is_exported_by_what_was_trained(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no answer 'inv'; this network has class and average"):
-        export(finished, tmp_path / "alone.pt2", "students/alone-0", "inv")
-    about = export(finished, tmp_path / "alone.pt2", "students/alone-0", "average")
-    assert about["answer"] == "class"

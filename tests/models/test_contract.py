@@ -254,15 +254,6 @@ def test_position_embedding_follows_the_image_size(name: str, tmp_path: Path) ->
     torch.testing.assert_close(second(x), dynamic(x))
 
 
-@pytest.mark.parametrize("name", [*RESNETS, *REDNETS[-1:]])
-@pytest.mark.parametrize("size", [32, 48, 96])
-def test_small_teachers_keep_positions(name: str, size: int) -> None:
-    net = timm.create_model(name, num_classes=0).eval()
-    with torch.no_grad():
-        features = net.forward_intermediates(images(size=size), intermediates_only=True)
-    assert features[3].shape[-2:] == (size // 4, size // 4)
-
-
 def test_impossible_widths_say_what_is_possible() -> None:
     with pytest.raises(ValueError, match="multiples of 64"):
         create("rednet_small", widths=(64, 96, 128))

@@ -132,11 +132,15 @@ def test_a_transformer_is_built_for_the_data_s_image_size() -> None:
     [
         ("resnet_smal", {}, r"unknown model 'resnet_smal', did you mean 'resnet_small'\?"),
         ("resnet18.none_such", {}, r"unknown weights 'resnet18\.none_such'; of resnet18 timm has resnet18\.a1_in1k, "),
-        ("hf-hub:some/one", {}, "unknown model 'hf-hub:some/one'; .*; one of a hub is a teacher with pretrained=true"),
+        (
+            "hf-hub:some/one",
+            {},
+            "unknown model 'hf-hub:some/one'; .*; a hub's model can only be a teacher with pretrained=true",
+        ),
         ("no such thing at all", {}, "unknown model 'no such thing at all'; see 'coadvise models'"),
-        ("resnet_small", {"wides": [8]}, "model 'resnet_small' cannot be made with .*wides"),
-        ("resnet_small", {"widths": [8, 16], "depths": [1]}, "model 'resnet_small' cannot be made with"),
-        ("cit_micro_patch4_32", {"embed_dim": 25}, "model 'cit_micro_patch4_32' cannot be made with"),
+        ("resnet_small", {"wides": [8]}, "model 'resnet_small' cannot be built with .*wides"),
+        ("resnet_small", {"widths": [8, 16], "depths": [1]}, "model 'resnet_small' cannot be built with"),
+        ("cit_micro_patch4_32", {"embed_dim": 25}, "model 'cit_micro_patch4_32' cannot be built with"),
     ],
 )
 def test_what_cannot_be_built_is_said(model: str, arguments: dict[str, Any], message: str) -> None:
@@ -149,5 +153,5 @@ def test_weights_that_cannot_be_fetched_are_said(monkeypatch: pytest.MonkeyPatch
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(timm, "create_model", unplugged)
-    with pytest.raises(UserError, match="published weights of 'resnet18' cannot be had: no route to host"):
+    with pytest.raises(UserError, match="published weights of 'resnet18' could not be loaded: no route to host"):
         build_network(ModelConfig(model="resnet18"), CLASSES, 16, seed=0, pretrained=True)

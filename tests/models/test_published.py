@@ -15,17 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from coadvise import load_published
-from coadvise.errors import StorageError, UserError
-from coadvise.models import RedNet, Student
+from coadvise.errors import UserError
+from coadvise.models import REDNETS, RedNet, Student
 from coadvise.models.published import convert, read_published
 
-PARAMETERS = {  # millions, with the 1000-class head
-    "rednet26": 9.233,
-    "rednet38": 12.387,
-    "rednet50": 15.541,
-    "rednet101": 25.653,
-    "rednet152": 33.985,
-}
 STUDENT = {"aligned": {"conv": "conv", "inv": "inv"}, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 5}
 REDNET = {"widths": (64, 128, 128, 192), "stem_width": 32, "num_classes": 5}
 
@@ -153,7 +146,7 @@ def test_rednet_layouts(layout: str, classes: int, tmp_path: Path) -> None:
     torch.testing.assert_close(net(images(64)), first(images(64)))
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", REDNETS[:-1])
 def test_every_depth_is_read_off_the_shapes(name: str) -> None:
     with torch.device("meta"):
         weights = timm.create_model(name).state_dict()
@@ -258,7 +251,7 @@ def test_the_missing_token_is_fresh_and_said(token: str | None, tmp_path: Path) 
     first = deit(distilled=token is not None)
     torch.save({"model": first.state_dict()}, tmp_path / "deit.pth")
     missing = [name for name in ("conv", "inv") if name != token]
-    with pytest.warns(UserWarning, match="freshly initialised") as said:
+    with pytest.warns(UserWarning, match="newly initialised") as said:
         net = load_published(tmp_path / "deit.pth", distillation_token=token)
     assert [any(f"token '{name}'" in str(w.message) for w in said) for name in missing] == [True] * len(missing)
     assert len(said) == len(missing)
@@ -277,7 +270,7 @@ def test_the_missing_token_is_fresh_and_said(token: str | None, tmp_path: Path) 
             assert vector.std() > 0.005
             assert position.std() > 0.005
             assert head.weight.std() > 0.005
-    with pytest.warns(UserWarning, match="fresh"):
+    with pytest.warns(UserWarning, match="newly"):
         again = load_published(tmp_path / "deit.pth", distillation_token=token)
     assert_same(again, net.state_dict())
 
@@ -288,7 +281,7 @@ def test_the_missing_token_is_fresh_and_said(token: str | None, tmp_path: Path) 
 def test_other_classes_size_and_channels(tmp_path: Path) -> None:
     first = student()
     torch.save(student_names(first.state_dict()), tmp_path / "student.pth")
-    with pytest.warns(UserWarning, match="heads for 7 classes instead of 5 are freshly initialised"):
+    with pytest.warns(UserWarning, match="heads for 7 classes instead of 5 are newly initialised"):
         net = load_published(tmp_path / "student.pth", num_classes=7, img_size=96, in_chans=1, drop_path_rate=0.1)
     assert {name: logits.shape for name, logits in net.forward_tokens(images(96, 1)).items()} == dict.fromkeys(
         ("class", "conv", "inv"), (2, 7)
@@ -324,20 +317,6 @@ def test_what_is_converted_timm_loads(kind: str, tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    out = tmp_path / "out.safetensors"
-    out.write_bytes(b"before")
-    weights = rednet().state_dict()
-    torch.save({key: weights[key] for key in list(weights)[:-1]}, tmp_path / "cut.pth")
-    with pytest.raises(UserError, match=r"missing: fc\.bias"):
-        convert(tmp_path / "cut.pth", out)
-    assert out.read_bytes() == b"before"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.pth", "out.safetensors"]
-    torch.save(weights, tmp_path / "whole.pth")
-    convert(tmp_path / "whole.pth", out)
-    assert_same(load_published(out), weights)
-
-
 # faults ---------------------------------------------------------------------------------------------------------------
 
 
@@ -349,8 +328,8 @@ def test_every_key_without_a_place_is_named_as_in_the_file(tmp_path: Path) -> No
     with pytest.raises(UserError) as fault:
         load_published(tmp_path / "student.pth")
     for phrase in (
-        "without a place here: conv_embed.extra, tail",
-        "missing: ",
+        "unexpected keys: conv_embed.extra, tail",
+        "missing keys: ",
         "blocks.1.norm1.weight",
         "patch_embed.stems.conv.proj.bias",
         "head_conv.bias [3] instead of [5]",
@@ -363,7 +342,7 @@ def test_every_key_without_a_place_is_named_as_in_the_file(tmp_path: Path) -> No
     ("spoil", "match"),
     [
         (lambda w: w.pop("layer2.0.conv1.weight"), r"layer2\.0\.conv1\.weight"),
-        (lambda w: w.update({"layer1.1.conv1.weight": torch.zeros(1)}), r"\(2, 2, 4, 1\) blocks a stage"),
+        (lambda w: w.update({"layer1.1.conv1.weight": torch.zeros(1)}), r"\(2, 2, 4, 1\) blocks per stage"),
         (lambda w: w.update({"classifier.bias": w["fc.bias"]}), r"twice, as fc\.bias and classifier\.bias"),
         (lambda w: w.update({"fc.weight": torch.zeros(5, 7)}), r"fc\.weight \[5, 7\] instead of \[5, 192\]"),
         (
@@ -374,9 +353,15 @@ def test_every_key_without_a_place_is_named_as_in_the_file(tmp_path: Path) -> No
             lambda w: w.update({"layer3.7.norm.weight": torch.zeros(1)}),
             r"layer3\.7\.norm\.weight, and none of number 4;",
         ),
-        (lambda w: w.update({"fc.bias": torch.zeros(5, dtype=torch.int64)}), r"fc\.bias is int64; weights are dense"),
-        (lambda w: w.update({"fc.bias": torch.zeros(5, dtype=torch.complex64)}), r"fc\.bias is complex64; weights"),
-        (lambda w: w.update({"fc.weight": w["fc.weight"].to_sparse()}), r"fc\.weight is sparse_coo; weights are dense"),
+        (
+            lambda w: w.update({"fc.bias": torch.zeros(5, dtype=torch.int64)}),
+            r"fc\.bias is int64; weights must be dense",
+        ),
+        (lambda w: w.update({"fc.bias": torch.zeros(5, dtype=torch.complex64)}), r"fc\.bias is complex64"),
+        (
+            lambda w: w.update({"fc.weight": w["fc.weight"].to_sparse()}),
+            r"fc\.weight is sparse_coo; weights must be dense",
+        ),
         (lambda w: w.update({1: torch.zeros(1)}), "neither a dict of tensors by name nor"),
     ],
 )
@@ -392,12 +377,12 @@ def test_a_spoilt_rednet(spoil: Any, match: str, tmp_path: Path) -> None:
     ("arguments", "match"),
     [
         ({"distillation_token": "mixer"}, "not 'mixer'"),
-        ({"aligned": {"conv": "conv"}}, "leave 'aligned' out"),
+        ({"aligned": {"conv": "conv"}}, "leave out 'aligned'"),
         ({"token_names": ("class",)}, "not allowed"),
         ({"num_head": 3}, "num_head"),
         ({"embed_dim": 128}, "does not fit cit_tiny_patch16_224 with"),
-        ({"depth": 3}, r"missing: blocks\.2\."),
-        ({"num_heads": 0}, "cannot be made a cit_tiny_patch16_224"),
+        ({"depth": 3}, r"missing keys: blocks\.2\."),
+        ({"num_heads": 0}, "cannot be loaded as cit_tiny_patch16_224"),
         ({"distillation_token": "conv", "token_names": ()}, "not 'conv'"),
     ],
 )
@@ -422,8 +407,8 @@ def test_a_key_that_numbers_a_hundred_million_blocks_makes_none(of: str, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ("{", "its arguments are no JSON object"),
-        ("null", "its arguments are no JSON object"),
+        ("{", "its arguments are not a JSON object"),
+        ("null", "its arguments are not a JSON object"),
         ('{"depth": "12"}', "says depth='12', and has 1 tensors"),
         ('{"depths": [3000, 1]}', r"says depths=\[3000, 1\], and has 1 tensors"),
     ],
@@ -433,18 +418,6 @@ def test_what_a_strangers_file_says_of_itself_is_checked(arguments: str, match: 
     save_file({"a": torch.zeros(1)}, path, {"model": "rednet26", "arguments": arguments})
     with pytest.raises(UserError, match=match):
         load_published(path)
-
-
-def test_a_rednet_is_no_student(tmp_path: Path) -> None:
-    torch.save(rednet().state_dict(), tmp_path / "rednet.pth")
-    with pytest.raises(UserError, match=r"rednet\.pth' is a RedNet, which has no tokens; a student starts from a DeiT"):
-        load_published(tmp_path / "rednet.pth", token_names=["conv"])
-
-
-def test_a_distillation_token_of_nothing(tmp_path: Path) -> None:
-    torch.save(deit(distilled=False).state_dict(), tmp_path / "deit.pth")
-    with pytest.raises(UserError, match="no distillation token to become 'inv'"):
-        load_published(tmp_path / "deit.pth", distillation_token="inv")
 
 
 def test_what_shapes_do_not_show_is_asked_for(tmp_path: Path) -> None:
@@ -471,7 +444,7 @@ class Trap:
         ({}, "holds no weights"),
         ([torch.zeros(1)], "holds no weights"),
         ({"a": torch.zeros(1), "b": 3}, "holds no weights"),
-        ({"a.weight": torch.zeros(1)}, "none of the layouts that are known"),
+        ({"a.weight": torch.zeros(1)}, "an unknown layout"),
         ({"model": {"a.weight": torch.zeros(1)}, "optimizer": Trap()}, "not only tensors and plain values"),
     ],
 )
@@ -497,43 +470,23 @@ def test_damaged_files(suffix: str, content: bytes, tmp_path: Path) -> None:
         load_published(path)
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    torch.save(rednet().state_dict(), tmp_path / "rednet.pth")
-    (tmp_path / "file").write_text("no folder")
-    with pytest.raises(StorageError, match="file/out"):
-        convert(tmp_path / "rednet.pth", tmp_path / "file" / "out.safetensors")
-    assert (tmp_path / "file").read_text() == "no folder"
-
-
-def test_only_safetensors_are_written(tmp_path: Path) -> None:
-    torch.save(rednet().state_dict(), tmp_path / "rednet.pth")
-    with pytest.raises(UserError, match=r"must end in \.safetensors"):
-        convert(tmp_path / "rednet.pth", tmp_path / "out.pth")
-    assert not (tmp_path / "out.pth").exists()
-
-
 # sizes ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "millions"), PARAMETERS.items())
-def test_rednet_parameters(name: str, millions: float) -> None:
-    with torch.device("meta"):
-        net = timm.create_model(name)
-    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=1e-3)
-
-
 @pytest.mark.parametrize(
-    ("name", "low", "high"),
+    ("name", "millions", "tolerance"),
     [
-        ("cit_tiny_patch16_224", 5.5, 6.5),
-        ("cit_small_patch16_224", 21.5, 23.0),
-        ("cit_small_aligned_patch16_224", 25.0, 26.5),
-        ("resnet_small", 0.4, 1.2),
-        ("rednet_small", 0.4, 1.2),
-        ("cit_micro_patch4_32", 0.3, 1.0),
-        ("cit_micro_aligned_patch4_32", 0.3, 1.0),
+        ("rednet26", 9.233, 1e-3),  # the published figures
+        ("rednet38", 12.387, 1e-3),
+        ("rednet50", 15.541, 1e-3),
+        ("rednet101", 25.653, 1e-3),
+        ("rednet152", 33.985, 1e-3),
+        ("cit_tiny_patch16_224", 6, 0.5),  # the paper's
+        ("cit_small_patch16_224", 22, 1),
+        ("cit_small_aligned_patch16_224", 26, 1),
     ],
 )
-def test_parameters_in_millions(name: str, low: float, high: float) -> None:
-    net = timm.create_model(name)
-    assert low < sum(p.numel() for p in net.parameters()) / 1e6 < high
+def test_parameters_in_millions(name: str, millions: float, tolerance: float) -> None:
+    with torch.device("meta"):
+        net = timm.create_model(name)
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=tolerance)

@@ -92,16 +92,6 @@ def test_aligned_tokens_are_means_and_patches_the_sum(patch: int, size: int) -> 
         torch.testing.assert_close(token, maps[name].flatten(2).mean(-1)[:, None])
 
 
-def test_an_aligned_token_moves_with_its_stem_only() -> None:
-    embed = AlignedPatchEmbed(32, 4, 3, 24, aligned=BOTH).eval()
-    _, before = embed(images())
-    with torch.no_grad():
-        embed.stems["inv"].proj.bias.add_(1.0)
-    _, after = embed(images())
-    assert torch.equal(before["conv"], after["conv"])
-    torch.testing.assert_close(after["inv"], before["inv"] + 1.0)
-
-
 @pytest.mark.parametrize("aligned", [None, BOTH, {"conv": "conv"}])
 def test_other_sizes(aligned: dict[str, str] | None) -> None:
     fixed = student(aligned=aligned).eval()
@@ -200,31 +190,3 @@ def test_each_dropout_acts_in_training_only(rate: str | None) -> None:
     assert torch.equal(net(images()), net(images())) is (rate is None)
     net.eval()
     assert torch.equal(net(images()), net(images()))
-
-
-def test_forward_tokens_exports() -> None:
-    net = student(aligned={"conv": "conv"}).eval()
-
-    class Tokens(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, x: Tensor) -> dict[str, Tensor]:
-            return self.net.forward_tokens(x)
-
-    answers = torch.export.export(Tokens(), (images(),)).module()(images())
-    torch.testing.assert_close(answers, net.forward_tokens(images()))
-
-
-def test_checkpoint_with_other_classes_and_size(tmp_path: Any) -> None:
-    small = student(token_names=("a", "b")).eval()
-    torch.save(small.state_dict(), tmp_path / "student.pth")
-    net = timm.create_model(
-        "cit_micro_patch4_32",
-        **{**TINY, "img_size": 48, "mlp_ratio": 4.0, "num_classes": 7, "token_names": ("a", "b")},
-        pretrained=True,
-        pretrained_cfg_overlay={"file": str(tmp_path / "student.pth"), "num_classes": 5},
-    ).eval()
-    torch.testing.assert_close(net.reg_token, small.reg_token)
-    assert net.forward_tokens(images(48))["b"].shape == (2, 7)

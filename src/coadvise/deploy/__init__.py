@@ -1,1 +1,1 @@
-"""A finished run in use: predictions, and files for other programs."""
+"""Using a finished run: predictions, and files for other programs."""

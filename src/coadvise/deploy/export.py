@@ -1,4 +1,4 @@
-"""A trained network as one file that answers without coadvise: for ONNX's readers, or for PyTorch alone."""
+"""Exports a trained network to one file that runs without coadvise: in ONNX Runtime and others, or in PyTorch alone."""
 
 import io
 import json
@@ -16,37 +16,36 @@ from coadvise.errors import UserError
 from coadvise.storage import write_bytes
 
 ONNX, EXPORTED = ".onnx", ".pt2"
-IMAGES, PROBABILITIES = "images", "probabilities"  # the names of what goes in and comes out
-SAMPLES = 4  # random images on which a file must answer as its network does
-TOLERANCE = 1e-4  # of a probability
+IMAGES, PROBABILITIES = "images", "probabilities"  # names of input and output
+SAMPLES = 4  # random images that the file is checked on
+TOLERANCE = 1e-4  # largest difference of a probability
 
 
 def export(run: str | Path, out: str | Path, part: str | None = None, answer: str = CLASS) -> dict[str, Any]:
-    """Write a network of a finished run as a file that needs nothing of coadvise.
+    """Writes a network of a finished run as a file that needs nothing of coadvise.
 
-    It maps images [B, 3, S, S] (float32, RGB in 0..1, the shorter side resized to S and the middle cut out) to
-    probabilities [B, K]; normalisation is in it. Its metadata have what is returned here, as JSON under "coadvise". A
-    file is written only if it answers random images as the network does.
+    It maps images [B, 3, S, S] (float32, RGB in 0..1, the shorter side resized to S, centre crop) to probabilities
+    [B, K]. Normalisation is part of the network. The metadata hold what is returned here, as JSON under "coadvise". The
+    file is written only if it gives the network's probabilities for random images.
 
     Args:
-        run: A run's folder.
-        out: The file to write. One ending in .onnx is for ONNX Runtime and other readers of ONNX; one in .pt2 for
-            `torch.export.load`.
+        run: Run directory.
+        out: File to write: ".onnx" for ONNX Runtime and other readers of ONNX, ".pt2" for `torch.export.load`.
         part: The network, such as "students/alone-0"; by default the first co-advised student.
         answer: "class", another token's name, or "average" of all tokens.
 
     Returns:
-        The network's part, model, answer, classes, image size, the names and shapes of input and output, and how far
-        the file's answers were from the network's (None where that could not be checked).
+        The network's part, model, answer, classes, image size, the names and shapes of input and output, the size in
+        bytes, and the largest difference of a probability (None where ONNX Runtime is not installed).
 
     Raises:
-        UserError: no such run, network or answer, another ending, or no packages for ONNX.
+        UserError: No such run, network or answer, another file ending, or missing packages for ONNX.
     """
     out = Path(out)
     if out.suffix not in (ONNX, EXPORTED):
-        raise UserError(f"'{out}' must end in {ONNX} or {EXPORTED}, which says what is written")
+        raise UserError(f"'{out}' must end in {ONNX} or {EXPORTED}, which decides the format")
     if not out.absolute().parent.is_dir():
-        raise UserError(f"'{out.parent}' is no folder; make it, or write elsewhere")
+        raise UserError(f"'{out.parent}' is not a folder; create it, or choose another path")
     if out.suffix == ONNX and (missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]):
         raise UserError(
             f"writing ONNX needs 'pip install {' '.join(missing)}'; a file ending in {EXPORTED} needs nothing more"
@@ -57,7 +56,7 @@ def export(run: str | Path, out: str | Path, part: str | None = None, answer: st
         (answer,) = student.tokens
     images = torch.rand(SAMPLES, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        wanted = answering(images)
+        expected = answering(images)
     about: dict[str, Any] = {
         "part": student.part,
         "model": student.network.about["model"],
@@ -67,17 +66,20 @@ def export(run: str | Path, out: str | Path, part: str | None = None, answer: st
         "input": {"name": IMAGES, "shape": ["batch", 3, size, size], "dtype": "float32", "range": [0, 1]},
         "output": {"name": PROBABILITIES, "shape": ["batch", len(student.classes)]},
     }
-    write, read = (_onnx, _by_onnxruntime) if out.suffix == ONNX else (_exported, _by_torch)
+    write, read = (to_onnx, _run_onnx) if out.suffix == ONNX else (to_pt2, _run_pt2)
     content = write(answering, images, about)
-    got = read(content, images)
-    off = None if got is None else (got - wanted).abs().max().item()
-    if off is not None and not off <= TOLERANCE:
-        raise RuntimeError(f"the exported network answers otherwise, by {off:.2g} of a probability; nothing is written")
+    found = read(content, images)
+    difference = None if found is None else (found - expected).abs().max().item()
+    if difference is not None and not difference <= TOLERANCE:
+        raise RuntimeError(
+            f"the exported network's probabilities differ by {difference:.2g} from the network's; nothing is written"
+        )
     write_bytes(out, content)
-    return {**about, "bytes": len(content), "difference": off}
+    return {**about, "bytes": len(content), "difference": difference}
 
 
-def _exported(network: nn.Module, images: Tensor, about: dict[str, Any]) -> bytes:
+def to_pt2(network: nn.Module, images: Tensor, about: dict[str, Any]) -> bytes:
+    """A network as a .pt2 file for any batch size, from sample images [B, 3, S, S], B > 1, and its metadata."""
     file = io.BytesIO()
     with torch.no_grad():
         program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -85,15 +87,16 @@ def _exported(network: nn.Module, images: Tensor, about: dict[str, Any]) -> byte
     return file.getvalue()
 
 
-def _by_torch(content: bytes, images: Tensor) -> Tensor:
+def _run_pt2(content: bytes, images: Tensor) -> Tensor:
     with torch.no_grad():
-        answer: Tensor = torch.export.load(io.BytesIO(content)).module()(images)
-    return answer
+        found: Tensor = torch.export.load(io.BytesIO(content)).module()(images)
+    return found
 
 
-def _onnx(network: nn.Module, images: Tensor, about: dict[str, Any]) -> bytes:
+def to_onnx(network: nn.Module, images: Tensor, about: dict[str, Any]) -> bytes:
+    """A network as an ONNX file for any batch size, from sample images [B, 3, S, S], B > 1, and its metadata."""
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the exporter about itself
+        warnings.simplefilter("ignore")  # the exporter's, about itself
         program = torch.onnx.export(
             network, (images,), dynamo=True, verbose=False, input_names=[IMAGES], output_names=[PROBABILITIES],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -104,7 +107,7 @@ def _onnx(network: nn.Module, images: Tensor, about: dict[str, Any]) -> bytes:
     return content
 
 
-def _by_onnxruntime(content: bytes, images: Tensor) -> Tensor | None:
+def _run_onnx(content: bytes, images: Tensor) -> Tensor | None:
     if find_spec("onnxruntime") is None:
         return None
     import onnxruntime  # type: ignore[import-not-found, import-untyped, unused-ignore]

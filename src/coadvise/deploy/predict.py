@@ -1,4 +1,4 @@
-"""A trained student answers for images."""
+"""Predictions of a trained student for images."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's answer: the likeliest class, its probability, and all of them by class name."""
+    """The most probable class of an image, its probability, and all probabilities by class name."""
 
     label: str
     probability: float
@@ -35,7 +35,12 @@ class Prediction:
 class TrainedStudent:
     """A student with its classes, image size and normalisation; what `coadvise.load(run)` returns.
 
-    `tokens` are those whose answers somebody trained.
+    Attributes:
+        network: Images [B, 3, S, S] in 0..1 to logits by token.
+        part: Its place in the run, such as "students/advised-0".
+        tokens: The tokens that were trained, "class" first.
+        classes: Class names in the order of the logits.
+        image_size: S in pixels.
     """
 
     def __init__(self, network: Network, part: str, tokens: tuple[str, ...]) -> None:
@@ -50,14 +55,17 @@ class TrainedStudent:
 
     @cached_property
     def class_network(self) -> Network:
-        """The network made for answering by its class token alone."""
+        """The network for inference, which gives the class token's logits alone."""
         return self.network.for_inference()
 
     def answering(self, answer: str = CLASS) -> torch.nn.Module:
-        """What maps images [B, 3, S, S] in 0..1 to the probabilities [B, K] of one answer.
+        """A module that maps images [B, 3, S, S] in 0..1 to probabilities [B, K].
+
+        Args:
+            answer: As for `predict`.
 
         Raises:
-            UserError: an answer the student does not have.
+            UserError: An answer that the student does not have.
         """
         if answer not in (*self.tokens, AVERAGE):
             raise UserError(f"no answer '{answer}'; this network has {', '.join(self.tokens)} and {AVERAGE}")
@@ -68,14 +76,15 @@ class TrainedStudent:
     def predict(
         self, images: ImageLike | Sequence[ImageLike], answer: str = CLASS, batch_size: int = 64
     ) -> list[Prediction]:
-        """Answers for images, in their order.
+        """One prediction per image, in their order.
 
         Args:
-            images: one or several paths, PIL images, uint8 arrays [H, W, 3] or tensors [3, H, W] (uint8 or 0..1 float).
-            answer: "class" (the class token, as the paper), another token's name, or "average" of all tokens.
+            images: One or several paths, PIL images, uint8 arrays [H, W, 3] or tensors [3, H, W] (uint8 or 0..1 float).
+            answer: "class" (the class token, as in the paper), another token's name, or "average" of all tokens.
+            batch_size: Images at a time.
 
         Raises:
-            UserError: an image that cannot be read, or an answer the student does not have.
+            UserError: An image that cannot be read, or an answer that the student does not have.
         """
         several = isinstance(images, Iterable) and not isinstance(images, (str, Image.Image, np.ndarray, Tensor))
         given: list[ImageLike] = list(images) if several else [images]  # type: ignore[arg-type, list-item]
@@ -101,16 +110,16 @@ class TrainedStudent:
         elif isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim < 2 or image.shape[2:] not in ((), (3,), (4,)) or not image.size:
                 raise UserError(
-                    f"an array of {image.dtype} {list(image.shape)} is no image; give uint8 [H, W, 3] or [H, W]"
+                    f"an array of {image.dtype} {list(image.shape)} is not an image; give uint8 [H, W, 3] or [H, W]"
                 )
             image = Image.fromarray(image)
         elif not isinstance(image, Image.Image):
-            raise UserError(f"{image!r} is no image; give paths, PIL images, arrays or tensors, one or several")
+            raise UserError(f"{image!r} is not an image; give one or several paths, PIL images, arrays or tensors")
         return to_array(square(upright_rgb(image), self.image_size))
 
 
 class _Answering(torch.nn.Module):
-    """Images in 0..1 to the mean of tokens' probabilities."""
+    """Maps images in 0..1 to the mean of the tokens' probabilities."""
 
     def __init__(self, network: Network, tokens: tuple[str, ...]) -> None:
         super().__init__()
@@ -125,24 +134,28 @@ class _Answering(torch.nn.Module):
 
 def _from_tensor(image: Tensor) -> Image.Image:
     if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
-        raise UserError(f"a tensor of shape {list(image.shape)} is no image; give [3, H, W], or a list of such")
+        raise UserError(f"a tensor of shape {list(image.shape)} is not an image; give [3, H, W], or a list of them")
     if image.is_floating_point():
         if not 0 <= image.min() <= image.max() <= 1:
             raise UserError(
-                f"a tensor with values from {image.min():g} to {image.max():g} is no image; give floats in 0..1, not "
-                "normalised, or uint8"
+                f"a tensor with values from {image.min():g} to {image.max():g} is not an image; give floats in "
+                "0..1 that are not normalised, or uint8"
             )
         image = (image * 255).round().to(torch.uint8)
     elif image.dtype != torch.uint8:
-        raise UserError(f"a tensor of {image.dtype} is no image; give floats in 0..1 or uint8")
+        raise UserError(f"a tensor of {image.dtype} is not an image; give floats in 0..1 or uint8")
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
 
 
 def load(run: str | Path, part: str | None = None) -> TrainedStudent:
-    """Reads the student of a finished run: its first co-advised one, or any network by its part ("students/alone-0").
+    """Loads a network of a finished run.
+
+    Args:
+        run: Run directory.
+        part: The network, such as "students/alone-0"; by default the first co-advised student.
 
     Raises:
-        UserError: no such run, or it has not got that far.
+        UserError: No such run, or the network is not finished.
     """
     run, part = Path(run), part and part.rstrip("/")
     check_run(run)
@@ -156,5 +169,5 @@ def load(run: str | Path, part: str | None = None) -> TrainedStudent:
 def _first_student(run: Path) -> str:
     students = [part for part in trained_parts(run) if part.startswith("students/advised-")]
     if not students:
-        raise UserError(f"'{run}' has no finished student yet; run the same 'coadvise fit' again to go on")
+        raise UserError(f"'{run}' has no finished student yet; run the same 'coadvise fit' command again to continue")
     return students[0]

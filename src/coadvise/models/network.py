@@ -1,4 +1,4 @@
-"""A model together with what it needs to answer for an image: its normalisation and its class names."""
+"""A model with its normalisation and its class names."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -16,17 +16,17 @@ from coadvise.errors import UserError
 from coadvise.models import STUDENTS, TokenModel
 from coadvise.storage import MANIFEST, read_model, write_model
 
-HUB = "hf-hub:"  # before the name of a model that timm fetches, its configuration and its weights
+HUB = "hf-hub:"  # prefix of a model whose configuration and weights timm downloads from a hub
 _STUDENTS = f"; students are {', '.join(STUDENTS)}"
-# What timm would fetch or open files for, and what is decided by classes, tokens and weights.
-_NOT_ARGUMENTS = frozenset({
+# Arguments for which timm would download or open files, and those that follow from classes, tokens and weights.
+_FORBIDDEN_ARGUMENTS = frozenset({
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir",
     "num_classes", "features_only",
 })  # fmt: skip
 
 
 class _About(BaseModel):
-    """What a manifest says of a network; it may come from anybody."""
+    """A network's manifest. It is checked, since the file may come from a stranger."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -39,11 +39,12 @@ class _About(BaseModel):
 
 
 class Network(nn.Module):
-    """Images [B, 3, H, W] in 0..1 to logits by token; a model without tokens answers as "class" alone.
+    """Maps images [B, 3, H, W] in 0..1 to logits by token; for a model without tokens the only one is "class".
 
     Args:
-        model: a timm model, of which a `TokenModel` answers by every token.
-        about: its name, arguments and classes, as `build_network` makes it and the manifest keeps it.
+        model: A timm model; a `TokenModel` gives the logits of every token.
+        about: Name, arguments, classes, image size and normalisation, as `build_network` makes them and the manifest
+            stores them.
     """
 
     mean: Tensor
@@ -65,7 +66,7 @@ class Network(nn.Module):
 
     @property
     def fixed_image_size(self) -> bool:
-        """Whether the model takes images of `about["image_size"]` pixels and no others."""
+        """Whether the model takes images of `about["image_size"]` pixels only."""
         return _takes_image_size(self.about["model"])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -91,14 +92,14 @@ def build_network(
     tokens: Sequence[str] | None = None,
     pretrained: bool = False,
 ) -> Network:
-    """Makes a network by its timm name, its weights a function of `seed`.
+    """Builds a network by its timm name, with weights that are a function of `seed`.
 
     Args:
-        tokens: the names of the student's tokens beside the class token; None for a teacher.
+        tokens: Names of the student's tokens without the class token; None for a teacher.
 
     Raises:
-        UserError: no such model, a student without tokens, arguments it does not take, or published weights that cannot
-            be fetched.
+        UserError: No such model, a student without tokens, unknown arguments, or published weights that could not be
+            downloaded.
     """
     arguments = dict(config.model_kwargs)
     if tokens is not None:
@@ -113,10 +114,10 @@ def build_network(
 
 
 def load_network(folder: Path) -> Network:
-    """Reads a network that `Network.save` wrote, or anybody else: nothing in it is executed or fetched.
+    """Reads a network that `Network.save` wrote. Nothing in the files is executed, and nothing is downloaded.
 
     Raises:
-        UserError: there is none, it is damaged, or it is not of a network that can be made here.
+        UserError: There is none, it is damaged, or its network cannot be built here.
     """
     manifest, weights = read_model(folder)
     try:
@@ -127,21 +128,21 @@ def load_network(folder: Path) -> Network:
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
-        raise UserError(f"'{folder / MANIFEST}': '{where}': {fault['msg']}; it describes no network") from None
+        raise UserError(f"'{folder / MANIFEST}': '{where}': {fault['msg']}; this does not describe a network") from None
     load_weights(network, weights, folder)
     return network.eval()
 
 
 def class_map(known: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
-    """Where the wanted classes stand among the known ones, by name; None where not every one of them is known."""
+    """The index of each wanted class among the known ones, by name; None if one is not known."""
     place = {name: number for number, name in enumerate(known)}
     return [place[name] for name in wanted] if place.keys() >= set(wanted) else None
 
 
 def check_name(model: str) -> None:
-    """Raises UserError for what is no model of timm's registry, or for weights that timm does not have of it."""
+    """Raises UserError for a name that is not in timm's registry, or weights (the tag) that timm does not have."""
     if not timm.is_model(model):
-        hub = "; one of a hub is a teacher with pretrained=true" if model.startswith(HUB) else ""
+        hub = "; a hub's model can only be a teacher with pretrained=true" if model.startswith(HUB) else ""
         raise UserError(f"unknown model '{model}'{nearest(model, timm.list_models())}; see 'coadvise models'{hub}")
     try:
         timm.get_pretrained_cfg(model)
@@ -152,15 +153,18 @@ def check_name(model: str) -> None:
 
 
 def create_network(about: dict[str, Any], source: str | None = None) -> Network:
-    """Makes what `about` describes, with weights as they fall, or as timm fetches them by a name of its own or a hub's.
+    """Builds the network that `about` describes.
+
+    Args:
+        source: Name in timm or on a hub of the weights to download; None for randomly initialised weights.
 
     Raises:
-        UserError: no such model, arguments it does not take, or weights that cannot be had.
+        UserError: No such model, unknown arguments, or weights that could not be downloaded.
     """
-    check_name(about["model"])  # timm would take "hf-hub:" and "local-dir:" names as well, and go there
+    check_name(about["model"])  # timm would also accept "hf-hub:" and "local-dir:" names
     arguments = dict(about["model_kwargs"])
-    if forbidden := sorted(_NOT_ARGUMENTS & arguments.keys()):
-        raise UserError(f"model_kwargs of '{about['model']}' may not hold {', '.join(forbidden)}; leave that out")
+    if forbidden := sorted(_FORBIDDEN_ARGUMENTS & arguments.keys()):
+        raise UserError(f"model_kwargs of '{about['model']}' must not contain {', '.join(forbidden)}; remove them")
     if _takes_image_size(about["model"]):
         arguments["img_size"] = about["image_size"]
     try:
@@ -171,15 +175,15 @@ def create_network(about: dict[str, Any], source: str | None = None) -> Network:
         return Network(model, {"mean": list(settings["mean"]), "std": list(settings["std"]), **about})
     except OSError as error:
         said = " ".join(str(error).split())[:300]
-        raise UserError(f"the published weights of '{source}' cannot be had: {said}") from None
-    except Exception as error:  # hundreds of constructors, each with faults of its own for what it does not take
+        raise UserError(f"the published weights of '{source}' could not be loaded: {said}") from None
+    except Exception as error:  # hundreds of constructors, each with its own errors
         said = " ".join(str(error).split()) or type(error).__name__
         hint = _STUDENTS if "token_names" in said else ""
-        raise UserError(f"model '{about['model']}' cannot be made with {arguments}: {said}{hint}") from None
+        raise UserError(f"model '{about['model']}' cannot be built with {arguments}: {said}{hint}") from None
 
 
 def check_answers(network: Network, device: torch.device) -> None:
-    """Raises UserError for a network that does not answer for its images: some arguments are found out only then."""
+    """Raises UserError for a network that fails on images of its size: some arguments fail only then."""
     size = network.about["image_size"]
     try:
         with torch.no_grad():
@@ -189,20 +193,20 @@ def check_answers(network: Network, device: torch.device) -> None:
         said = " ".join(str(error).split())[:300] or type(error).__name__
         arguments = network.about["model_kwargs"]
         raise UserError(
-            f"model '{network.about['model']}' with {arguments} does not answer for images of {size} pixels: {said}"
+            f"model '{network.about['model']}' with {arguments} fails on images of {size} pixels: {said}"
         ) from None
 
 
 def load_weights(network: Network, weights: Mapping[str, Tensor], origin: Path) -> None:
-    """Gives a network its weights, all of them. Raises UserError where they are another network's."""
+    """Loads all weights of a network. Raises UserError if they belong to another network."""
     try:
         network.model.load_state_dict(weights)
-    except RuntimeError as error:  # PyTorch lists every parameter; the first lines say enough
+    except RuntimeError as error:  # PyTorch lists every parameter; the first ones are enough
         said = " ".join(str(error).split())[:300]
-        raise UserError(f"'{origin}': its weights are not those of '{network.about['model']}': {said}") from None
+        raise UserError(f"'{origin}': these are not weights of '{network.about['model']}': {said}") from None
 
 
 def _takes_image_size(name: str) -> bool:
-    """Transformers and mixers are built for one image size, which timm marks; convolution networks take any."""
+    """Whether a model is built for one image size, as timm says of transformers and mixers."""
     settings = timm.get_pretrained_cfg(name)
     return settings is not None and settings.fixed_input_size

@@ -1,7 +1,7 @@
-"""Networks that others trained: timm's published weights, a hub's model, a file of weights, another run's teacher.
+"""Networks trained elsewhere: timm's published weights, a model on a hub, a file of weights, another run's teacher.
 
-All of them answer for classes that have names, or are refused: nobody may guess which of a thousand outputs is which.
-What a run keeps of one names its architecture, so that it is read again without the hub or the file.
+Their classes must have names, since which of a thousand outputs is which cannot be guessed. A run stores the
+architecture and weights, so it needs neither hub nor file later.
 """
 
 from pathlib import Path
@@ -18,17 +18,17 @@ from coadvise.models.network import HUB, Network, build_network, check_name, cre
 from coadvise.models.published import load_with_notes, read_published, read_tensors
 from coadvise.models.student import Student
 
-_TIMM = f"{HUB}timm/"  # timm's own place there
+_TIMM = f"{HUB}timm/"  # timm's own models there
 
 
 def given_network(teacher: TeacherConfig, image_size: int) -> Network:
-    """A teacher that is not trained here, with the classes that it was trained on.
+    """Loads a teacher that is not trained here, with the classes that it was trained on.
 
     Args:
-        image_size: in pixels, for models that are built for one size; position embeddings of published weights follow.
+        image_size: Pixels, for models that are built for one size; position embeddings are resampled to it.
 
     Raises:
-        UserError: there is none, it cannot be fetched or read, or nobody says what its classes are.
+        UserError: There is none, it could not be downloaded or read, or its classes have no names.
     """
     if teacher.checkpoint is not None:
         path = Path(teacher.checkpoint)
@@ -39,20 +39,21 @@ def given_network(teacher: TeacherConfig, image_size: int) -> Network:
 
 
 def start_from(network: Network, path: str | Path, seed: int) -> list[str]:
-    """Gives an untrained student the weights of a file that `coadvise.load_published` reads.
+    """Loads weights from a file that `coadvise.load_published` reads into an untrained student.
 
-    Heads for other classes than the file's are fresh, a function of `seed`, and so are tokens that it does not have;
-    position embeddings follow the image size.
+    Heads for other classes than the file's are newly initialised, as a function of `seed`, and so are tokens that the
+    file does not have. Position embeddings are resampled to the image size.
 
     Returns:
-        What is fresh, a sentence each.
+        What is newly initialised, a sentence each.
 
     Raises:
-        UserError: no such file, a layout or sizes other than the student's, or a student that is no vision transformer.
+        UserError: No such file, another layout or other sizes than the student's, or a student that is not a vision
+            transformer.
     """
     model = network.model
     if not isinstance(model, Student):
-        raise UserError(f"student.start: '{network.about['model']}' is no vision transformer; leave it out")
+        raise UserError(f"student.start: '{network.about['model']}' is not a vision transformer; remove student.start")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         published, notes = load_with_notes(
@@ -67,10 +68,10 @@ def start_from(network: Network, path: str | Path, seed: int) -> list[str]:
 
 
 def pretrained_classes(model: str) -> list[str]:
-    """The classes of timm's published weights: ImageNet's WordNet ids, which are also its folders' names.
+    """The classes of timm's published weights: ImageNet's WordNet ids, which are also the names of its folders.
 
     Raises:
-        UserError: no such model, no such weights, or weights for classes that timm does not name.
+        UserError: No such model, no such weights, or weights for classes that timm does not name.
     """
     check_name(model)
     settings = timm.get_pretrained_cfg(model)
@@ -83,21 +84,22 @@ def pretrained_classes(model: str) -> list[str]:
 
 
 def _from_hub(config: ModelConfig, image_size: int) -> Network:
-    """Fetched by timm: `config.json`, which names architecture, arguments and classes, and the weights."""
+    """timm downloads `config.json`, which names architecture, arguments and classes, and the weights."""
     hub_name = config.model
     try:
         settings, model, arguments = load_model_config_from_hf(hub_name.removeprefix(HUB))
         arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
         colours = arguments.get("in_chans", settings.get("input_size", [3])[0])
-    except Exception as error:  # of the connection, the hub's client or a stranger's file: of hundreds of kinds
+    except Exception as error:  # hundreds of kinds: connection, the hub's client, a damaged file
         said = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         raise UserError(
-            f"'{hub_name}' cannot be had: {said}; look at its name and your connection, or give a teacher's checkpoint"
+            f"'{hub_name}' could not be loaded: {said}; check its name and your connection, or give a "
+            "teacher's checkpoint"
         ) from None
-    if settings.get("custom_load") or colours != 3:  # timm could leave some weights as they fall
+    if settings.get("custom_load") or colours != 3:  # timm could leave some weights random
         raise UserError(
-            f"'{hub_name}' has weights in a form of their own (custom_load) or for {colours} colours; give one "
-            "in timm's form for 3"
+            f"'{hub_name}' has weights in a format of its own (custom_load) or for {colours} image channels; give a "
+            "model in timm's format for 3 channels"
         )
     about = {
         "model": str(model),
@@ -117,15 +119,15 @@ def _hub_classes(hub_name: str, settings: dict[str, Any]) -> list[str]:
     if not names or len(names) != count or not all(isinstance(name, str) for name in names):
         raise UserError(
             f"'{hub_name}' does not say what its {count} classes are (label_names in its config.json), so they cannot "
-            "be mapped to the data's; give a model that does, one of timm's, or none to have a teacher trained here"
+            "be mapped to the data's; give a model that does, one of timm's, or none to train a teacher here"
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"'{hub_name}' has several classes of the name '{twice[0]}'; give a model with unique names")
+        raise UserError(f"'{hub_name}' has several classes named '{twice[0]}'; give a model with unique names")
     return list(names)
 
 
 def _from_file(config: ModelConfig, path: Path, image_size: int) -> Network:
-    """Weights of the named model, or in a layout that `models/published.py` knows, for ImageNet's classes."""
+    """Weights of the named model, or in a layout that `models/published.py` reads, for ImageNet's classes."""
     tensors, metadata = read_tensors(path)
     head = _head(config.model)
     if f"{head}.weight" in tensors and "model" not in metadata:
@@ -138,8 +140,8 @@ def _from_file(config: ModelConfig, path: Path, image_size: int) -> Network:
     classes = _imagenet(count)
     if not classes:
         raise UserError(
-            f"'{path}' answers for {count} classes and does not say which; of a file only ImageNet's 1000 are known; "
-            "give the folder of a teacher that a run trained, which names them"
+            f"'{path}' has {count} classes without names, and only ImageNet's 1000 are known; give the folder of a "
+            "teacher that a run trained, which names them"
         )
     about = {"model": model, "model_kwargs": arguments, "classes": classes, "image_size": image_size}
     network = create_network(about)
@@ -148,7 +150,7 @@ def _from_file(config: ModelConfig, path: Path, image_size: int) -> Network:
 
 
 def _head(model: str) -> str:
-    """The layer whose rows are a model's classes."""
+    """The name of a model's classifier layer."""
     check_name(model)
     settings = timm.get_pretrained_cfg(model)
     head = settings.classifier if settings else None
@@ -156,7 +158,7 @@ def _head(model: str) -> str:
 
 
 def _imagenet(count: int) -> list[str]:
-    """The WordNet ids of ImageNet in the form that has so many classes; none where there is no such form."""
+    """The WordNet ids of the ImageNet variant with so many classes; empty if there is none."""
     subset = infer_imagenet_subset({"num_classes": count})
     classes: list[str] = ImageNetInfo(subset).label_names() if subset else []
     return classes if len(classes) == count else []

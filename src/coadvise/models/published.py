@@ -1,15 +1,15 @@
-"""Checkpoints that others published, as models of this package.
+"""Published checkpoints, as models of this package.
 
-Four layouts are recognised by their keys; depth and widths are read off the tensors' shapes:
+Four layouts are recognised by their keys; depth and widths follow from the tensors' shapes:
 
 - RedNet (d-li14/involution), with or without ``backbone.`` and ``head.fc.``, or with ``model.`` and ``classifier.`` as
   the Co-advise authors wrapped it;
 - the Co-advise student with token alignment (OliverRensu/co-advise);
 - DeiT and distilled DeiT (facebookresearch/deit), as the start of a student;
-- what ``coadvise convert`` wrote.
+- the output of ``coadvise convert``.
 
-Each may be of a parallel or compiled module, of which PyTorch prefixes every key. Nothing in a file is executed. A key
-that is missing, or that has no place here, is an error that names it.
+Keys may have the prefixes of PyTorch's parallel and compiled modules. Nothing in a file is executed. A missing or
+unexpected key is an error that names it.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from coadvise.storage import write_weights
 
 Tensors = Mapping[str, Tensor]
 
-HEAD_WIDTH = 64  # of an attention head in every DeiT and CiT; the one size that shapes do not show
-_ADAPTED = ("num_classes", "img_size", "in_chans")  # what timm changes in weights as it loads them
-_CONTAINERS = ("state_dict", "model")  # under which mmcls, DeiT and the Co-advise authors put the weights
-_WRAPPERS = ("module.", "_orig_mod.")  # what PyTorch's parallel and compiled modules put before every key
+HEAD_WIDTH = 64  # of an attention head in every DeiT and CiT; shapes do not show it
+_ADAPTED = ("num_classes", "img_size", "in_chans")  # which timm adapts weights to when it loads them
+_CONTAINERS = ("state_dict", "model")  # keys under which mmcls, DeiT and the Co-advise authors store the weights
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes of PyTorch's parallel and compiled modules
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Published:
     Attributes:
         layout: What the file was recognised as.
         model: The timm name.
-        arguments: All that ``timm.create_model`` needs beside it.
+        arguments: The arguments for ``timm.create_model``.
         weights: The model's whole state dict.
-        notes: What the file did not hold and was freshly initialised, a sentence each.
+        notes: What the file did not contain and is newly initialised, a sentence each.
     """
 
     layout: str
@@ -66,11 +66,11 @@ class Published:
 
 
 def read_published(path: str | Path, distillation_token: str | None = None, **arguments: Any) -> Published:
-    """Read a checkpoint, recognise its layout and give its weights their names here.
+    """Read a checkpoint, recognise its layout and rename its weights to this package's names.
 
     Args:
         path: A ``.safetensors`` file, or one that ``torch.save`` wrote.
-        distillation_token: For a distilled DeiT, the token that takes its distillation token; None for the first.
+        distillation_token: For a distilled DeiT, the token to load its distillation token into; None for the first.
         arguments: What shapes do not show (``num_heads``), or a DeiT does not have (``token_names``).
 
     Raises:
@@ -82,9 +82,9 @@ def read_published(path: str | Path, distillation_token: str | None = None, **ar
     for key, value in tensors.items():
         if value.layout != torch.strided or not (value.is_floating_point() or key.endswith("num_batches_tracked")):
             kind = str(value.dtype if value.layout == torch.strided else value.layout).removeprefix("torch.")
-            raise UserError(f"'{path}': {key} is {kind}; weights are dense tensors of floating-point numbers")
+            raise UserError(f"'{path}': {key} is {kind}; weights must be dense floating-point tensors")
     if distillation_token is not None and "dist_token" not in tensors:
-        raise UserError(f"'{path}' has no distillation token to become '{distillation_token}'; leave that out")
+        raise UserError(f"'{path}' has no distillation token for '{distillation_token}'; leave out distillation_token")
     names = {key: key for key in tensors}  # the name here -> the file's
     if "model" in metadata and "arguments" in metadata:
         known = _stated_arguments(path, metadata["arguments"], len(tensors))
@@ -105,13 +105,13 @@ def read_published(path: str | Path, distillation_token: str | None = None, **ar
 
 
 def _stated_arguments(path: Path, text: str, tensors: int) -> dict[str, Any]:
-    """What a file says of itself, which may be a stranger's; no network is begun that has more blocks than tensors."""
+    """The arguments in a file's metadata, checked: no network with more blocks than the file has tensors is built."""
     try:
         known = json.loads(text)
     except ValueError:
         known = None
     if not isinstance(known, dict):
-        raise UserError(f"'{path}' is damaged: its arguments are no JSON object; convert the checkpoint again")
+        raise UserError(f"'{path}' is damaged: its arguments are not a JSON object; convert the checkpoint again")
     for name in ("depth", "depths", "num_blocks"):
         counts = known.get(name, 0)
         counts = counts if isinstance(counts, list) else [counts]
@@ -135,7 +135,7 @@ def convert(path: str | Path, out: str | Path, distillation_token: str | None = 
         UserError: As ``read_published``, or another ending; nothing is written then.
     """
     if Path(out).suffix != ".safetensors":
-        raise UserError(f"'{out}' must end in .safetensors, which is what is written")
+        raise UserError(f"'{out}' must end in .safetensors, the format of the output")
     found = read_published(path, distillation_token, **arguments)
     metadata = {"format": "pt", "model": found.model, "arguments": json.dumps(found.arguments)}
     write_weights(Path(out), found.weights, metadata)
@@ -145,13 +145,13 @@ def convert(path: str | Path, out: str | Path, distillation_token: str | None = 
 def load_published(path: str | Path, distillation_token: str | None = None, **model_kwargs: Any) -> nn.Module:
     """Make the model of a published checkpoint, in evaluation mode, with its weights.
 
-    What is freshly initialised is said in a warning.
+    A warning says what is newly initialised.
 
     Args:
         path, distillation_token: As for ``read_published``.
-        model_kwargs: What shapes do not show (``num_heads``); what shall differ from the checkpoint (``num_classes``:
-            all heads are fresh then, ``img_size``: the position embedding is resampled, ``in_chans``); and anything
-            else that the model takes (``drop_path_rate``).
+        model_kwargs: What shapes do not show (``num_heads``); what should differ from the checkpoint (``num_classes``:
+            all heads are newly initialised then; ``img_size``: the position embedding is resampled; ``in_chans``); and
+            any other argument of the model (``drop_path_rate``).
 
     Raises:
         UserError: As ``read_published``.
@@ -165,7 +165,7 @@ def load_published(path: str | Path, distillation_token: str | None = None, **mo
 def load_with_notes(
     path: str | Path, distillation_token: str | None = None, **model_kwargs: Any
 ) -> tuple[nn.Module, list[str]]:
-    """``load_published`` that returns what is freshly initialised, a sentence each, in place of warnings."""
+    """As ``load_published``, but return what is newly initialised, a sentence each, instead of warnings."""
     adapted = {key: model_kwargs.pop(key) for key in _ADAPTED if key in model_kwargs}
     found = read_published(path, distillation_token, **model_kwargs)
     model = _create(path, found.model, {**found.arguments, **adapted})
@@ -177,7 +177,7 @@ def load_with_notes(
     load_pretrained(model, {**own, **source}, adapted.get("num_classes", classes), model.in_chans, filter_fn=resample)
     notes = list(found.notes)
     if adapted.get("num_classes", classes) not in (0, classes):
-        notes.append(f"heads for {adapted['num_classes']} classes instead of {classes} are freshly initialised")
+        notes.append(f"heads for {adapted['num_classes']} classes instead of {classes} are newly initialised")
     return model.eval(), notes
 
 
@@ -189,14 +189,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        # The Co-advise authors saved their configuration with the weights, DeiT's training script its arguments: here
-        # both become plain containers, and nothing of theirs is imported.
+        # The Co-advise authors saved their configuration with the weights, DeiT's training script its arguments. Both
+        # become plain containers here, and none of their code is imported.
         with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a stranger's file can make PyTorch raise almost anything
+    except Exception as error:  # an untrusted file can make PyTorch raise almost anything
         reason = re.search(r"GLOBAL ([A-Za-z_]\w+(?:\.\w+)*) ", str(error))
         fault = f"it holds a {reason[1]}, not only tensors and plain values" if reason else "it is damaged"
-        raise UserError(f"'{path}' is not loaded: {fault}; give a whole file of weights alone") from None
+        raise UserError(f"'{path}' could not be loaded: {fault}; give a complete file with weights only") from None
     for name in _CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
@@ -216,8 +216,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _unknown(path: Path, tensors: Tensors) -> UserError:
     few = ", ".join(list(tensors)[:3])
     return UserError(
-        f"'{path}' has none of the layouts that are known ({len(tensors)} tensors: {few}, ...); known are RedNet, the "
-        "Co-advise student, DeiT, and what 'coadvise convert' writes; a run's student is loaded by coadvise.load"
+        f"'{path}' has an unknown layout ({len(tensors)} tensors: {few}, ...); known are RedNet, the Co-advise "
+        "student, DeiT, and the output of 'coadvise convert'; for a run's student use coadvise.load"
     )
 
 
@@ -235,23 +235,25 @@ def _renamed(path: Path, tensors: Tensors, rules: Sequence[tuple[str, str]]) -> 
 
 
 class _Shapes:
-    """Sizes of tensors by key; one that is not there is the user's to mend."""
+    """Sizes of tensors by key; a missing one raises UserError."""
 
     def __init__(self, path: Path, tensors: Tensors) -> None:
         self.path, self.tensors = path, tensors
 
     def size(self, key: str, dimension: int) -> int:
         if key not in self.tensors or self.tensors[key].ndim <= dimension or not self.tensors[key].numel():
-            raise UserError(f"'{self.path}': the key {key} is missing or has no such size; give a whole checkpoint")
+            raise UserError(
+                f"'{self.path}': the key {key} is missing or has too few dimensions; give a complete checkpoint"
+            )
         return self.tensors[key].shape[dimension]
 
     def count(self, pattern: str) -> int:
-        """How many there are, numbered from 0 without a gap, of what the pattern's group numbers."""
+        """How many numbers the pattern's group has, which must run from 0 without a gap."""
         named = {int(match[1]): key for key in self.tensors if (match := re.match(pattern, key))}
         for number, (given, key) in enumerate(sorted(named.items())):
             if given != number:
                 raise UserError(
-                    f"'{self.path}' has the key {key}, and none of number {number}; give a whole checkpoint"
+                    f"'{self.path}' has the key {key}, and none of number {number}; give a complete checkpoint"
                 )
         return len(named)
 
@@ -267,7 +269,7 @@ def _rednet(path: Path, tensors: Tensors, given: Mapping[str, Any]) -> Published
     name = next((f"rednet{depth}" for depth, blocks in BLOCKS.items() if blocks == depths), None)
     if name is None:
         known = ", ".join(f"{depth}: {blocks}" for depth, blocks in BLOCKS.items())
-        raise UserError(f"'{path}' has {depths} blocks a stage; published RedNets have one of {known}")
+        raise UserError(f"'{path}' has {depths} blocks per stage; published RedNets have {known}")
     inner = shapes.size("layer1.0.conv1.weight", 0)  # channels that the first involution works on
     window = shapes.size("layer1.0.conv2.conv2.conv.weight", 0) / (inner / GROUP_CHANNELS)
     arguments = {
@@ -281,17 +283,19 @@ def _rednet(path: Path, tensors: Tensors, given: Mapping[str, Any]) -> Published
 
 
 def _transformer(shapes: _Shapes, patch_size: int, tokens: int, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that every vision transformer has; ``tokens`` precede the patches in its position embedding."""
+    """The arguments of every vision transformer; ``tokens`` precede the patches in its position embedding."""
     width = shapes.size("cls_token", 2)
     if width % HEAD_WIDTH and "num_heads" not in given:
         raise UserError(
-            f"'{shapes.path}' is {width} wide, no multiple of {HEAD_WIDTH}, and shapes do not show how many attention "
-            "heads share that; give num_heads=N"
+            f"'{shapes.path}' is {width} wide, not a multiple of {HEAD_WIDTH}, so the number of attention heads is "
+            "unknown; give num_heads=N"
         )
     patches = shapes.size("pos_embed", 1) - tokens
     side = math.isqrt(max(patches, 0))
     if side * side != patches:
-        raise UserError(f"'{shapes.path}' has positions for {patches} patches; only square images can be read off them")
+        raise UserError(
+            f"'{shapes.path}' has positions for {patches} patches, no square number; only square images are supported"
+        )
     return {
         "img_size": side * patch_size,
         "patch_size": patch_size,
@@ -315,9 +319,9 @@ def _aligned_student(path: Path, tensors: Tensors, given: Mapping[str, Any]) -> 
 
 
 def _in_order(tensors: Tensors, known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A student's weights with its tokens in the order that is asked for; heads and stems go by name anyway.
+    """A student's weights with its tokens in the requested order; heads and stems go by name.
 
-    Where other tokens are asked for than the file has, nothing is changed: what does not fit is found out later.
+    If the requested tokens are others than the file's, nothing is changed, and `_check_whole` reports what differs.
     """
     there, wanted = list(known.get("token_names", ())), list(given.get("token_names", ()))
     weights = dict(tensors)
@@ -333,16 +337,16 @@ def _in_order(tensors: Tensors, known: Mapping[str, Any], given: Mapping[str, An
 
 
 def _deit(path: Path, tensors: Tensors, token: str | None, given: Mapping[str, Any]) -> Published:
-    """A student whose class token, blocks and patches are DeiT's; of its tokens one at most, the distillation token."""
+    """A student with DeiT's class token, blocks and patches, and at most one token, the distillation token."""
     if given.get("aligned"):
-        raise UserError("aligned tokens are made by stems, which a DeiT checkpoint does not have; leave 'aligned' out")
+        raise UserError("aligned tokens need stems, which a DeiT checkpoint does not have; leave out 'aligned'")
     shapes = _Shapes(path, tensors)
     distilled = "dist_token" in tensors
     names = check_token_names(given.get("token_names", PAPER_TOKENS))
     if distilled and token is None and names:
         token = names[0]
     if distilled and token not in names:
-        raise UserError(f"the distillation token becomes one of the student's tokens, {list(names)}, not '{token}'")
+        raise UserError(f"distillation_token must be one of the student's tokens, {list(names)}, not '{token}'")
     arguments = _transformer(shapes, shapes.size("patch_embed.proj.weight", 3), 1 + distilled, given)
     arguments |= {"in_chans": shapes.size("patch_embed.proj.weight", 1), **given, "token_names": list(names)}
     model = "cit_small_patch16_224" if arguments["embed_dim"] == 384 else "cit_tiny_patch16_224"
@@ -354,15 +358,13 @@ def _deit(path: Path, tensors: Tensors, token: str | None, given: Mapping[str, A
     except RuntimeError as error:  # widths or positions that differ
         raise UserError(f"'{path}' does not fit {model} with {arguments}: {error}") from None
     notes = tuple(
-        f"token '{name}' is freshly initialised: its vector, its position and its head"
-        for name in names
-        if name != token
+        f"token '{name}' is newly initialised: its vector, its position and its head" for name in names if name != token
     )
     return Published("distilled DeiT" if distilled else "DeiT", model, arguments, weights, notes)
 
 
 def _graft(tensors: Tensors, fresh: Tensors, names: Sequence[str], token: str | None) -> dict[str, Tensor]:
-    """DeiT's weights under the student's names; a fresh student's for the tokens that DeiT does not have."""
+    """DeiT's weights under the student's names, and a new student's for the tokens that DeiT does not have."""
     weights = {key: value for key, value in tensors.items() if key not in ("pos_embed", "dist_token")}
     old, positions = tensors["pos_embed"], fresh["pos_embed"].clone()
     positions[:, 0] = old[:, 0]
@@ -383,17 +385,17 @@ def _create(path: str | Path, model: str, arguments: Mapping[str, Any]) -> nn.Mo
     try:
         return timm.create_model(model, **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
-        raise UserError(f"'{path}' cannot be made a {model} with {dict(arguments)}: {error}") from None
+        raise UserError(f"'{path}' cannot be loaded as {model} with {dict(arguments)}: {error}") from None
 
 
 def _check_whole(path: Path, found: Published, names: Mapping[str, str]) -> None:
-    """Raises UserError that names every key without a place, without a value, or of another shape."""
+    """Raises UserError that names every unexpected or missing key, and every key of another shape."""
     with torch.device("meta"):
         wanted = _create(path, found.model, found.arguments).state_dict()
     given = found.weights
     faults = {
-        "keys without a place here": [names.get(key, key) for key in given if key not in wanted],
-        "keys that are missing": [key for key in wanted if key not in given],
+        "unexpected keys": [names.get(key, key) for key in given if key not in wanted],
+        "missing keys": [key for key in wanted if key not in given],
         "keys of another shape": [
             f"{names.get(key, key)} {list(given[key].shape)} instead of {list(value.shape)}"
             for key, value in wanted.items()
@@ -404,5 +406,5 @@ def _check_whole(path: Path, found: Published, names: Mapping[str, str]) -> None
     if said:
         raise UserError(
             f"'{path}' is a {found.layout} checkpoint that does not fit {found.model}; {'; '.join(said)}; give the "
-            "whole checkpoint, or the arguments that it was made with"
+            "complete checkpoint, or the arguments that it was trained with"
         )

@@ -1,4 +1,4 @@
-"""What makes a model a student: one answer for the label and one from each named token, for teachers."""
+"""What makes a model a student: logits for the labels, and logits of a named token for each teacher."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from coadvise.errors import UserError
 
 PAPER_TOKENS = ("conv", "inv")
 
-# Names become parameter names (head_conv), so they may not be what a module has already.
+# Names become parameter names (head_conv), so they must not be attributes of a module.
 _RESERVED = frozenset({"drop", *dir(nn.ModuleDict)})
 
 
 class TokenModel(ABC):
-    """A classifier with named tokens, which teachers can advise; called, it gives the class token's answer alone.
+    """A classifier with named tokens that teachers can advise; a call returns the class token's logits alone.
 
     Attributes:
-        token_names: Of the tokens beside the class token, in order.
+        token_names: Names of the tokens, in order, without the class token.
     """
 
     token_names: tuple[str, ...]
@@ -38,18 +38,20 @@ class TokenModel(ABC):
         """Return a frozen copy that maps images to the class token's logits alone, equal to float error."""
 
     def freeze_advised_heads(self) -> None:
-        """Freeze the heads that only a teacher's advice gives a gradient to, for a student that has no teachers."""
+        """Freeze all heads but the class token's: without teachers they get no gradient."""
         for name, head in self.heads().items():
             head.requires_grad_(name == CLASS)
 
 
 def check_token_names(token_names: Sequence[str]) -> tuple[str, ...]:
-    """Token names as a tuple.
+    """Return token names as a tuple.
 
     Raises:
-        UserError: as `check_names`, or a name that a module has already.
+        UserError: As `check_names`, or a name that is an attribute of PyTorch's modules.
     """
     names = check_names(token_names)
     if bad := sorted(_RESERVED & set(names)):
-        raise UserError(f"token names {bad} are not allowed: they are words that PyTorch's modules use; choose others")
+        raise UserError(
+            f"token names {bad} are not allowed: PyTorch's modules have attributes of these names; choose others"
+        )
     return names

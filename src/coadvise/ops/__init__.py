@@ -1,4 +1,4 @@
-"""Involution: the operator and its layer. Beside it, layers and attention for inference."""
+"""Involution: the operator and its layer."""
 
 from coadvise.ops.involution import Involution2d, involution2d
 

@@ -199,7 +199,7 @@ def _differentiate_backward(ctx: Any, of_x: Tensor, of_weight: Tensor) -> tuple[
 
 
 def _forward_flops(x: torch.Size, weight: torch.Size, stride: int, *, out_shape: torch.Size, **_: Any) -> int:
-    """A product and a sum for each of an output's K² neighbours."""
+    """A multiplication and an addition for each of an output's K² neighbours."""
     return 2 * math.prod(out_shape) * weight[2] * weight[3]
 
 
@@ -210,7 +210,7 @@ def _backward_flops(grad: torch.Size, x: torch.Size, weight: torch.Size, stride:
 
 @cache
 def _triton() -> Any:
-    """The module of CUDA kernels; None, after one warning, where Triton is missing or lacks what it is to work with."""
+    """The module of CUDA kernels; None, after one warning, where Triton is missing or cannot compile."""
     try:
         kernels = import_module("coadvise.ops.triton")
         kernels.check_driver()
@@ -220,7 +220,7 @@ def _triton() -> Any:
         remedy, fault = "Triton needs a C compiler and Python's headers", str(error).partition("\n")[0]
     else:
         return kernels
-    message = f"involution runs in plain torch on CUDA, many times slower: {fault}. {remedy}."
+    message = f"involution runs in plain PyTorch on CUDA, many times slower: {fault}. {remedy}."
     warnings.warn(message, RuntimeWarning, stacklevel=2)
     return None
 

@@ -1,4 +1,4 @@
-"""Involution in plain torch: the oracle for every kernel, and what runs where no kernel does."""
+"""Involution in plain PyTorch: the reference for every kernel, and the fallback where there is none."""
 
 import itertools
 from collections.abc import Iterator

@@ -34,10 +34,10 @@ WARPS = 4
 
 
 def check_driver() -> None:
-    """Have Triton build what it speaks to the device by, before there is a kernel to launch.
+    """Make Triton build its driver before the first kernel is launched.
 
     Raises:
-        RuntimeError, OSError, CalledProcessError: It has no C compiler, or no headers of Python.
+        RuntimeError, OSError, CalledProcessError: There is no C compiler, or Python's headers are missing.
     """
     triton.runtime.driver.active.get_current_target()
 
