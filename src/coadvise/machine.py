@@ -39,7 +39,7 @@ def keep_freed_memory() -> bool:
     """Makes the C library keep freed memory for the next step. Returns whether it does so.
 
     By default glibc returns the buffers of every step to the system and gets them again page by page, each zeroed
-    first: up to a fifth of a small teacher's time, and about as much of a loader's (benchmarks/allocator.py). The
+    first: up to a fifth of a small teacher's time, and about as much of a loader's (docs/LOG.md). The
     process then holds on to the most memory that it ever needed. C libraries without `mallopt` are left as they are.
     """
     try:

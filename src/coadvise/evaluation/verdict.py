@@ -68,7 +68,7 @@ def sentence(over_images: Interval, over_seeds: Interval | None, images: int) ->
 
 
 ONE_SEED = (
-    "This compares one student of each kind; other initial weights and views may differ. To find out, use --seeds 3."
+    "This compares one student of each kind. Use --seeds 3 to see how much other initial weights and views change."
 )
 
 
