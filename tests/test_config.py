@@ -69,32 +69,21 @@ def test_a_typo_is_answered_with_the_nearest_name(key: str, data: st.DataObject)
 def test_all_faults_at_once() -> None:
     message = fault({
         "sead": 1,
-        "data": {"image_sise": 32, "workers": -1},
+        "data": {"workers": -1},
         "augment": {"kind": "heavy"},
-        "teachers": {
-            "class": {"model": "a"},
-            "two words": {"model": "b"},
-            "conv": {"modle": "x", "recipe": {"epoch": 3}, "augment": {"flop": True}},
-        },
+        "teachers": {"class": {"model": "a"}, "conv": {"augment": {"flop": True}}},
         "student": {"model": "s", "recipe": {"learning_rate": "fast"}},
-        "cache": {"topk": 3},
     })  # fmt: skip
     for phrase in (
         "'sead', did you mean 'seed'?",
-        "'data.image_sise', did you mean 'image_size'?",
         "'data.workers' is -1",
-        "'augment.kind' is 'heavy': Input should be 'light', 'deit' or 'none'",
+        "'augment.kind' is 'heavy'",
         "'teachers.class' is 'class'",
-        "'teachers.two words' is 'two words'",
         "'teachers.conv.model' is missing",
-        "'teachers.conv.modle', did you mean 'model'?",
-        "'teachers.conv.recipe.epoch', did you mean 'epochs'?",
-        "'teachers.conv.augment.flop', did you mean 'flip'?; allowed here: kind, ",
+        "'teachers.conv.augment.flop', did you mean 'flip'?",
         "'student.recipe.learning_rate' is 'fast'",
-        "'cache.topk', did you mean 'top_k'?",
     ):
         assert phrase in message
-    assert message.count("; ") >= 10
     assert "'teachers' is missing; 'student' is missing" in fault({})
     assert "'teachers' is {}" in fault(valid(teachers={}))
     assert "'data' is 3" in fault(valid(data=3))
@@ -103,12 +92,9 @@ def test_all_faults_at_once() -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        *(f"student.recipe.clip={value}" for value in (".inf", ".nan", "-1", "inf", "nan")),
-        "student.recipe.weight_decay=.nan",
-        "student.recipe.warmup_epochs=inf",
+        *(f"student.recipe.clip={value}" for value in (".inf", "nan", "-1")),
         "teachers.conv.temperature=0",
         "teachers.conv.weight=-1",
-        "student.weight=-0.5",
         "student.recipe.learning_rate=0",
         "student.recipe.ema=1",
         "data.val_fraction=1",
@@ -144,12 +130,10 @@ def test_what_does_not_choose_classes_is_written_as_before_one_could() -> None:
 @pytest.mark.parametrize(
     ("override", "key", "value"),
     [
-        ("student.recipe.epochs=7", "student.recipe.epochs", 7),
         ("student.recipe.learning_rate=3e-4", "student.recipe.learning_rate", 3e-4),
         ("augment.flip=true", "augment.flip", True),
         ("augment.crop_scale=[0.5, 1]", "augment.crop_scale", [0.5, 1.0]),
         ("augment.rand_augment=rand-m5=x", "augment.rand_augment", "rand-m5=x"),
-        ("student.model_kwargs.drop_rate=1e-1", "student.model_kwargs.drop_rate", 0.1),
         ("student.model_kwargs.new.deep={a: [1]}", "student.model_kwargs.new.deep.a", [1]),
         ("teachers.conv.augment.erase=0.25", "teachers.conv.augment.erase", 0.25),
         ("teachers.conv.checkpoint=/some where/else", "teachers.conv.checkpoint", "/some where/else"),
@@ -166,7 +150,6 @@ def test_an_override_changes_one_thing(override: str, key: str, value: object) -
 def test_later_overrides_win_and_seed_and_source_come_last() -> None:
     config = load_config("digits", ["seed=1", "seed=2", "data.source=a"], source="b")
     assert (config.seed, config.data.source) == (2, "b")
-    assert load_config("digits", ["seed=1"], seed=5).seed == 5
     assert load_config("digits", ["seed=1"], seed=0).seed == 0
 
 
@@ -197,16 +180,12 @@ def test_a_faulty_override_or_preset_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             load_config("digits", ["seed=3", override])
         assert f"'{override.partition('=')[0]}" in str(caught.value)
-    cases = {"list.yaml": ("- 1", "must hold keys and values, not list"), "bad.yaml": ("a: [", "is not YAML: ")}
-    for name, (text, says) in cases.items():
+    for name, text in (("list.yaml", "- 1"), ("bad.yaml", "a: [")):
         (tmp_path / name).write_text(text)
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError, match=name):
             load_config(str(tmp_path / name))
-        assert says in str(caught.value)
-        assert "\n" not in str(caught.value)
-    for gone in ("digts", "gone.yaml"):
-        with pytest.raises(UserError, match=rf"'{gone}'.*digits"):
-            load_config(gone)
+    with pytest.raises(UserError, match=r"'digts'.*digits"):
+        load_config("digts")
 
 
 # what follows from it -----------------------------------------------------------------------------------------------
@@ -220,8 +199,6 @@ def test_differences_name_every_key_both_ways() -> None:
     assert "augment.flip: True -> False" in lines
     assert "teachers.conv.model: resnet18 -> None" in lines
     assert "teachers.inv.model: None -> r" in lines
-    flipped = {tuple(line.split(": ", 1)[1].split(" -> ")[::-1]) for line in differences(two, one)}
-    assert flipped == {tuple(line.split(": ", 1)[1].split(" -> ")) for line in lines}
 
 
 def test_pixels_are_kept_in_memory_unless_files_are_read_for_views() -> None:
@@ -239,27 +216,17 @@ def test_a_misspelt_token_is_no_new_token() -> None:
     assert load_config("digits", [f"teachers.{name}.token=conv2" for name in ("conv", "inv")]).tokens == ("conv2",)
 
 
-def test_loss_weights_are_those_of_equation_1() -> None:
-    config = parse_config(valid(
-        teachers={"a": {"model": "r", "weight": 2, "temperature": 3}, "b": {"model": "r"}},
-        student={"model": "s", "weight": 0.5},
-    ))  # fmt: skip
-    weights = config.loss_weights
-    assert weights.label == 0.5
-    assert {name: (a.weight, a.temperature) for name, a in weights.advice.items()} == {"a": (2, 3), "b": (1, 1)}
-
-
-def test_tokens_are_the_teachers_own_or_the_named_ones() -> None:
+def test_loss_weights_and_tokens_are_those_of_the_teachers() -> None:
     teachers = {
-        "a": {"model": "r"},
+        "a": {"model": "r", "weight": 2, "temperature": 3},
         "b": {"model": "r", "token": "a"},
         "c": {"model": "r", "token": "class", "hard": True},
     }
-    config = parse_config(valid(teachers=teachers))
+    config = parse_config(valid(teachers=teachers, student={"model": "s", "weight": 0.5}))
     assert config.tokens == ("a",)
-    assert [advice.hard for advice in config.loss_weights.advice.values()] == [False, False, True]
-    with pytest.raises(UserError, match=r"teachers\.b\.token.*'average'"):
-        parse_config(valid(teachers={"b": {"model": "r", "token": "average"}}))
+    assert config.loss_weights.label == 0.5
+    found = {name: (a.weight, a.temperature, a.hard) for name, a in config.loss_weights.advice.items()}
+    assert found == {"a": (2, 3, False), "b": (1, 1, False), "c": (1, 1, True)}
 
 
 def test_a_teacher_may_advise_several_tokens() -> None:
@@ -270,7 +237,7 @@ def test_a_teacher_may_advise_several_tokens() -> None:
     assert parse_config(yaml.safe_load(config.to_yaml())) == config
 
 
-@pytest.mark.parametrize("token", [[], ["class", "class"], ["a", "average"], ["a", "B"], 3, ["a", 3]])
+@pytest.mark.parametrize("token", ["average", [], ["class", "class"], ["a", "average"], ["a", "B"], 3, ["a", 3]])
 def test_a_wrong_list_of_tokens_is_named(token: object) -> None:
     assert "'teachers.b.token" in fault(valid(teachers={"b": {"model": "r", "token": token}}))
 
@@ -280,7 +247,6 @@ def test_teachers_that_cannot_be_averaged_are_refused() -> None:
     student = {"model": "s", "combine": "mean"}
     with pytest.raises(UserError, match=r"a, b .*'class'"):
         parse_config(valid(teachers=teachers, student=student))
-    assert parse_config(valid(teachers=teachers)).tokens == ()
 
 
 def test_a_class_token_that_nothing_trains_is_refused() -> None:

@@ -108,15 +108,12 @@ def test_students_learn_as_from_teachers_that_round(
     for n, more in enumerate([[], ["student.recipe.accumulate=2", "augment.recycle=1", "augment.cutmix=1"]]):
         batch = 6 if more else 12  # teachers see the same batches, so that their sums have the same order
         monkeypatch.setattr(cache_build, "BATCH", batch)
-        options: dict[str, Any] = {"baseline": True, "seeds": 2, "overrides": given(finished) + more}
+        options: dict[str, Any] = {"overrides": given(finished) + more}
         asked = fit(tiny_images, tiny_preset, tmp_path / f"asked-{n}", **options)
         read = fit(tiny_images, tiny_preset, tmp_path / f"read-{n}", cache=tmp_path / f"cache-{n}", **options)
-        for seed in (0, 1):
-            part = f"students/advised-{seed}"
-            assert_same_weights(weights_of(read, part), weights_of(asked, part))
-            assert len(list((tmp_path / f"cache-{n}" / f"seed-{seed}").glob("*.safetensors"))) == (1 if more else 2)
-        for kind in ("train", "eval", "result"):
-            assert records(read, kind) == records(asked, kind)
+        assert_same_weights(weights_of(read, STUDENT), weights_of(asked, STUDENT))
+        assert len(shards(tmp_path / f"cache-{n}")) == (1 if more else 2)
+        assert records(read, "train", "eval", "result") == records(asked, "train", "eval", "result")
 
 
 def test_many_classes_are_kept_in_part(tmp_path: Path, tiny_preset: str) -> None:
@@ -139,31 +136,23 @@ def test_many_classes_are_kept_in_part(tmp_path: Path, tiny_preset: str) -> None
 def test_another_student_needs_no_teacher(
     finished: Path, tiny_images: Path, tiny_preset: str, cache: Path, tmp_path: Path, silent_teachers: None
 ) -> None:
-    listener = Stopper(never)
     other = [*given(finished), "student.model_kwargs={embed_dim: 48, depth: 2}", "student.recipe.batch_size=8"]
     other += ["augment.smoothing=0.3", "teachers.conv.temperature=3"]
     before = contents(cache)
-    run = fit(tiny_images, tiny_preset, tmp_path / "run", overrides=other, listener=listener, cache=cache)
-    assert any(text.startswith(f"logit cache {cache}: 2 epochs, all stored") for text in listener.said)
+    run = fit(tiny_images, tiny_preset, tmp_path / "run", overrides=other, cache=cache)
     assert contents(cache) == before
     assert records(run, "run")[0]["cache"] == str(cache)
-    losses = records(run, "train")[-1]["losses"]
-    assert set(losses) == {"total", "class", "conv", "inv"}
+    assert set(records(run, "train")[-1]["losses"]) == {"total", "class", "conv", "inv"}
     with pytest.raises(AssertionError, match="a teacher ran"):
         fit(tiny_images, tiny_preset, tmp_path / "live", overrides=other)
 
 
 def test_more_epochs_and_seeds_are_added(finished: Path, cache: Path, tmp_path: Path) -> None:
     grown = shutil.copytree(cache, tmp_path / "cache")
-    before, listener = contents(grown), Stopper(never)
+    listener, again = Stopper(never), Stopper(never)
     build_cache(finished, grown, epochs=3, seeds=2, listener=listener)
-    assert sorted(shards(grown)) == [f"seed-{s}/epoch-0000{n}.safetensors" for s in (0, 1) for n in (0, 1, 2)]
-    assert all(contents(grown)[name] == data for name, data in shards(cache).items())
-    assert before.keys() < contents(grown).keys()
     assert listener.steps == [("logit cache", n) for n in (3, 4, 5, 6)]
-    at_once = build_cache(finished, tmp_path / "at once", epochs=3, seeds=2)
-    assert shards(at_once) == shards(grown)
-    again = Stopper(never)
+    assert shards(build_cache(finished, tmp_path / "at once", epochs=3, seeds=2)) == shards(grown)
     build_cache(finished, grown, epochs=3, seeds=2, listener=again)
     assert again.steps == []
     run = Path(shutil.copytree(finished, tmp_path / "run"))
@@ -172,12 +161,7 @@ def test_more_epochs_and_seeds_are_added(finished: Path, cache: Path, tmp_path: 
     assert {path.name for path in out.iterdir()} == {"seed-3", "seed-4"}
 
 
-def test_size_and_time_are_announced(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listener = Stopper(lambda part, step: step == 2)
-    with pytest.raises(Interrupted):
-        build_cache(finished, tmp_path / "cache", epochs=1000, listener=listener)
-    wanted = r"1,000 epochs x 24 images, 2 teachers, 3 classes, float16: 288 kB, about \d+ (s|min)"
-    assert re.search(wanted, listener.said[0]), listener.said
+def test_a_disk_that_is_too_small_is_named(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=500))
     with pytest.raises(UserError, match=r"2 epochs x 24 images.*: 0.6 kB, .*0.5 kB are free"):
@@ -191,9 +175,7 @@ def test_a_cache_of_something_else_is_refused_before_anything_is_written(
     before = contents(cache)
     for override, field in (
         ("augment.shift=0.2", r"views\.shift: 0\.125 -> 0\.2"),
-        ("augment.mixup=0.5", r"views\.mixup: 0\.0 -> 0\.5"),
         ("engine.precision=bfloat16", "precision: float32 -> bfloat16"),
-        ("data.image_size=24", r"views\.image_size: 16 -> 24"),
     ):
         with pytest.raises(UserError, match=f"seed-0' .*{field}"):
             fit(tiny_images, tiny_preset, tmp_path / "run", overrides=[override], cache=cache)
@@ -252,9 +234,6 @@ def test_a_stopped_run_continues_bit_for_bit_and_only_with_a_cache(
             fit(tiny_images, tiny_preset, run, cache=cache, listener=stopper, **options)
     with pytest.raises(UserError, match="--cache DIR"):
         fit(tiny_images, tiny_preset, run, **options)
-    asked = Stopper(never)
-    fit(tiny_images, tiny_preset, shutil.copytree(run, tmp_path / "c"), allow_changes=True, listener=asked, **options)
-    assert "changed: cache.top_k: 32 -> None" in asked.said
     fit(tiny_images, tiny_preset, run, cache=tmp_path / "made again", **options)
     assert_same_weights(weights_of(run, STUDENT), weights_of(whole, STUDENT))
     assert records(run, "train", "eval", "result") == records(whole, "train", "eval", "result")
@@ -274,10 +253,8 @@ def test_a_damaged_shard_ends_the_run_which_continues_once_it_is_deleted(
         fit(tiny_images, tiny_preset, tmp_path / "run", **options)
     assert max(r["epoch"] for r in records(tmp_path / "run", "train") if r["part"] == STUDENT) == 1
     path.unlink()
-    run = fit(tiny_images, tiny_preset, tmp_path / "run", **options)
+    fit(tiny_images, tiny_preset, tmp_path / "run", **options)
     assert shards(own) == shards(cache)
-    undisturbed = fit(tiny_images, tiny_preset, tmp_path / "undisturbed", overrides=given(finished), cache=cache)
-    assert_same_weights(weights_of(run, STUDENT), weights_of(undisturbed, STUDENT))
 
 
 def test_jobs_share_the_work(
@@ -291,9 +268,8 @@ def test_jobs_share_the_work(
     assert shards(tmp_path / "cache") == shards(cache)
     alone = fit(tiny_images, tiny_preset, tmp_path / "alone", cache=cache, overrides=given(finished))
     assert_same_weights(weights_of(run, STUDENT), weights_of(alone, STUDENT))
-    silent = Stopper(never)
     options["cache"] = tmp_path / "none"
-    fit(tiny_images, tiny_preset, tmp_path / "copied", reuse=alone, listener=silent, **options)
+    fit(tiny_images, tiny_preset, tmp_path / "copied", reuse=alone, **options)
     assert not (tmp_path / "none").exists(), "students that are copied need no logits"
 
 
@@ -330,11 +306,8 @@ def test_independent_processes_share_the_work_and_one_may_be_killed(finished: Pa
     first.communicate()
     err = second.communicate(timeout=300)[1]
     assert second.returncode in (Interrupted.exit_code, -signal.SIGTERM), err  # it may not have begun yet
-    if second.returncode == Interrupted.exit_code:
-        assert "epochs of logits stored" in err
-    text, err = third.communicate(timeout=300)
+    err = third.communicate(timeout=300)[1]
     assert third.returncode == 0, err
-    assert text.splitlines()[-1] == f"logit cache {out}: {epochs} epochs, all stored"
     build_cache(finished, out, epochs=epochs)  # sweeps what the killed one left, if nobody has
     assert {path.suffix for path in out.rglob("*") if path.is_file()} == {"", ".json", ".safetensors"}
     assert shards(out) == shards(build_cache(finished, tmp_path / "alone", epochs=epochs))

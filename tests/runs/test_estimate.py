@@ -3,17 +3,15 @@
 from collections.abc import Callable, Sequence
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from coadvise.data.scan import scan
 from coadvise.data.sources import source_of
-from coadvise.models.network import Network
 from coadvise.runs import estimate as estimate_module
-from coadvise.runs.estimate import _adviser, estimate
+from coadvise.runs.estimate import estimate
 from coadvise.runs.options import FitOptions
-from coadvise.runs.plan import Part, plan_fit
+from coadvise.runs.plan import plan_fit
 from coadvise.training.engine import Engine
 
 Seconds = Callable[[Sequence[str]], dict[str, float]]
@@ -26,9 +24,8 @@ def estimated(tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(estimate_module.time, "perf_counter", lambda: float(next(ticks)))
 
     def seconds(overrides: Sequence[str]) -> dict[str, float]:
-        cache = Path("cache") if any(text.startswith("cache") for text in overrides) else None
         given = {"data": str(tiny_images), "preset": tiny_preset, "overrides": overrides, "out": tmp_path}
-        plan = plan_fit(FitOptions.of(**given, seeds=2, baseline=True, cache=cache))
+        plan = plan_fit(FitOptions.of(**given, seeds=2, baseline=True))
         config = plan.config
         dataset = scan(source_of(config), config.data.image_size, config.in_memory)
         return {part.name: found for part, found in estimate(plan, dataset, Engine(config.engine))}
@@ -36,13 +33,14 @@ def estimated(tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: 
     return seconds
 
 
-def test_training_takes_its_steps(estimated: Seconds, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_takes_its_steps(finished: Path, estimated: Seconds, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(estimated([]).values()) == {2 * 2 * 2.0}  # 2 s, epochs, steps an epoch: 24 images in batches of 12
     of_other_epochs = estimated(["teachers.conv.recipe.epochs=5"])
     assert of_other_epochs.pop("teachers/conv") == 20
     assert set(of_other_epochs.values()) == {8}
     accumulated = estimated(["student.recipe.accumulate=3"])
     assert accumulated["students/advised-1"] == accumulated["students/alone-0"] == 24
+    assert "teachers/conv" not in estimated([f"teachers.conv.checkpoint={finished / 'teachers' / 'conv'}"])
     ticks = chain((0, 50, 100), count(101))
     monkeypatch.setattr(estimate_module.time, "perf_counter", lambda: float(next(ticks)))
     assert set(estimated([]).values()) == {8}, "a slow first step does not count"
@@ -53,24 +51,3 @@ def test_only_a_part_of_a_large_batch_is_timed(estimated: Seconds, monkeypatch: 
     assert set(estimated([]).values()) == {24}
     monkeypatch.setattr(Engine, "processes", 3)
     assert set(estimated([]).values()) == {8}, "of the 12 images of a step each process has 4"
-
-
-def test_views_are_made_by_the_loader_processes(estimated: Seconds, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate_module, "seconds_with_workers", lambda view, step, workers, device: float(workers))
-    assert set(estimated(["data.workers=3"]).values()) == {2 * 2 * 3}
-
-
-def test_teachers_run_unless_their_logits_are_stored(
-    finished: Path, estimated: Seconds, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    advisers: list[str] = []
-
-    def adviser(part: Part, *others: Any) -> Network:
-        advisers.append(part.teacher)
-        return _adviser(part, *others)
-
-    monkeypatch.setattr(estimate_module, "_adviser", adviser)
-    estimated(["cache.top_k=2"])
-    assert advisers == []
-    assert "teachers/conv" not in estimated([f"teachers.conv.checkpoint={finished / 'teachers' / 'conv'}"])
-    assert advisers == ["conv", "inv"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from timm.data import ImageNetInfo
-from tiny import Stopper, make_images, never, records
+from tiny import make_images, records
 
 from coadvise.config import ModelConfig
 from coadvise.deploy.predict import load
@@ -30,27 +30,21 @@ def test_it_finds_the_run_s_own_scores_again(finished: Path) -> None:
     assert [row["kl"] for row in scores["divergences"]] == pytest.approx(
         [row["kl"] for row in records(finished, "verdict")[-1]["divergences"]], abs=1e-6
     )
-    voices = [(part, answer) for part, answers in scores["parts"].items() for answer in answers]
-    assert len(scores["agreements"]) == len(voices) * (len(voices) - 1) / 2
-    assert (scores["layout"], scores["classes"]) == ("folder", 3)
     assert list(scores["parts"]) == trained_parts(finished)
-    assert scores["images"] == 12
-    assert scores["unreadable"] == []
-    assert scores["data"].endswith("(validation)")
+    assert (scores["images"], scores["classes"], scores["unreadable"]) == (12, 3, [])
 
 
 def test_other_images_are_scored_one_by_one(finished: Path, tmp_path: Path) -> None:
     """Also a class alone: its name decides the label, not its number."""
     data = make_images(tmp_path / "data", 1, 3)
-    each, said = list[float](), Stopper(never)
+    each = list[float]()
     for name in ("blue", "green", "red"):
         shutil.copytree(data / "val" / name, tmp_path / f"only {name}" / name)
-        only = evaluate_run(finished, str(tmp_path / f"only {name}"), listener=said)["parts"]
+        only = evaluate_run(finished, str(tmp_path / f"only {name}"))["parts"]
         each.append(only["students/advised-0"]["class"]["top1"])
     everything = evaluate_run(finished, str(data))
     assert (everything["data"], everything["images"]) == (str(data), 9)
     assert sum(each) / 3 == pytest.approx(everything["parts"]["students/advised-0"]["class"]["top1"])
-    assert [("'blue'" in text, "'red'" in text) for text in said.said] == [(False, True), (True, True), (True, False)]
 
 
 def test_an_unreadable_image_is_named_and_no_other_is_scored_for_it(finished: Path, tmp_path: Path) -> None:
@@ -77,15 +71,13 @@ def test_what_cannot_be_scored_is_named(finished: Path, tmp_path: Path) -> None:
     requests: list[tuple[Path, dict[str, Any], str]] = [
         (tmp_path, {}, "is no run directory"),
         (bare, {}, "no finished network"),
-        (finished, {"data": str(tmp_path / "nothing")}, "nothing"),
         (finished, {"data": str(other)}, "'violet'.*'blue', 'green'"),
         (finished, {"data": str(bad)}, "none of the 3 images .*blue"),
         (finished, {"data": str(bad), "layout": "imagenet-q"}, "'imagenet-q'"),
         (finished, {"data": str(bad), "layout": "imagenet-a"}, "200 of the 200 classes"),
-        (finished, {"layout": "imagenet-a"}, "--data"),
         (finished, {"severities": (1,)}, "--corruptions"),
         (finished, {"images": 0}, "0 images"),
-        *((finished, {"corruptions": True, "severities": s}, "severities") for s in ((), (0, 1), (1, 1), (6,))),
+        *((finished, {"corruptions": True, "severities": s}, "severities") for s in ((), (1, 1), (6,))),
     ]
     for run, options, names in requests:
         with pytest.raises(UserError, match=names):
@@ -106,7 +98,6 @@ def test_corrupted_images_are_scored_too(finished: Path) -> None:
             for name, rows in summary["by_severity"].items():
                 assert summary["top1"][name] == pytest.approx((rows["1"] + rows["5"]) / 2)
             assert summary["mean_corruption_error"] == pytest.approx(1 - np.mean(list(summary["top1"].values())))
-            assert "relative_to_alexnet" not in summary
 
 
 def test_some_of_the_images_are_evenly_chosen(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,19 +110,14 @@ def test_some_of_the_images_are_evenly_chosen(finished: Path, tmp_path: Path, mo
     assert numbers == [[0, 4, 8]], "each is corrupted as it is among all"
     for path in data.rglob("[1-3].png"):  # so what is left is the first image of each class
         path.unlink()
-    assert evaluate_run(finished, str(data), corruptions=True, severities=(3,))["parts"] == some["parts"]
-
-
-def lay_out_imagenet_c(root: Path) -> Path:
-    images = make_images(root / "images", 1, 2) / "val"
-    for name in CORRUPTIONS:
-        for severity in range(1, 6):
-            shutil.copytree(images, root / "c" / name / str(severity))
-    return root / "c"
+    assert evaluate_run(finished, str(data))["parts"] == some["parts"]
 
 
 def test_imagenet_c_is_scored_from_its_files(finished: Path, tmp_path: Path) -> None:
-    root = lay_out_imagenet_c(tmp_path)
+    root, images = tmp_path / "c", make_images(tmp_path / "images", 1, 2) / "val"
+    for name in CORRUPTIONS:
+        for severity in range(1, 6):
+            shutil.copytree(images, root / name / str(severity))
     same = evaluate_run(finished, str(tmp_path / "images"))["parts"]
     bad = root / "fog" / "2" / "red" / "0.png"
     bad.write_bytes(b"no image")
@@ -145,8 +131,6 @@ def test_imagenet_c_is_scored_from_its_files(finished: Path, tmp_path: Path) -> 
             assert all(summary["top1"][name] == pytest.approx(clean) for name in CORRUPTIONS if name != "fog")
             assert summary["mean_corruption_error"] == pytest.approx(1 - clean, abs=0.01)
             assert summary["relative_to_alexnet"] == pytest.approx((1 - clean) / 0.7888, rel=0.05, abs=0.01)
-    bad.unlink()
-    assert evaluate_run(finished, str(root), layout="imagenet-c", images=3)["images"] == 3
     with pytest.raises(UserError, match="--corruptions"):
         evaluate_run(finished, str(root), corruptions=True)
     shutil.rmtree(root / "contrast")
@@ -154,19 +138,13 @@ def test_imagenet_c_is_scored_from_its_files(finished: Path, tmp_path: Path) -> 
         evaluate_run(finished, str(root))
 
 
-@pytest.fixture(scope="module")
-def imagenet_run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose only network is an untrained one of 1,000 classes, in an order of its own."""
-    run = tmp_path_factory.mktemp("imagenet") / "run"
-    run.mkdir()
-    shutil.copy(finished / "config.yaml", run)
+def test_imagenet_a_is_answered_among_its_200_classes(finished: Path, tmp_path: Path) -> None:
+    """By an untrained network of 1,000 classes, in an order of its own."""
+    rng, imagenet_run = np.random.default_rng(0), tmp_path / "run"
+    imagenet_run.mkdir()
+    shutil.copy(finished / "config.yaml", imagenet_run)
     config = ModelConfig(model="resnet_small", model_kwargs={"widths": [8, 16], "depths": [1, 1], "strides": [2, 2]})
-    build_network(config, ImageNetInfo().label_names()[::-1], 16, seed=0).save(run / "students" / "alone-0")
-    return run
-
-
-def test_imagenet_a_is_answered_among_its_200_classes(imagenet_run: Path, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
+    build_network(config, ImageNetInfo().label_names()[::-1], 16, seed=0).save(imagenet_run / "students" / "alone-0")
     for name in subset(IMAGENET_A):
         (tmp_path / "a" / name).mkdir(parents=True)
         Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "a" / name / "0.png")
@@ -179,8 +157,6 @@ def test_imagenet_a_is_answered_among_its_200_classes(imagenet_run: Path, tmp_pa
     hits = [max(subset(IMAGENET_A), key=row.probabilities.__getitem__) for row in rows]
     right = np.mean([hit == name for hit, name in zip(hits, subset(IMAGENET_A), strict=True)])
     assert found["parts"]["students/alone-0"]["class"]["top1"] == pytest.approx(right)
-    among = np.mean([row.label == name for row, name in zip(rows, subset(IMAGENET_A), strict=True)])
-    assert among_all["parts"]["students/alone-0"]["class"]["top1"] == pytest.approx(among)
     assert found["parts"]["students/alone-0"]["class"]["nll"] < among_all["parts"]["students/alone-0"]["class"]["nll"]
     shutil.rmtree(tmp_path / "a" / subset(IMAGENET_A)[0])
     with pytest.raises(UserError, match="lacks 1 of the 200 classes of imagenet-a"):

@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -31,14 +30,13 @@ from tiny import (
 )
 
 from coadvise import build_cache, fit, load
-from coadvise.config import load_config, parse_config, preset_names
+from coadvise.config import EngineConfig, load_config, parse_config, preset_names
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.errors import Interrupted, UserError
 from coadvise.evaluation.scores import load_predictions, predict_logits
 from coadvise.models.network import create_network, load_network
 from coadvise.runs.evaluate import evaluate_run
-from coadvise.runs.fit import describe
 from coadvise.runs.plan import ADVISED, ALONE, Part, run_parts
 from coadvise.runs.run import trained_parts
 from coadvise.training.engine import Engine
@@ -74,14 +72,11 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         f"{part.replace('/', '.')}.safetensors" for part in ALL_PARTS
     }
     assert not any((finished / "checkpoints").iterdir())
-    assert [r["kind"] for r in records(finished)][:1] == ["run"]
     results = {r["part"]: r for r in records(finished, "result")}
     assert list(results) == ALL_PARTS
     assert set(results["students/advised-0"]["top1"]) == {"class", "conv", "inv", "average"}
     assert set(results["students/alone-0"]["top1"]) == {"class"}
-    verdict = records(finished, "verdict")[-1]
-    assert verdict["images"] == 12
-    assert "points" in verdict["sentence"]
+    assert records(finished, "verdict")[-1]["images"] == 12
     data = json.loads((finished / "data.json").read_text())
     assert data["classes"] == list(CLASSES)
     assert data["splits"]["train"]["images"] == 24
@@ -209,6 +204,10 @@ def test_a_baseline_and_seeds_are_added_to_a_finished_run(tiny_images: Path, tin
     assert verdict["difference"]["seeds"]["n"] == 2
     tops = {record["part"]: record["top1"] for record in records(run, "result")}
     for row in verdict["rows"]:
+        if row["name"].startswith("student"):
+            role = "advised" if "co-advised" in row["name"] else "alone"
+            seeds = [tops[f"students/{role}-{n}"][row["answer"]] for n in (0, 1)]
+            assert (row["top1"], row["spread"]) == pytest.approx((np.mean(seeds), np.std(seeds, ddof=1)))
         assert (row["difference"] is not None) == row["name"].startswith("student co-advised")
         if found := row["difference"]:
             gains = [
@@ -222,7 +221,7 @@ def test_a_baseline_and_seeds_are_added_to_a_finished_run(tiny_images: Path, tin
     at_once = fit(tiny_images, tiny_preset, tmp_path / "at once", baseline=True, seeds=2)
     for part in trained_parts(at_once):
         assert_same_weights(weights_of(run, part), weights_of(at_once, part))
-    assert records(run, "verdict")[-1] == records(at_once, "verdict")[-1]
+    assert verdict == records(at_once, "verdict")[-1]
 
 
 def test_the_same_images_and_teachers_by_other_paths_are_the_same_run(
@@ -244,11 +243,9 @@ def test_the_same_images_and_teachers_by_other_paths_are_the_same_run(
     listener = Stopper(never)
     fit(tiny_images, tiny_preset, run, overrides=moved, listener=listener)
     assert listener.steps == []
-    assert records(run, "run")[-1]["changed"] == []
-    for other in ("../first/teachers/inv", "nowhere"):
-        moved[0] = f"teachers.conv.checkpoint={other}"
-        with pytest.raises(UserError, match=rf"teachers\.conv\.checkpoint: .* -> {re.escape(other)}"):
-            fit(tiny_images, tiny_preset, run, overrides=moved)
+    moved[0] = "teachers.conv.checkpoint=../first/teachers/inv"
+    with pytest.raises(UserError, match=r"teachers\.conv\.checkpoint: .* -> \.\./first/teachers/inv"):
+        fit(tiny_images, tiny_preset, run, overrides=moved)
 
 
 def test_a_run_finds_its_images_from_another_directory(
@@ -264,43 +261,18 @@ def test_a_run_finds_its_images_from_another_directory(
     make_images(tmp_path / "images", val=2)  # others of that name
     assert evaluate_run(run) == scored
     assert (build_cache(run, tmp_path / "cache", epochs=1) / "seed-0" / "cache.json").is_file()
-    monkeypatch.undo()
-    there = Path(shutil.move(here, tmp_path / "there"))  # all of it: what is relative is still right
-    monkeypatch.chdir(there)
-    assert evaluate_run(there / "run") == scored
 
 
 # Refusals
 
 
-def lay_out(root: Path, what: str) -> Path:
-    if what == "no validation":
-        shutil.rmtree(make_images(root, 2, 1) / "val")
-    elif what == "class in one split":
-        shutil.rmtree(make_images(root, 2, 1) / "val" / "red")
-    elif what == "one class":
-        make_images(root, 2, 1, classes=["red"])
-    elif what == "empty":
-        root.mkdir()
-    elif what == "a file":
-        root.write_text("")
-    elif what == "unreadable class":
-        for path in (make_images(root, 2, 1) / "train" / "red").iterdir():
-            path.write_bytes(b"no image")
-    return root
-
-
-@pytest.mark.parametrize(
-    ("what", "names"),
-    [
-        ("missing", "data"), ("a file", "data"), ("empty", "data"), ("no validation", "val/"),
-        ("class in one split", "'red'"), ("one class", "'red'"), ("unreadable class", "'red'"),
-    ],
-)  # fmt: skip
-def test_bad_data_is_named_and_nothing_is_written(what: str, names: str, tiny_preset: str, tmp_path: Path) -> None:
-    data = lay_out(tmp_path / "data", what)
-    with pytest.raises(UserError, match=names):
-        fit(data, tiny_preset, tmp_path / "run")
+def test_bad_data_is_named_and_nothing_is_written(tiny_preset: str, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data", 2, 1)
+    for path in (data / "train" / "red").iterdir():
+        path.write_bytes(b"no image")
+    for folder, names in ((tmp_path / "nothing", "nothing"), (data, "'red'")):
+        with pytest.raises(UserError, match=names):
+            fit(folder, tiny_preset, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -311,12 +283,10 @@ def test_a_bad_configuration_is_named_and_nothing_is_written(
     monkeypatch.setattr("coadvise.models.network.create_network", lambda about, source=None: create_network(about))
     resnet18 = ["teachers.conv.model=resnet18", "teachers.conv.model_kwargs={}"]
     for overrides, names in (
-        (["student.recipe.epoch=1"], r"student\.recipe\.epoch"),
         (["student.model=cit_micro_patch4_3"], "'cit_micro_patch4_32'"),
         (["student.model=resnet18"], "'resnet18' .*cit_tiny_patch16_224"),
         (["teachers.conv.model=resnet_smal"], "'resnet_small'"),
         (["student.model_kwargs.embed_dim=25"], "'cit_micro_patch4_32'"),
-        (["student.model_kwargs.depth=0"], "'cit_micro_patch4_32' .*16 pixels"),
         (["student.model_kwargs.patch_size=64"], "'cit_micro_patch4_32' .*16 pixels"),
         (["engine.tensorboard=true"], r"coadvise\[tensorboard\]"),
         (["teachers.conv.checkpoint=nowhere"], "'nowhere'"),
@@ -330,20 +300,12 @@ def test_a_bad_configuration_is_named_and_nothing_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_with_other_contents_is_left_alone(
-    finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
-) -> None:
-    run = shutil.copytree(finished, tmp_path / "run")
+def test_a_folder_with_other_contents_is_left_alone(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "link").symlink_to(tiny_images)
     before = contents(tmp_path)
-    other = ["student.recipe.epochs=3", "augment.flip=false"]
-    with pytest.raises(UserError, match=r"augment\.flip: True -> False; .*student\.recipe\.epochs: 2 -> 3"):
-        fit(tiny_images, tiny_preset, run, overrides=other)
-    with pytest.raises(UserError, match="seed: 0 -> 1"):
-        fit(tiny_images, tiny_preset, run, seed=1)
     for name in ("thesis", "thesis/chapter.txt", "links"):
         with pytest.raises(UserError, match=f"{name}' exists and is no run directory"):
             fit(tiny_images, tiny_preset, tmp_path / name)
@@ -367,36 +329,15 @@ def test_a_run_in_use_is_refused(finished: Path, tiny_images: Path, tiny_preset:
     assert f"process {os.getpid()} on " in second.message
 
 
-def test_images_in_both_splits_are_counted(tiny_preset: str, tmp_path: Path) -> None:
-    data = make_images(tmp_path / "data")
-    for name in ("0", "1"):
-        shutil.copy(data / "train" / "red" / f"{name}.png", data / "val" / "blue" / f"{name}-again.png")
-    lines = list(describe(scan(open_source(data, 0.2, 0), 16, in_memory=True)))
-    assert any(line.startswith("2 of the 14 ") and "'train/red/0.png'" in line for line in lines)
-
-
 # Given teachers
 
 
-@pytest.mark.parametrize(
-    ("overrides", "answers"),
-    [
-        (["teachers.conv.token=class", "teachers.inv.token=class", "student.combine=mean"], ["class"]),
-        (["teachers.inv.token=conv", "student.model_kwargs.aligned={conv: conv}"], ["class", "conv", "average"]),
-        (["teachers.conv.token=[conv, class]", "teachers.inv.token=[class]"], ["class", "conv", "average"]),
-        (
-            ["teachers.conv2={model: resnet_small, hard: true, recipe: {epochs: 1, batch_size: 12}}"],
-            ["class", "conv", "inv", "conv2", "average"],
-        ),
-    ],
-)
-def test_teachers_advise_the_tokens_of_the_configuration(
-    overrides: list[str], answers: list[str], tiny_images: Path, tiny_preset: str, tmp_path: Path
-) -> None:
-    run = fit(tiny_images, tiny_preset, tmp_path / "run", overrides=[*ONE_EPOCH, *overrides])
-    teachers = list(parse_config(yaml.safe_load((run / "config.yaml").read_text())).teachers)
-    assert list(records(run, "train")[-1]["losses"]) == ["total", "class", *teachers]
-    assert list(records(run, "result")[-1]["top1"]) == answers
+def test_teachers_advise_the_tokens_of_the_configuration(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
+    third = "teachers.conv2={model: resnet_small, hard: true, recipe: {epochs: 1, batch_size: 12}}"
+    tokens = ["teachers.conv.token=[conv, class]", "teachers.inv.token=class"]
+    run = fit(tiny_images, tiny_preset, tmp_path / "run", overrides=[*ONE_EPOCH, third, *tokens])
+    assert list(records(run, "train")[-1]["losses"]) == ["total", "class", "conv", "inv", "conv2"]
+    assert list(records(run, "result")[-1]["top1"]) == ["class", "conv", "conv2", "average"]
 
 
 def test_a_given_teacher_of_more_classes_is_cut_to_those_of_the_data(
@@ -406,10 +347,9 @@ def test_a_given_teacher_of_more_classes_is_cut_to_those_of_the_data(
     given_teacher = f"teachers.conv.checkpoint={finished / 'teachers/conv'}"
     run = fit(data, tiny_preset, tmp_path / "run", overrides=[given_teacher, *ONE_EPOCH])
     logits, labels = load_predictions(run, "teachers/conv")
-    config = load_config(tiny_preset)
     dataset = scan(open_source(str(data), 0.2, 0), 16, in_memory=True)
     network = load_network(finished / "teachers/conv")
-    expected = predict_logits(network, dataset.val, 16, Engine(config.engine))["class"][:, 1:]
+    expected = predict_logits(network, dataset.val, 16, Engine(EngineConfig(device="cpu")))["class"][:, 1:]
     torch.testing.assert_close(logits["class"], expected)
     result = next(record for record in records(run, "result") if record["part"] == "teachers/conv")
     assert result["top1"]["class"] == (expected.argmax(-1) == labels).double().mean().item()
@@ -524,8 +464,8 @@ def test_two_processes_train_as_one_does(tiny_images: Path, tmp_path: Path) -> N
         teacher["model_kwargs"] = {"patch_size": 4, "embed_dim": 24, "depth": 1}
         teacher["recipe"]["accumulate"] = 2
     preset = write_preset(tmp_path, yaml.safe_dump(values))
-    one = fit(tiny_images, preset, tmp_path / "one", baseline=True)
-    arguments = ["fit", tiny_images, "--preset", preset, "--out", tmp_path / "two", "--baseline"]
+    one = fit(tiny_images, preset, tmp_path / "one")
+    arguments = ["fit", tiny_images, "--preset", preset, "--out", tmp_path / "two"]
     done = run_program(*arguments, launcher=TWO_PROCESSES, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     two = tmp_path / "two"

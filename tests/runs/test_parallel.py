@@ -15,17 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Stopper, assert_same_weights, command, make_images, never, records, weights_of
+from tiny import Stopper, assert_same_weights, command, never, records, weights_of
 
 from coadvise import fit
-from coadvise.config import EngineConfig, load_config
-from coadvise.data.scan import scan
-from coadvise.data.sources import source_of
+from coadvise.config import EngineConfig
 from coadvise.errors import Interrupted, LostProcessError, UserError
 from coadvise.runs import parallel
 from coadvise.runs.parallel import Task, in_processes
-from coadvise.runs.run import Run, picture_list
-from coadvise.studies.runner import run_study
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Listener, Silent
 
@@ -98,18 +94,10 @@ def test_a_student_alone_waits_for_no_teacher(
         asked.append((set(tasks), after))
         raise Interrupted("stopped")
 
-    for module in ("runs.fit", "studies.runner"):
-        monkeypatch.setattr(sys.modules[f"coadvise.{module}"], "in_processes", ask)
+    monkeypatch.setattr(sys.modules["coadvise.runs.fit"], "in_processes", ask)
     with pytest.raises(Interrupted):
         fit(tiny_images, tiny_preset, tmp_path / "run", baseline=True, jobs=2)
-    with pytest.raises(Interrupted):
-        run_study("tokens", tiny_images, preset=tiny_preset, out=tmp_path / "study", jobs=2)
-    (parts, after), (rows, needs) = asked
-    assert (parts, after) == (set(PARTS), {"students/advised-0": ["teachers/conv", "teachers/inv"]})
-    conv, inv = (next(row for row in rows if row.startswith(f"teachers/{kind}")) for kind in ("conv", "inv"))
-    assert needs["class token alone"] == []
-    assert needs["class + conv token"] == [conv]
-    assert needs["class + conv + inv token"] == [conv, inv]
+    assert asked == [(set(PARTS), {"students/advised-0": ["teachers/conv", "teachers/inv"]})]
 
 
 def test_a_network_that_fails_is_named(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
@@ -119,20 +107,6 @@ def test_a_network_that_fails_is_named(tiny_images: Path, tiny_preset: str, tmp_
         fit(tiny_images, tiny_preset, tmp_path / "run", jobs=2, overrides=poison, listener=listener)
     assert not (tmp_path / "run" / "teachers" / "inv").exists()
     assert "students/advised-0" not in dict(listener.steps), "what waits for it is not begun"
-
-
-def test_a_network_is_not_trained_on_other_images_in_its_own_process(tiny_preset: str, tmp_path: Path) -> None:
-    images = make_images(tmp_path / "images")
-    config, run = load_config(tiny_preset, source=str(images)), tmp_path / "run"
-    run.mkdir()
-    (run / "pictures.tsv").write_text(picture_list(scan(source_of(config), 16, in_memory=True)))
-    begun: list[Run] = []
-    parallel._with_run(run, config, None, True, begun.append, Silent())
-    assert len(begun) == 1
-    (images / "train" / "red" / "0.png").unlink()
-    with pytest.raises(UserError, match="training images: 1 removed"):
-        parallel._with_run(run, config, None, True, begun.append, Silent())
-    assert len(begun) == 1
 
 
 def test_stopped_by_a_signal_every_network_has_saved_its_step(

@@ -4,29 +4,17 @@ import inspect
 from pathlib import Path
 
 import pytest
-import torch
 from tiny import make_images
 
 import coadvise
 from coadvise import fit
-from coadvise.config import preset_names
 from coadvise.errors import UserError
-from coadvise.runs.options import FitOptions, StudyOptions
+from coadvise.runs.options import FitOptions
 from coadvise.runs.plan import default_preset, plan_fit
 from coadvise.studies.runner import run_study
-from coadvise.training.listener import Silent
-
-
-def test_options_take_paths_text_and_lists() -> None:
-    given = FitOptions.of(data=Path("d"), overrides=["a=1"], out="o", cache=Path("c"))
-    assert given == FitOptions(data="d", overrides=("a=1",), out=Path("o"), cache=Path("c"))
-    assert FitOptions.of(data="d", overrides="a=1").overrides == ("a=1",)
-    assert StudyOptions.of(name="tokens", shifts="s").shifts == ("s",)
 
 
 def test_unknown_options_and_counts_below_one_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'epoch'"):
-        fit("digits", epoch=1)
     with pytest.raises(UserError, match="'basline', did you mean 'baseline'"):
         fit("digits", basline=True)
     with pytest.raises(UserError, match="'shift', did you mean 'shifts'"):
@@ -56,21 +44,7 @@ def test_a_plan_names_folder_and_networks(tiny_images: Path, tiny_preset: str) -
         plan_fit(FitOptions.of(data=tiny_images, preset=tiny_preset, overrides=["cache.top_k=5"]))
 
 
-class FirstSentenceError(Exception):
-    pass
-
-
-class Talkative(Silent):
-    def say(self, text: str) -> None:
-        raise FirstSentenceError(text)
-
-
 def test_the_default_preset_follows_the_size_of_the_images(tmp_path: Path) -> None:
     assert default_preset("digits") == "digits"
     assert default_preset(make_images(tmp_path / "small", 1, 1, size=64)) == "small-images"
-    large = make_images(tmp_path / "large", 1, 1, size=128)
-    assert default_preset(large) == "photos"
-    assert {"digits", "small-images", "photos"} <= set(preset_names())
-    if not torch.cuda.is_available():
-        with pytest.raises(FirstSentenceError, match="--dry-run"):  # the preset is made for a GPU
-            fit(large, out=tmp_path / "run", listener=Talkative())
+    assert default_preset(make_images(tmp_path / "large", 1, 1, size=128)) == "photos"

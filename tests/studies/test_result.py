@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from coadvise.evaluation.verdict import comparison
-from coadvise.report.scatter import Point
-from coadvise.studies import STUDIES, Order
-from coadvise.studies import result as study_result
+from coadvise.studies import Order
 from coadvise.studies.result import HELD, NOISE, NOT_HELD, _compared, _summary, markdown
 
 ORDER = Order("a", "b", "x")
@@ -78,15 +76,3 @@ def test_a_figure_of_seeds_is_their_mean_and_spread() -> None:
     assert found["seeds"] == pytest.approx(dict(zip("012", shares, strict=True)))
     assert (found["mean"], found["spread"]) == pytest.approx((np.mean(shares), np.std(shares, ddof=1)))
     assert _summary({3: 0.5}) == {"seeds": {"3": 0.5}, "mean": 0.5, "spread": None}
-
-
-def test_a_study_s_figure_has_its_columns_in_their_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Any] = []
-    monkeypatch.setattr(study_result, "scatter", lambda *given: drawn.append(given) or "")
-    study = STUDIES["capacity"]
-    figures = {"teacher_top1": {"mean": 0.8, "spread": 0.01}, "top1": {"mean": 0.6, "spread": 0.02}}
-    study_result.draw(study, {"rows": [{"figures": figures}] * len(study.rows)})
-    ((series, _, across, up),) = drawn
-    assert (across, up) == ("the teacher's top-1 %", "top-1 %")
-    assert list(series) == ["conv teacher", "inv teacher"]
-    assert series["inv teacher"][-1] == Point(80, 60, "larger", 2)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import CrashError, crash_at
 
 from coadvise.errors import StorageError
 from coadvise.storage import MANIFEST, STATE, WEIGHTS, read_state, read_weights, write_text
@@ -147,31 +146,6 @@ def test_sigkill_inside_a_save_leaves_a_whole_one(tmp_path: Path) -> None:
         assert torch.equal(read_weights(found)["w"], torch.full((3, 2), float(whole)))  # type: ignore[arg-type]
         assert not faults
         assert not list(checkpoints.folder.glob(".*")), "partial files are removed"
-
-
-@pytest.mark.parametrize("replaces", [False, True], ids=["a new one", "one of the same step"])
-@pytest.mark.parametrize(
-    ("function", "number"), [*(("fsync", n) for n in range(1, 6)), ("rename", 1), ("rename", 2), ("rename", 3)]
-)
-def test_a_crash_while_saving_loses_no_other_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, number: int, replaces: bool
-) -> None:
-    checkpoints = saved(tmp_path / "c", *((1, 2) if replaces else (1,)))
-    with monkeypatch.context() as patch:
-        crash_at(patch, function, number)
-        try:
-            checkpoints.save(2, *content(2))
-            crashed = False
-        except CrashError:
-            crashed = True
-    assert crashed == (number <= {"fsync": 5, "rename": 2 if replaces else 1}[function])
-    folder, faults = checkpoints.latest()
-    named = replaces or not crashed or (function, number) == ("fsync", 5)  # after the rename
-    assert step_of(folder) == (2 if named else 1)
-    assert not faults
-    assert not list(checkpoints.folder.glob(".*")), "partial files are removed"
-    checkpoints.save(2, *content(2))
-    assert step_of(checkpoints.latest()[0]) == 2
 
 
 def test_a_checkpoint_is_due_by_time_or_after_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:

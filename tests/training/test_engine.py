@@ -61,15 +61,6 @@ def test_building_an_engine_changes_nothing_and_leaving_it_restores_what_enterin
     assert capfd.readouterr() == ("", ""), "lightning-fabric announces nothing"
 
 
-def test_one_process_is_the_main_one() -> None:
-    engine, values = cpu(), torch.tensor([1.0, -0.0])
-    assert (engine.rank, engine.processes, engine.is_main) == (0, 1, True)
-    assert engine.describe().startswith("cpu, 1 threads")
-    assert torch.equal(engine.mean(values), values)
-    assert engine.any_rank(True, False) == (True, False)
-    assert engine.equal_on_all_ranks("text")
-
-
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_precision_is_of_the_forward_pass_alone(precision: str) -> None:
     engine = cpu(precision=precision)
@@ -96,7 +87,6 @@ def test_auto_is_bfloat16_where_the_processor_has_it(
     config = EngineConfig(device="cpu", precision="auto")
     assert resolve_precision(config).precision == precision
     assert Engine(config).half_precision == native
-    assert resolve_precision(EngineConfig(device="cpu", precision="bfloat16")).precision == "bfloat16"
 
 
 def test_networks_trained_on_a_device_that_is_not_there_run_on_one_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +94,7 @@ def test_networks_trained_on_a_device_that_is_not_there_run_on_one_that_is(monke
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert Engine(for_this_machine(trained)).device.type == "cpu"
     assert for_this_machine(trained).precision == "auto"
-    exact, own = EngineConfig(device="cuda", precision="float32"), EngineConfig(device="cpu", precision="bfloat16")
-    assert for_this_machine(exact) == EngineConfig(device="auto", precision="float32")
+    own = EngineConfig(device="cpu", precision="bfloat16")
     assert for_this_machine(own) == own
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert for_this_machine(trained) == trained

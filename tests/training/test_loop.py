@@ -135,7 +135,6 @@ def assert_same_end(network: Network, stopped: Path, wanted: dict[str, Tensor], 
 ALL_AT_ONCE = Case(DROPPING, {"ema": 0.9, "accumulate": 4, "clip": 1.0}, MIXED)
 CASES = {
     "everything": ALL_AT_ONCE,
-    "alone": Case(advised=False),
     "batch norm": Case(ALIGNED, {"ema": 0.9}, MIXED),
     "a teacher": Case(CONV, {"ema": 0.9}, advised=False),
     "bfloat16": Case(engine={"precision": "bfloat16"}),
@@ -167,7 +166,7 @@ def test_resumed_with_another_number_of_workers_it_ends_with_the_same_bits(datas
 
 
 @pytest.mark.parametrize("seconds", [0, EVERY_STEP], ids=["each epoch", "by time"])
-@pytest.mark.parametrize("crash", [2, 5, 8])
+@pytest.mark.parametrize("crash", [2, 8])
 def test_killed_it_goes_on_from_the_last_checkpoint_and_ends_with_the_same_bits(
     seconds: float, crash: int, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,18 +264,6 @@ def test_a_changed_configuration_holds_from_where_training_goes_on(
 # Numbers that are not finite
 
 
-def test_a_teacher_s_nan_costs_its_step_and_no_other(dataset: Dataset, tmp_path: Path) -> None:
-    case = Case(ALIGNED, augment=MIXED, poisoned=frozenset({2, 5}))
-    network = case.start(dataset, tmp_path)
-    assert all(value.isfinite().all() for value in network.state_dict().values())
-    terms = ["conv teacher's logits", "total loss", "conv loss", "gradient"]
-    skipped = [(r["part"], r["step"], r["terms"]) for r in records(tmp_path, "skipped")]
-    assert skipped == [("part", 2, terms), ("part", 5, terms)]
-    losses = [value for r in records(tmp_path, "train") for value in r["losses"].values()]
-    assert len(losses) == 3 * 4
-    assert np.isfinite(losses).all()
-
-
 @pytest.mark.parametrize(("seconds", "last"), [(0, 3), (EVERY_STEP, 4)], ids=["each epoch", "by time"])
 def test_while_steps_are_skipped_the_last_finite_checkpoint_is_kept(
     seconds: float, last: int, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -320,21 +307,18 @@ def test_accumulated_gradients_are_the_full_batch_s(
         assert parameter.grad is not None
         assert parameter.grad.abs().max() > 1e-6, f"{name} gets no gradient, so nothing would be compared"
         torch.testing.assert_close(full[name], parameter.grad, rtol=1e-3, atol=2e-5, msg=name)
-    for accumulate in (2, 8):
-        accumulated = replace(case, recipe={**ONE_STEP, "accumulate": accumulate})
-        split = gradients(accumulated, dataset, tmp_path / f"{accumulate}")
-        for name in full:
-            torch.testing.assert_close(split[name], full[name], rtol=1e-3, atol=2e-5, msg=name)
-        got, wanted = (records(tmp_path / run, "train")[0]["losses"] for run in (f"{accumulate}", "1"))
-        assert got == pytest.approx(wanted, rel=1e-4)
+    split = gradients(replace(case, recipe={**ONE_STEP, "accumulate": 8}), dataset, tmp_path / "8")
+    for name in full:
+        torch.testing.assert_close(split[name], full[name], rtol=1e-3, atol=2e-5, msg=name)
+    got, wanted = (records(tmp_path / run, "train")[0]["losses"] for run in ("8", "1"))
+    assert got == pytest.approx(wanted, rel=1e-4)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_gradient_is_clipped_as_a_whole_before_the_step(
-    accumulate: int, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coadvise.training.loop.make_optimiser", plain_descent)
-    recipe = {**ONE_STEP, "accumulate": accumulate}
+    recipe = {**ONE_STEP, "accumulate": 2}
     free = gradients(Case(recipe=recipe), dataset, tmp_path / "free")
     norm = torch.stack([gradient.norm() for gradient in free.values()]).norm().item()
     for largest, scale in ((norm / 3, 1 / 3), (2 * norm, 1.0)):
@@ -380,18 +364,15 @@ def test_the_average_of_the_weights_after_each_step_is_evaluated_and_returned(da
     assert evaluated == [(network, 9), (network, 15)]
 
 
-@pytest.mark.parametrize("recipe", [{}, {"ema": 0.9}], ids=["plain", "average"])
-def test_a_checkpoint_holds_the_student_alone_and_is_as_large_as_foreseen(
-    recipe: dict[str, Any], dataset: Dataset, tmp_path: Path
-) -> None:
-    case = Case(recipe=recipe)
+def test_a_checkpoint_holds_the_student_alone_and_is_as_large_as_foreseen(dataset: Dataset, tmp_path: Path) -> None:
+    case = Case(recipe={"ema": 0.9})
     with pytest.raises(Interrupted):
         case.start(dataset, tmp_path, Stopper(lambda part, step: step == 1).progress)
     folder, job = tmp_path / "checkpoints" / "step-00000001", case.job(dataset)
     weights, state = read_weights(folder), read_state(folder)
     assert weights.keys() == job.network.model.state_dict().keys()
     averages = [v for of in state["optimiser"]["state"].values() for name, v in of.items() if name != "step"]
-    tensors = [*weights.values(), *(state["ema"] or {}).values(), *averages]
+    tensors = [*weights.values(), *state["ema"].values(), *averages]
     assert checkpoint_bytes(job.network, job.recipe) == sum(tensor.nbytes for tensor in tensors)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coadvise.errors import StorageError, UserError
-from coadvise.training.metrics import FILE, Recorder, last_of, read_records
+from coadvise.training.metrics import FILE, Recorder, read_records
 from coadvise.training.trackers import Tracker
 
 records = st.lists(
@@ -32,15 +32,6 @@ def written(folder: Path, entries: list[dict[str, Any]]) -> Recorder:
     for entry in entries:
         made.add(**entry)
     return made
-
-
-@given(records)
-def test_what_is_added_is_read_in_order(
-    tmp_path_factory: pytest.TempPathFactory, entries: list[dict[str, Any]]
-) -> None:
-    folder = tmp_path_factory.mktemp("run")
-    written(folder, entries)
-    assert read_records(folder) == entries
 
 
 @given(records, st.sampled_from("ab"), st.integers(0, 9))
@@ -106,13 +97,6 @@ def test_networks_that_are_trained_at_the_same_time_keep_each_other_s_lines(tmp_
         assert process.exitcode == 0
     for part in "abc":
         assert [r["step"] for r in read_records(tmp_path) if r["part"] == part] == list(range(30))
-
-
-def test_last_of() -> None:
-    entries = [{"kind": "a"}, {"kind": "a", "part": "x"}, {"kind": "b", "part": "x"}, {"kind": "a", "n": 3}]
-    assert last_of(entries, "a") == entries[3]
-    assert last_of(entries, "a", "x") == entries[1]
-    assert last_of(entries, "c") is None
 
 
 def test_nothing_stays_of_a_record_that_does_not_fit_on_the_disk(tmp_path: Path) -> None:

@@ -92,18 +92,6 @@ def test_a_fault_of_any_micro_batch_is_the_step_s(tmp_path: Path) -> None:
     assert [r["terms"] for r in records(tmp_path, "skipped")] == [["conv teacher's logits"]]
 
 
-def test_finite_steps_are_the_optimiser_s_own(tmp_path: Path) -> None:
-    loop, plain = Loop(tmp_path), network()
-    optimiser = adam(plain)
-    for step in range(1, 6):
-        loop.step()
-        plain(torch.randn(8, 3, generator=torch.Generator().manual_seed(step))).square().mean().backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    for name, value in plain.state_dict().items():
-        assert torch.equal(loop.model.state_dict()[name], value)
-
-
 @given(st.lists(st.booleans(), min_size=1, max_size=45), st.integers(0, 45))
 def test_reports_are_as_if_every_step_were_looked_at(
     tmp_path_factory: pytest.TempPathFactory, faults: list[bool], resumed_at: int
