@@ -163,7 +163,7 @@ class Student(TokenModel, VisionTransformer):
         """Concatenate [class, named tokens, patches] to [B, 1 + T + N, D], and add the position embedding."""
         patches, tokens = x if isinstance(x, tuple) else (x, {})
         batch = patches.shape[0]
-        tokens = tokens | {name: token.expand(batch, -1, -1) for name, token in self._learned_tokens().items()}
+        tokens = tokens | self._learned_tokens(batch)
         assert self.pos_embed is not None
         pos_embed: Tensor = self.pos_embed
         if self.dynamic_img_size:
@@ -176,11 +176,12 @@ class Student(TokenModel, VisionTransformer):
             patches = patches.flatten(1, 2)
         return self.pos_drop(cat([*(tokens[name] for name in (CLASS, *self.token_names)), patches], dim=1) + pos_embed)
 
-    def _learned_tokens(self) -> dict[str, Tensor]:
-        """Return the tokens that are parameters, each [1, 1, D], by name."""
+    def _learned_tokens(self, batch: int = 1) -> dict[str, Tensor]:
+        """Return the tokens that are parameters, each [batch, 1, D], by name."""
         assert self.cls_token is not None
-        learned = () if self.reg_token is None else self.reg_token.split(1, dim=1)
-        return {CLASS: self.cls_token, **dict(zip(self.learned_names, learned, strict=True))}
+        # Expanded, then split: the other order sums gradients differently, in their last bits.
+        learned = () if self.reg_token is None else self.reg_token.expand(batch, -1, -1).split(1, dim=1)
+        return {CLASS: self.cls_token.expand(batch, -1, -1), **dict(zip(self.learned_names, learned, strict=True))}
 
     def forward_tokens(self, x: Tensor) -> dict[str, Tensor]:
         """Map images [B, C, H, W] to logits [B, num_classes] by token: ``"class"``, then ``token_names`` in order."""
