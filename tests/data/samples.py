@@ -1,11 +1,14 @@
 """Made splits for tests of views and loaders."""
 
+import io
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from coadvise.config import AugmentConfig
 from coadvise.data.scan import ScannedSplit
@@ -17,6 +20,13 @@ EVERYTHING = AugmentConfig(
     kind="light", shift=0.2, zoom=0.2, rotate=20, colour=0.3, erase=0.5, mixup=0.8, cutmix=1.0, mix_probability=0.7,
     smoothing=0.1,
 )  # fmt: skip
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    """An image as the content of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 def files(*paths: Path | str, labels: Iterable[int] = ()) -> FolderSplit:

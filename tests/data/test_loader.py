@@ -11,7 +11,7 @@ from samples import EVERYTHING, joined, made_views, same
 
 from coadvise.config import AugmentConfig
 from coadvise.data.images import square, to_array
-from coadvise.data.loader import TrainingLoader, _Requests, epoch_batches, still_batches
+from coadvise.data.loader import TrainingLoader, epoch_batches, still_batches
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.data.views import Batch, Views
@@ -28,6 +28,9 @@ def test_any_step_can_be_the_first(images: int, batch_size: int, first: int, mor
     views = made_views(images, EVERYTHING)
     loader = TrainingLoader(views, batch_size)
     whole = batches(loader, 0, first + more)
+    for step, batch in enumerate(whole):  # every position once an epoch, in order
+        epoch, place = divmod(step, loader.steps_per_epoch)
+        assert same(batch, views[epoch, np.arange(loader.batch_size) + place * loader.batch_size])
     resumed = batches(TrainingLoader(made_views(images, EVERYTHING), batch_size), first, first + more)
     assert all(map(same, resumed, whole[first:]))
     assert len(resumed) == more
@@ -51,38 +54,6 @@ def test_micro_batches_and_processes_share_out_the_same_batch(
         assert all(len(micro.index) == times for share in shares for micro in share[step])
         parts = [share[step][number] for number in range(accumulate) for share in shares]
         assert same(joined(parts), expected)
-
-
-@given(st.data())
-def test_every_position_is_asked_for_once_an_epoch_however_it_is_cut(data: st.DataObject) -> None:
-    """Epochs begun by one number of processes, stopped anywhere, and ended by another."""
-    images, first_processes, then_processes = (
-        data.draw(st.integers(*bounds)) for bounds in ((12, 400), (1, 4), (1, 4))
-    )
-    accumulate = data.draw(st.integers(1, 3))
-    size = 12 * accumulate * data.draw(st.integers(1, 3))  # any of 1 to 4 processes can share it
-    views = made_views(images, AugmentConfig(kind="none"), size=2)
-    try:
-        loaders = [
-            [TrainingLoader(views, size, accumulate, rank=rank, processes=count) for rank in range(count)]
-            for count in (first_processes, then_processes)
-        ]
-    except UserError:
-        return  # fewer images than a batch, which one of the two numbers cannot share
-    if loaders[0][0].batch_size != loaders[1][0].batch_size:
-        return
-    steps = 2 * loaders[0][0].steps_per_epoch
-    stop = data.draw(st.integers(0, steps))
-    asked = [
-        request
-        for ranks, (first, last) in zip(loaders, ((0, stop), (stop, steps)), strict=True)
-        for step in range(first, last)
-        for requests in zip(*(_Requests(loader, step, step + 1) for loader in ranks), strict=True)
-        for request in requests
-    ]
-    for epoch in range(2):
-        positions = np.concatenate([chunk for number, chunk in asked if number == epoch])
-        assert np.array_equal(positions, np.arange(loaders[0][0].steps_per_epoch * loaders[0][0].batch_size))
 
 
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 7))

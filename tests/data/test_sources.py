@@ -56,29 +56,21 @@ def test_train_and_val(image_folder: Path) -> None:
         for index, (picture, label) in enumerate(contents(split)):
             assert Path(picture).parent == Path(name, source.classes[label])
             assert split.read(index) == (image_folder / picture).read_bytes()
-    assert "val/" in source.note
     again = open_source(image_folder, 0.5, 9)  # seed and fraction have no effect here
     assert (contents(again.train), contents(again.val)) == (contents(source.train), contents(source.val))
 
 
-@pytest.mark.parametrize("root", ["data", "./data/", "../{}/data", "."])
+@pytest.mark.parametrize(("root", "val"), [("data", "val"), ("./data/", "valid"), ("../{}/data", "test"), (".", "val")])
 def test_names_are_relative_to_the_data_folder_however_it_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, val: str
 ) -> None:
-    lay_out(tmp_path / "data", {"train/a": 1, "train/b/deep": 1, "val/a": 1, "val/b": 1})
+    lay_out(tmp_path / "data", {"train/a": 1, "train/b/deep": 1, f"{val}/a": 1, f"{val}/b": 1})
     monkeypatch.chdir(tmp_path / "data" if root == "." else tmp_path)
     source = open_source(root.format(tmp_path.name), 0.2, 0)
     assert source.train.names() == ["train/a/0.png", "train/b/deep/0.png"]
     assert source.val.read(1) == b""
+    assert f"{val}/" in source.note
     assert resolved(source.where) == str(tmp_path / "data")
-
-
-@pytest.mark.parametrize("name", ["val", "valid", "test"])
-def test_the_names_of_the_scored_split(tmp_path: Path, name: str) -> None:
-    lay_out(tmp_path, {"train/a": 1, "train/b": 1, f"{name}/a": 1, f"{name}/b": 2})
-    source = open_source(tmp_path, 0.2, 0)
-    assert len(source.val) == 3
-    assert f"{name}/" in source.note
 
 
 def test_images_lie_at_any_depth_with_any_usual_ending_and_hidden_ones_do_not_count(tmp_path: Path) -> None:
@@ -96,20 +88,14 @@ def test_what_is_left_out_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.HEIC", "a/deep/2.heic", "b/notes.txt", "b/README", "b/.hidden.heic", ".git/x", "list.csv")
     touch(tmp_path, "phone/1.heic", "phone/2.heic", "empty/.x")
     remarks = open_source(tmp_path, 0.5, 0).remarks
-    assert remarks == (
-        "left out, no image by its name: 2 .heic, 1 .txt, 1 without ending",
-        "left out, without an image: class folder(s) 'empty', 'phone' (2 .heic)",
-    )
+    assert "2 .heic, 1 .txt, 1 without ending" in remarks[0]
+    assert "'empty', 'phone' (2 .heic)" in remarks[1]
     assert evaluation_remarks(tmp_path, ("a", "b")) == remarks
 
 
 def test_too_few_classes_because_of_a_format(tmp_path: Path) -> None:
-    touch(tmp_path, "a/1.heic", "b/1.heic", "b/notes.txt")
-    hint = r"other folders hold 2 \.heic, 1 \.txt: convert"
-    with pytest.raises(UserError, match=f"no class folders with images.*{hint}"):
-        open_source(tmp_path, 0.5, 0)
-    touch(tmp_path, "c/1.png", "c/2.png")
-    with pytest.raises(UserError, match=f"holds one class, 'c'; at least two.*{hint}"):
+    touch(tmp_path, "a/1.heic", "b/1.heic", "c/1.png")
+    with pytest.raises(UserError, match=r"one class, 'c'.*other folders hold 2 \.heic"):
         open_source(tmp_path, 0.5, 0)
 
 
@@ -155,32 +141,25 @@ def test_the_division_is_stratified_seeded_disjoint_and_complete(
     assert f"seed {seed}" in source.note
 
 
-FAULTS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
-    # what is there; what the message must say: what was given, what is allowed, what to do
-    "no images": ({"a": 0, "b": 0}, ("no class folders with images", ".png", "CLASS/IMAGE")),
-    "flat": ({".": 3}, ("no class folders with images", "CLASS/IMAGE")),
-    "one class": ({"cats": 4}, ("one class", "'cats'", "at least two", "folder of its own")),
-    "one class in train": ({"train/cats": 4, "val/cats": 2}, ("one class", "'cats'", "at least two")),
-    "only in train": ({"train/a": 1, "train/b": 1, "train/odd": 1, "val/a": 1, "val/b": 1}, ("'odd'", "train", "both")),
-    "only in val": ({"train/a": 1, "train/b": 1, "val/a": 1, "val/b": 1, "val/odd": 1}, ("'odd'", "val", "both")),
-    "empty in val": ({"train/a": 1, "train/b": 1, "val/a": 1, "val/b": 0}, ("'b'", "train", "both need the same")),
-    "train without val": (
-        {"train/a": 4, "train/b": 4},
-        ("train/ but none of val/, valid/, test/", "add one", "give '"),
-    ),
-    "one image": ({"a": 3, "few": 1}, ("'few'", "one image", "two or more")),
-    "val without train": ({"val/a": 1, "test/a": 1}, ("'test', 'val'", "look like splits", "train/")),
-    "other split names": ({"Training/a": 1, "Validation/a": 1}, ("'Training', 'Validation'", "look like splits")),
+FAULTS = {
+    # what is there, and what the message must say
+    "no images": ({"a": 0, "b": 0}, "no class folders with images.*CLASS/IMAGE"),
+    "flat": ({".": 3}, "no class folders with images"),
+    "one class": ({"train/cats": 4, "val/cats": 2}, "one class, 'cats'"),
+    "only in train": ({"train/a": 1, "train/b": 1, "train/odd": 1, "val/a": 1, "val/b": 1}, "'odd'.*train.*both"),
+    "empty in val": ({"train/a": 1, "train/b": 1, "val/a": 1, "val/b": 0}, "'b'.*train.*both"),
+    "train without val": ({"train/a": 4, "train/b": 4}, "train/ but none of val/"),
+    "one image": ({"a": 3, "few": 1}, "'few'.*one image"),
+    "other split names": ({"Training/a": 1, "Validation/a": 1}, "'Training', 'Validation'.*look like splits"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_folder_is_explained(tmp_path: Path, fault: str) -> None:
     counts, says = FAULTS[fault]
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=says) as caught:
         open_source(lay_out(tmp_path / "data", counts), 0.2, 0)
-    for phrase in (*says, str(tmp_path / "data")):
-        assert phrase in str(caught.value)
+    assert str(tmp_path / "data") in str(caught.value)
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
@@ -196,10 +175,8 @@ def test_the_images_to_score_a_student_on(tmp_path: Path, image_folder: Path) ->
     assert count(evaluation_split(image_folder / "train", classes)) == {0: 12, 1: 12, 2: 12}
     some = evaluation_split(lay_out(tmp_path, {"red": 2}), classes)  # a student may be scored on some of its classes
     assert some.labels.tolist() == [2, 2]
-    with pytest.raises(UserError, match=r"does not know: 'blue'.*it knows 'green', 'red'"):
+    with pytest.raises(UserError, match="does not know: 'blue'"):
         evaluation_split(image_folder, ("green", "red"))
-    with pytest.raises(UserError, match="does not exist"):
-        evaluation_split(tmp_path / "missing", classes)
     with pytest.raises(UserError, match="no images of the student's classes"):
         evaluation_split(lay_out(tmp_path / "empty", {"red": 0}), classes)
 
@@ -221,16 +198,10 @@ def test_only_the_chosen_classes_are_used(tmp_path: Path, split: str) -> None:
 
 def test_chosen_classes_that_do_not_exist_are_named_with_the_nearest(tmp_path: Path) -> None:
     lay_out(tmp_path, {"n01440764": 2, "n01443537": 2, "n01484850": 2, "empty": 0})
-    with pytest.raises(UserError) as caught:
-        open_source(tmp_path, 0.2, 0, ("n01440764", "n0144353", "zebra", "empty"))
-    for phrase in (
-        f"'{tmp_path}' has no images of 3 of the 4 classes of data.classes: 'empty'",
-        "'n0144353', did you mean 'n01443537'?, 'zebra'; its 3 classes are 'n01440764'",
+    with pytest.raises(
+        UserError, match=r"3 of the 4 classes.*'empty', 'n0144353', did you mean 'n01443537'\?, 'zebra'"
     ):
-        assert phrase in str(caught.value)
-    lay_out(tmp_path, {"split/train/a": 1, "split/train/b": 1, "split/val/a": 1})
-    with pytest.raises(UserError, match=r"'b' are in .*train' but not in .*val'; both need the same"):
-        open_source(tmp_path / "split", 0.2, 0, ("a", "b"))
+        open_source(tmp_path, 0.2, 0, ("n01440764", "n0144353", "zebra", "empty"))
 
 
 def test_files_are_themselves_and_folders_the_images_below(tmp_path: Path) -> None:
@@ -291,10 +262,6 @@ def test_classes_of_a_named_source_can_be_chosen() -> None:
     assert scored.labels.tolist() == sorted(scored.labels.tolist())
     assert {name.split("/")[1]: label for name, label in contents(scored)} == {"7": 0, "1": 1}
     assert contents(scored.subset([3, 1])) == [contents(scored)[3], contents(scored)[1]]
-    with pytest.raises(UserError, match=r"'digits' has no images of 1 of the 2 classes.*'x'"):
-        open_source("digits", 0.2, 0, ("x", "1"))
-    with pytest.raises(UserError, match="does not know: '0'"):
-        evaluation_split("digits", ("7", "1"))
 
 
 def test_sources_are_light_to_import() -> None:

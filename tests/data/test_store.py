@@ -58,25 +58,25 @@ def test_images_of_one_shape_are_one_array_and_a_store_pickles_small(tmp_path: P
     assert len(pickle.dumps(store)) < 5000 < arrays.nbytes
 
 
-@pytest.mark.parametrize("damage", ["a byte", "a byte far behind", "the end", "the description", "no description"])
+DAMAGES = {
+    "a byte": ("f.pixels", lambda content: bytes([content[0] ^ 1]) + content[1:]),
+    "a byte far behind": ("f.pixels", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
+    "the end": ("f.pixels", lambda content: content[:-1]),
+    "the description": ("f.json", lambda content: content[:-5]),
+    "no description": ("f.json", None),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_store_is_made_again(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "_BLOCK", 64)
     images = made(1, 9)
     open_store(tmp_path, "f", lambda: iter(images))
-    pixels, about = tmp_path / "f.pixels", tmp_path / "f.json"
-    content = bytearray(pixels.read_bytes())
-    if damage == "a byte":
-        content[7] ^= 1
-        pixels.write_bytes(content)
-    elif damage == "a byte far behind":
-        content[-3] ^= 1
-        pixels.write_bytes(content)
-    elif damage == "the end":
-        pixels.write_bytes(content[:-1])
-    elif damage == "the description":
-        about.write_text(about.read_text()[:-5])
-    else:
-        about.unlink()
+    name, change = DAMAGES[damage]
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).unlink()
+    if change:
+        (tmp_path / name).write_bytes(change(content))
     with pytest.raises(AssertionError, match="made again"):
         open_store(tmp_path, "f", never)
     assert holds(open_store(tmp_path, "f", lambda: iter(images)), images)
@@ -100,15 +100,13 @@ def test_a_new_fingerprint_replaces_the_store_unless_a_process_uses_it(tmp_path:
     old = open_store(tmp_path, "old", lambda: iter(before))
     (tmp_path / ".killed.pixels").write_bytes(b"what a killed process left")
     new = open_store(tmp_path, "new", lambda: iter(after))
-    both = [".lock", "new.json", "new.pixels", "old.json", "old.pixels"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == both
+    assert sorted(path.stem for path in tmp_path.iterdir()) == [".lock", "new", "new", "old", "old"]
     assert holds(old, before)  # mapped only now, as a loader process does
     assert holds(new, after)
     assert holds(open_store(tmp_path, "old", never), before)
     del old
     newest = open_store(tmp_path, "newest", lambda: iter(before))
-    there = [".lock", "new.json", "new.pixels", "newest.json", "newest.pixels"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == there
+    assert sorted(path.stem for path in tmp_path.iterdir()) == [".lock", "new", "new", "newest", "newest"]
     assert holds(newest, before)
     assert holds(new, after)
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from samples import EVERYTHING, NOTHING, files, joined, made_split, made_views, same
+from tiny import make_images
 from torch import Tensor
 
 from coadvise.config import AugmentConfig
@@ -149,18 +149,13 @@ def test_turning_by_a_right_angle_is_exact() -> None:
     assert torch.allclose(turned[1], images[1].rot90(-1, (1, 2)), atol=1e-5)
 
 
-@given(seeds, st.floats(0, 0.5), st.floats(0, 0.9), st.floats(0, 180), st.floats(0, 0.9))
-def test_light_views_stay_within_range(seed: int, shift: float, zoom: float, rotate: float, colour: float) -> None:
+@given(seeds, st.floats(0, 0.5), st.floats(0, 0.9), st.floats(0, 180))
+def test_light_views_stay_within_range(seed: int, shift: float, zoom: float, rotate: float) -> None:
     u = draws.uniforms(seed, draws.GEOMETRY, 0, np.arange(4), 9)
     images = torch.rand(4, 3, 10, 10, generator=torch.Generator().manual_seed(seed))
     moved = light_views(images, AugmentConfig(shift=shift, zoom=zoom, rotate=rotate), u)
     assert moved.min() >= images.min() - 1e-5
     assert moved.max() <= images.max() + 1e-5
-    flat = torch.full_like(images, 0.4)
-    assert torch.allclose(light_views(flat, AugmentConfig(shift=shift, zoom=zoom, rotate=rotate), u), flat, atol=1e-5)
-    recoloured = light_views(images, AugmentConfig(colour=colour, shift=shift), u)
-    assert recoloured.min() >= 0
-    assert recoloured.max() <= 1
 
 
 def test_brightness_contrast_and_saturation() -> None:
@@ -243,32 +238,16 @@ def test_mixup_labels_are_the_shares_of_light(seed: int, images: int, alpha: flo
     assert torch.allclose(batch.images, expected[:, None, None, None].expand_as(batch.images), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mixup", "cutmix", "everything"])
 @given(seed=seeds, images=st.integers(1, 15))
-def test_mixed_labels_are_distributions_over_two_neighbours(name: str, seed: int, images: int) -> None:
-    labels = numbered(images, AUGMENTS[name].model_copy(update={"smoothing": 0.0}), seed=seed)[
-        0, np.arange(images)
-    ].labels
-    assert labels.dtype == torch.float32
+def test_mixed_labels_are_distributions_over_two_neighbours(seed: int, images: int) -> None:
+    augment = EVERYTHING.model_copy(update={"smoothing": 0.0})
+    labels = numbered(images, augment, seed=seed)[0, np.arange(images)].labels
     assert torch.allclose(labels.sum(1), torch.ones(images), atol=1e-6)
     assert (labels >= 0).all()
-    assert ((labels > 0).sum(1) <= 2).all()
     order = numbered(images, NOTHING, seed=seed).order(0)
     for position, row in enumerate(labels):
-        partner = position ^ 1 if position ^ 1 < images else position
+        partner = position ^ 1 if position ^ 1 < images else position  # the last of an odd number is left alone
         assert set(row.nonzero()[:, 0].tolist()) <= {order[position], order[partner]}
-        if partner == position:  # the last of an odd number is left alone
-            assert row[order[position]] == pytest.approx(1)
-
-
-def test_mixup_and_cutmix_have_their_own_alpha() -> None:
-    n = 2000
-    views = numbered(2 * n, AugmentConfig(kind="none", mixup=0.1, cutmix=9.0), size=1)
-    black, white = torch.zeros(n, 3, 16, 16), torch.ones(n, 3, 16, 16)
-    images, share = views._mix(0, np.arange(0, 2 * n, 2), black, white)
-    blended = images.flatten(1).min(1).values == images.flatten(1).max(1).values
-    assert share[blended].var() > 0.15  # of Beta(0.1, 0.1): 0.21
-    assert share[~blended].var() < 0.05  # of Beta(9, 9): 0.013, and boxes are cut off at the borders
 
 
 def test_smoothing_is_pytorchs() -> None:
@@ -281,16 +260,13 @@ def test_smoothing_is_pytorchs() -> None:
 # deit ---------------------------------------------------------------------------------------------------------------
 
 
-def global_state() -> list[bytes]:
-    numpy = np.random.get_state()
-    return [
-        repr(random.getstate()).encode(),
-        numpy[1].tobytes() + repr(numpy[2:]).encode(),
-        torch.get_rng_state().numpy().tobytes(),
-    ]
+def global_state() -> str:
+    name, keys, *rest = np.random.get_state()
+    return repr((random.getstate(), name, keys.tolist(), rest, torch.get_rng_state().tolist()))
 
 
-def test_deit_views_neither_disturb_nor_heed_global_random_state(on_disk: ScannedSplit) -> None:
+def test_deit_views_neither_disturb_nor_heed_global_random_state(on_disk: ScannedSplit, tmp_path: Path) -> None:
+    lost = ScannedSplit(split := files(tmp_path / "gone.png"), split.labels, None, (), Counter())
     results = []
     for seed in (1, 2):
         random.seed(seed)
@@ -298,52 +274,24 @@ def test_deit_views_neither_disturb_nor_heed_global_random_state(on_disk: Scanne
         torch.manual_seed(seed)
         before = global_state()
         results.append(Views(on_disk, DEIT, 3, 16, 0)[4, np.arange(8)])
+        with pytest.raises(ValueError, match=r"gone\.png"):
+            Views(lost, DEIT, 3, 16, 0)[0, np.arange(1)]
         assert global_state() == before
     assert same(*results)
-
-
-def test_global_state_is_put_back_after_a_broken_image(on_disk: ScannedSplit, tmp_path: Path) -> None:
-    broken = ScannedSplit(split := files(tmp_path / "gone.png"), split.labels, None, (), Counter())
-    before = global_state()
-    with pytest.raises(ValueError, match=r"gone\.png"):
-        Views(broken, DEIT, 3, 16, 0)[0, np.arange(1)]
-    assert global_state() == before
-
-
-def test_deit_views_do_not_depend_on_batch_layout(on_disk: ScannedSplit) -> None:
-    positions = np.arange(11)
-    whole = Views(on_disk, DEIT, 3, 16, 0)[1, positions]
-    again = Views(on_disk, DEIT, 3, 16, 0)
-    assert same(joined(again[1, part] for part in (positions[:3], positions[3:4], positions[4:])), whole)
-    assert not torch.equal(again[2, positions].images, whole.images)
-
-
-def test_images_presized_to_their_own_size_give_the_views_of_their_files(
-    image_folder: Path, on_disk: ScannedSplit
-) -> None:
-    kept = scan(open_source(image_folder, 0.2, 0), 16, in_memory=False, presize=16).train
-    assert kept.presized is not None
-    positions = np.arange(len(kept))
-    assert same(Views(kept, DEIT, 3, 16, 2)[1, positions], Views(on_disk, DEIT, 3, 16, 2)[1, positions])
+    assert not torch.equal(Views(on_disk, DEIT, 3, 16, 0)[5, np.arange(8)].images, results[0].images)
 
 
 # where views are made -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
-def test_resident_pixels_give_the_same_views(name: str) -> None:
-    views = made_views(13, AUGMENTS[name], seed=3)
-    resident = views.resident(torch.device("cpu"))
-    assert same(resident[4, np.arange(13)], views[4, np.arange(13)])
-
-
-@pytest.mark.parametrize("name", AUGMENTS)
 def test_all_of_a_view_is_made_where_the_pixels_are(name: str) -> None:
     """On the meta device, which has shapes only, so any tensor of the CPU's that gets mixed in is an error."""
-    views = made_views(9, AUGMENTS[name]).resident(torch.device("meta"))
-    expected = made_views(9, AUGMENTS[name])[0, np.arange(6)]
-    batch = views[0, np.arange(6)]
-    assert views.device == batch.images.device == batch.labels.device == torch.device("meta")
+    views = made_views(9, AUGMENTS[name])
+    expected = views[0, np.arange(6)]
+    assert same(views.resident(torch.device("cpu"))[0, np.arange(6)], expected)
+    batch = views.resident(torch.device("meta"))[0, np.arange(6)]
+    assert batch.images.device == batch.labels.device == torch.device("meta")
     assert torch.equal(batch.index, expected.index)
     for got, wanted in ((batch.images, expected.images), (batch.labels, expected.labels)):
         assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
@@ -366,24 +314,13 @@ def test_a_cuda_device_makes_the_cpu_s_views_up_to_rounding(name: str) -> None:
     assert torch.allclose(there.labels.cpu().double(), here.labels.double(), atol=1e-6)
 
 
-def test_photographs_keep_their_look(photos: Path) -> None:
-    """Whatever is done to photographs, their mean colour stays near, and no view is empty."""
-    split = scan(open_source(photos, 0.2, 0), 32, in_memory=False).train
-    plain = Views(split, NOTHING, 3, 32, 0)[0, np.arange(24)].images
-    for augment in (AugmentConfig(), AugmentConfig(zoom=0.2, rotate=20, colour=0.3), AugmentConfig(kind="deit")):
-        views = Views(split, augment, 3, 32, 0)[0, np.arange(24)].images
-        assert views.min() >= 0
-        assert views.max() <= 1
-        assert abs(views.mean() - plain.mean()) < 0.08
-        assert (views.flatten(1).std(1) > 0.01).float().mean() > 0.95
-
-
 # files that disappear ------------------------------------------------------------------------------------------------
 
 
-def vanishing(folder: Path, lost: set[int], images: int = 12) -> ScannedSplit:
-    """Image files of which some were there when they were scanned and now cannot be read, each for another reason."""
-    split = scan_split(files(*write_images(folder, images), labels=[n % 3 for n in range(images)]), 12, in_memory=False)
+def vanishing(folder: Path, lost: set[int]) -> ScannedSplit:
+    """Twelve image files of which some were lost after the scan, for different reasons."""
+    paths = sorted(make_images(folder, train=4, val=0, size=12).rglob("*.png"))
+    split = scan_split(files(*paths, labels=[n % 3 for n in range(12)]), 12, in_memory=False)
     for number in lost:
         path = Path(split.name(number))
         content = path.read_bytes()
@@ -393,14 +330,6 @@ def vanishing(folder: Path, lost: set[int], images: int = 12) -> ScannedSplit:
         elif number % 3 == 2:
             path.write_bytes(b"<!DOCTYPE html><html>503</html>")
     return split
-
-
-def write_images(folder: Path, images: int) -> tuple[Path, ...]:
-    rng = np.random.default_rng(images)
-    paths = tuple(folder / f"{number:02}.png" for number in range(images))
-    for path in paths:
-        Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(path)
-    return paths
 
 
 @pytest.mark.parametrize("augment", [NOTHING, EVERYTHING, DEIT], ids=["none", "light", "deit"])
@@ -435,8 +364,6 @@ def test_another_training_image_s_own_view_stands_where_a_file_is_lost(
 
 def test_a_disk_that_has_gone_is_not_searched_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = vanishing(tmp_path, set(range(12)))
-    with pytest.raises(UserError, match=r"12 training images in a row can no longer be read; the first is '.*png': .*"):
-        Views(split, NOTHING, 3, 12, 0)[0, np.arange(3)]
     monkeypatch.setattr(views_module, "MOST_SKIPPED", 5)
-    with pytest.raises(UserError, match="5 training images in a row"):
+    with pytest.raises(UserError, match=r"5 training images in a row.*png"):
         Views(split, NOTHING, 3, 12, 0)[0, np.arange(3)]

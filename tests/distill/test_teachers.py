@@ -2,14 +2,12 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
 
 from coadvise.config import EngineConfig, ModelConfig
 from coadvise.data.views import Batch
-from coadvise.distill.loss import advice_divergence
 from coadvise.distill.teachers import Teacher, Teachers, load_teachers
 from coadvise.errors import UserError
 from coadvise.models.network import Network, build_network
@@ -17,7 +15,6 @@ from coadvise.training.engine import Engine
 
 CLASSES = ("ant", "bee", "cow")
 CONV = ModelConfig(model="resnet_small", model_kwargs={"widths": [8, 16], "depths": [1, 1], "strides": [2, 2]})
-INV = ModelConfig(model="rednet_small", model_kwargs={"widths": [64], "depths": [1], "strides": [2], "kernel_size": 3})
 STUDENT = ModelConfig(model="cit_micro_patch4_32", model_kwargs={"embed_dim": 24, "depth": 1, "drop_rate": 0.5})
 
 
@@ -36,10 +33,12 @@ def batch_of(images: torch.Tensor) -> Batch:
 def test_it_stays_in_evaluation_mode_without_gradients(network: Network) -> None:
     teacher = Teacher("conv", network, CLASSES)
     assert not any(p.requires_grad for p in teacher.parameters())
+    assert all(p.requires_grad for p in network.parameters()), "it is a copy"
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     images = torch.rand(4, 3, 16, 16)
     wanted = teacher(images.requires_grad_())
     assert not wanted.requires_grad
+    assert not wanted.is_inference(), "it enters a student's loss"
     assert wanted.dtype == torch.float32
     for call in (teacher.train, torch.nn.ModuleList([teacher]).train, lambda: teacher.train(True), teacher.eval):
         call()
@@ -60,14 +59,9 @@ def test_classes_are_mapped_to_the_student_s_by_name(network: Network) -> None:
     assert not torch.allclose(own[:, 0], own[:, 2])
 
 
-@pytest.mark.parametrize(
-    "classes",
-    [("ant", "bee", "cow", "dog"), ("ant", "bee", "dog"), ("ant", "bee", "bee")],
-)
+@pytest.mark.parametrize("classes", [("ant", "bee", "cow", "dog"), ("ant", "bee", "dog"), ("ant", "bee", "bee")])
 def test_other_classes_are_refused(network: Network, classes: tuple[str, ...]) -> None:
-    with pytest.raises(
-        UserError, match=rf"teacher 'conv' has 3 classes \(ant, bee, cow\), the data has {len(classes)}"
-    ):
+    with pytest.raises(UserError, match=r"teacher 'conv' has 3 classes \(ant, bee, cow\)"):
         Teacher("conv", network, classes)
 
 
@@ -80,15 +74,6 @@ def test_it_uses_its_own_normalisation(network: Network) -> None:
     assert not torch.allclose(teacher(images), network.model(images))
 
 
-def test_its_logits_are_float32_under_autocast_too(network: Network) -> None:
-    teacher = Teacher("conv", network, CLASSES)
-    images = torch.rand(4, 3, 16, 16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = teacher(images)
-    assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, teacher(images), rtol=0.1, atol=0.05)
-
-
 def test_a_student_can_teach_by_its_class_token() -> None:
     student = build_network(STUDENT, CLASSES, 16, seed=0, tokens=("conv", "inv"))
     teacher = Teacher("vit", student, CLASSES)
@@ -96,40 +81,7 @@ def test_a_student_can_teach_by_its_class_token() -> None:
     torch.testing.assert_close(teacher(images), student.eval()(images)["class"])
 
 
-@pytest.mark.parametrize("config", [CONV, INV], ids=["conv", "inv"])
-def test_it_gives_the_logits_of_its_network(config: ModelConfig) -> None:
-    network = build_network(config, CLASSES, 16, seed=0)
-    for _ in range(3):
-        network(torch.rand(8, 3, 16, 16) * 2)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    teacher = Teacher("conv", network, CLASSES)
-    images = torch.rand(4, 3, 16, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(teacher(images), network.eval()(images)["class"], rtol=1e-5, atol=1e-5)
-    assert _norms(teacher) < _norms(network)
-    assert teacher.network.about == network.about
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert all(p.requires_grad for p in network.parameters())
-
-
-def _norms(module: torch.nn.Module) -> int:
-    return sum(isinstance(part, torch.nn.BatchNorm2d) for part in module.modules())
-
-
-def test_its_logits_enter_a_student_s_loss(network: Network) -> None:
-    logits = Teacher("conv", network, CLASSES)(torch.rand(4, 3, 16, 16))
-    assert not logits.is_inference()
-    student = torch.randn(4, 3, requires_grad=True)
-    advice_divergence(student, logits).backward()
-    wanted = (student.softmax(-1) - logits.softmax(-1)) / 4
-    assert student.grad is not None
-    torch.testing.assert_close(student.grad, wanted.detach())
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_it_is_compiled_once_as_one_graph(
-    precision: Literal["float32", "bfloat16"], network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_compiled_once_as_one_graph(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, graphs = torch.compile, []
 
     def backend(graph: torch.fx.GraphModule, example: object) -> object:
@@ -139,10 +91,12 @@ def test_it_is_compiled_once_as_one_graph(
     monkeypatch.setattr(torch, "compile", partial(compiled, backend=backend, fullgraph=True))
     images = torch.rand(4, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     teacher = Teacher("conv", network, CLASSES[::-1])
-    plain, asked = (Engine(EngineConfig(device="cpu", precision=precision, compile=c)) for c in (False, True))
+    plain, asked = (Engine(EngineConfig(device="cpu", precision="bfloat16", compile=c)) for c in (False, True))
     plain.prepare(teacher)
     with plain.autocast():
         wanted = teacher(images)
+    assert wanted.dtype == torch.float32
+    torch.testing.assert_close(wanted, teacher(images), rtol=0.1, atol=0.05)
     assert not graphs
     for _ in range(2):  # a run prepares its teachers for each student
         asked.prepare(teacher)
@@ -162,13 +116,6 @@ def test_teachers_give_logits_by_name(network: Network, tmp_path: Path) -> None:
     assert Teachers({})(batch_of(torch.rand(2, 3, 16, 16))) == {}
 
 
-def test_a_changed_or_missing_teacher_is_refused(tmp_path: Path) -> None:
-    build_network(CONV, CLASSES, 16, seed=0).save(tmp_path / "conv")
-    file = tmp_path / "conv" / "model.safetensors"
-    damaged = bytearray(file.read_bytes())
-    damaged[-1] ^= 1
-    file.write_bytes(damaged)
-    with pytest.raises(UserError, match=r"model\.safetensors: its contents changed"):
-        load_teachers({"conv": tmp_path / "conv"}, CLASSES)
+def test_a_missing_teacher_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no model in"):
         load_teachers({"conv": tmp_path}, CLASSES)

@@ -52,10 +52,9 @@ def test_any_size_gives_an_image_of_that_size_the_same_each_time(name: str, size
     assert np.array_equal(image, before)
 
 
-@pytest.mark.parametrize("size", [32, 100])
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_severity_and_seed_matter(name: str, size: int) -> None:
-    images = [scene(size, seed) for seed in range(3)]
+def test_severity_and_seed_matter(name: str) -> None:
+    images = [scene(32, seed) for seed in range(3)]
     damage = [np.mean([distance(image, corrupt(image, name, s, 1)) for image in images]) for s in SEVERITIES]
     assert min(damage) > 1
     assert name in ODD or damage[-1] > 1.3 * damage[0]

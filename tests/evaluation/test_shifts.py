@@ -19,10 +19,10 @@ def picture(path: Path) -> None:
     Image.new("RGB", (8, 8), (90, 120, 30)).save(path)
 
 
-@pytest.fixture(scope="module")
-def two_hundred(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def two_hundred(tmp_path: Path) -> Path:
     """ImageNet-R with an image a class, and the file that its archive has beside."""
-    root = tmp_path_factory.mktemp("imagenet-r")
+    root = tmp_path / "r"
     for name in subset(IMAGENET_R):
         picture(root / name / "art_0.jpg")
     (root / "README.txt").write_text("about")
@@ -53,60 +53,41 @@ def test_the_subsets_are_the_published_200_classes(layout: str, first: list[int]
 def test_layouts_are_recognised_and_no_other_folder_is(two_hundred: Path, corrupted: Path, tmp_path: Path) -> None:
     assert layout_of(two_hundred) == "imagenet-r"
     assert layout_of(corrupted) == "imagenet-c"
-    for name in subset(IMAGENET_A):
+    for name in (*subset(IMAGENET_A), "__MACOSX"):
         (tmp_path / "a" / name).mkdir(parents=True)
-    assert layout_of(tmp_path / "a") == "imagenet-a"
-    (tmp_path / "a" / "__MACOSX").mkdir()
     assert layout_of(tmp_path / "a") == "imagenet-a"
     (tmp_path / "a" / "n00000001").mkdir()  # another class of ImageNet's
     assert layout_of(tmp_path / "a") == "folder"
     (tmp_path / "a" / "n00000001").rmdir()
     (tmp_path / "a" / subset(IMAGENET_A)[0]).rmdir()
-    with pytest.raises(UserError, match=f"lacks 1 of the 200 classes of imagenet-a: {subset(IMAGENET_A)[0]}; unpack"):
+    with pytest.raises(UserError, match=f"lacks 1 of the 200 classes of imagenet-a: {subset(IMAGENET_A)[0]}"):
         layout_of(tmp_path / "a")
-    for name in subset(IMAGENET_A)[1:100]:
-        (tmp_path / "a" / name).rmdir()
-    assert layout_of(tmp_path / "a") == "folder"
     for name in ("snow", "frost", "fog"):  # classes of weather, not corruptions
         picture(tmp_path / "weather" / name / "0.jpg")
-    assert layout_of(tmp_path / "weather") == "folder"
-    assert layout_of(tmp_path / "nothing") == "folder"
+    assert layout_of(tmp_path / "weather") == layout_of(tmp_path / "nothing") == "folder"
 
 
 def test_labels_are_places_in_the_subset(two_hundred: Path) -> None:
+    picture(two_hundred / "thumbnails" / "0.jpg")
     split = subset_split(two_hundred, IMAGENET_R, IMAGENET)
     assert split.labels.tolist() == list(range(200))
     assert [Path(name).parent.name for name in split.names()] == list(subset(IMAGENET_R))
-    picture(two_hundred / "thumbnails" / "0.jpg")
-    assert subset_split(two_hundred, IMAGENET_R, IMAGENET).names() == split.names()
-    shutil.rmtree(two_hundred / "thumbnails")
-
-
-def test_an_incomplete_subset_and_networks_that_do_not_know_it_are_named(two_hundred: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"do not know 199 of the 200 classes of imagenet-r, .*'n0"):
         subset_split(two_hundred, IMAGENET_R, (subset(IMAGENET_R)[3], "dog"))
-    fewer = shutil.copytree(two_hundred, tmp_path / "fewer")
-    shutil.rmtree(fewer / subset(IMAGENET_R)[7])
-    with pytest.raises(UserError, match=rf"lacks 1 of the 200 classes of imagenet-r: {subset(IMAGENET_R)[7]}; unpack"):
-        subset_split(fewer, IMAGENET_R, IMAGENET)
-    with pytest.raises(UserError, match=r"lacks \d+ of the 200 classes of imagenet-a: n\d+, .* and others; "):
-        subset_split(two_hundred, IMAGENET_A, IMAGENET)
-    with pytest.raises(UserError, match="does not exist"):
-        subset_split(tmp_path / "nothing", IMAGENET_R, IMAGENET)
+    shutil.rmtree(two_hundred / subset(IMAGENET_R)[7])
+    with pytest.raises(UserError, match=rf"lacks 1 of the 200 classes of imagenet-r: {subset(IMAGENET_R)[7]}"):
+        subset_split(two_hundred, IMAGENET_R, IMAGENET)
 
 
-def test_imagenet_c_is_listed_by_corruption_and_severity(corrupted: Path) -> None:
+def test_imagenet_c_is_listed_and_what_it_lacks_is_named(corrupted: Path) -> None:
     splits = corrupted_splits(corrupted, ("n00", "n01", "n02"))
     assert list(splits) == [(name, severity) for name in CORRUPTIONS for severity in range(1, 6)]
     for (name, severity), split in splits.items():
         assert split.labels.tolist() == [1, 2]
         assert split.read(0) == (corrupted / name / str(severity) / "n01" / "0.jpg").read_bytes()
-
-
-def test_an_absent_corruption_or_severity_is_named(corrupted: Path, tmp_path: Path) -> None:
     shutil.rmtree(corrupted / "frost")
     shutil.rmtree(corrupted / "snow" / "4")
-    with pytest.raises(UserError, match=r"lacks frost, snow/4 of ImageNet-C"):
+    with pytest.raises(UserError, match="lacks frost, snow/4 of ImageNet-C"):
         corrupted_splits(corrupted, ("n01", "n02"))
     with pytest.raises(UserError, match="does not exist"):
-        corrupted_splits(tmp_path / "nothing", ("n01",))
+        corrupted_splits(corrupted / "nothing", ("n01",))

@@ -31,6 +31,11 @@ def save(run: Path, part: str, labels, **logits) -> None:
     save_file({"labels": np.asarray(labels, np.int64), **arrays}, run / "predictions" / name)
 
 
+def one_hot(classes, strength, known=3):
+    """Logits of these classes; `strength` is one number or one for each."""
+    return np.eye(known)[classes] * np.broadcast_to(strength, len(classes))[:, None]
+
+
 def make_run(
     path: Path,
     *,

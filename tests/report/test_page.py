@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_run import read_lines, save, write_lines
+from made_run import read_lines, write_lines
 from PIL import Image
 
 from coadvise.report import write_report
@@ -86,7 +86,7 @@ def report(run):
 @pytest.fixture
 def small(build):
     """A made run of one seed and two epochs."""
-    return build(seeds=(0,), epochs=2)
+    return build(seeds=(0,), epochs=2, images=100)
 
 
 def test_a_complete_run(build):
@@ -207,14 +207,11 @@ def test_an_interrupted_run_says_how_far_it_got(build):
 
 
 @pytest.mark.parametrize("kinds", [("eval",), ("train",), ("train", "eval"), ("run", "result"), ("verdict",)])
-def test_any_kind_of_record_may_be_missing(small, kinds):
+def test_any_kind_of_record_and_any_predictions_may_be_missing(small, kinds):
     write_lines(small, [record for record in read_lines(small) if record["kind"] not in kinds])
-    assert report(small).text["h1"]
-
-
-@pytest.mark.parametrize("name", ["teachers.conv", "teachers.inv", "students.alone-0", "students.advised-0"])
-def test_any_predictions_may_be_missing(small, name):
-    (small / "predictions" / f"{name}.safetensors").unlink()
+    for path in sorted((small / "predictions").iterdir()):
+        assert report(small).text["h1"]
+        path.unlink()
     assert report(small).text["h1"]
 
 
@@ -252,16 +249,6 @@ def test_values_of_the_wrong_type_do_not_stop_the_page(small):
     assert report(small).text["h1"]
 
 
-def test_of_many_classes_the_ends_alone_are_shown(build):
-    classes = [f"class number {k}" for k in range(150)]
-    run = build(seeds=(0, 1), classes=classes, images=1500, epochs=200)
-    page = report(run)
-    assert "The 20 that gained most" in page.text["h3"]
-    assert "The 20 that gained least" in page.text["h3"]
-    assert "150 classes" in page.text["summary"]
-    assert (run / "report.html").stat().st_size < 1_000_000
-
-
 def test_any_number_of_teachers_of_any_name(small):
     predictions = small / "predictions"
     shutil.copy(predictions / "students.alone-0.safetensors", predictions / "teachers.mixer.b16-2.safetensors")
@@ -285,13 +272,6 @@ def test_no_old_page_is_lost_when_writing_fails(small, monkeypatch):
         write_report(small)
     assert (small / "report.html").read_bytes() == before
     assert [path.name for path in small.iterdir() if path.name.startswith(".")] == []
-
-
-def test_the_start_of_a_run_is_that_of_its_first_command(small):
-    write_lines(small, [*read_lines(small), {"kind": "run", "time": "2026-11-24T09:00:00+00:00"}])
-    text = write_report(small).read_text()
-    assert "2026-11-23 18:00:00 UTC" in text
-    assert "2026-11-24" not in text
 
 
 def test_made_records_have_the_keys_of_real_ones(small, finished):
@@ -329,24 +309,6 @@ def test_images_are_counted_by_class_and_split(build):
 def plot_rows(markup):
     """(name, value) of each named row of a dot plot."""
     return re.findall(r'<span class="name" title="[^"]*">(.*?)</span>.*?<span class="value">(.*?)</span>', markup)
-
-
-@pytest.fixture
-def five(tmp_path):
-    """Five images of three classes; the two teachers disagree on four of them."""
-
-    def one_hot(classes, strength):
-        return np.eye(3)[classes] * np.broadcast_to(strength, 5)[:, None]
-
-    labels = [0, 1, 2, 0, 1]
-    save(tmp_path, "teachers/conv", labels, **{"class": one_hot([0, 1, 0, 2, 1], [5, 9, 5, 5, 1])})
-    save(tmp_path, "teachers/inv", labels, **{"class": one_hot([1, 1, 2, 1, 0], [5, 9, 4, 6, 9])})
-    tokens = {"class": [0, 1, 0, 0, 1], "conv": [0, 1, 0, 2, 1], "inv": [1, 1, 2, 1, 1]}
-    save(tmp_path, "students/advised-0", labels, **{name: one_hot(classes, 3) for name, classes in tokens.items()})
-    save(tmp_path, "students/advised-1", labels, **{"class": one_hot(labels, 3)})
-    save(tmp_path, "students/alone-0", labels, **{"class": one_hot([2, 0, 2, 0, 0], 3)})
-    (tmp_path / "data.json").write_text(json.dumps({"splits": {"val": {"paths": [f"{row}.png" for row in range(5)]}}}))
-    return read_run(tmp_path)
 
 
 def test_classes_are_sorted_by_their_gain_over_all_seeds(five, monkeypatch):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from made_run import save, write_lines
+from made_run import one_hot, read_lines, save
 
 from coadvise.report.curves import curves, group_series, learning, mean_curve
 from coadvise.report.disagreement import shown_classes
@@ -20,23 +20,6 @@ from coadvise.report.predictors import (
 )
 from coadvise.report.read import AVERAGE, group_of, read_run, softmax
 from coadvise.report.verdict import rows_of, state_of
-
-
-def one_hot(classes, strength, known=3):
-    """Logits of these classes; `strength` is one number or one for each."""
-    return np.eye(known)[classes] * np.broadcast_to(strength, len(classes))[:, None]
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Five images of three classes; the two teachers disagree on four of them."""
-    labels = [0, 1, 2, 0, 1]
-    save(tmp_path, "teachers/conv", labels, **{"class": one_hot([0, 1, 0, 2, 1], [5, 9, 5, 5, 1])})
-    save(tmp_path, "teachers/inv", labels, **{"class": one_hot([1, 1, 2, 1, 0], [5, 9, 4, 6, 9])})
-    tokens = {"class": [0, 1, 0, 0, 1], "conv": [0, 1, 0, 2, 1], "inv": [1, 1, 2, 1, 1]}
-    save(tmp_path, "students/advised-0", labels, **{name: one_hot(classes, 3) for name, classes in tokens.items()})
-    save(tmp_path, "students/alone-0", labels, **{"class": one_hot([0, 0, 0, 0, 0], 3)})
-    return read_run(tmp_path)
 
 
 def test_average_is_the_mean_of_probabilities(build):
@@ -56,41 +39,36 @@ def test_softmax_of_large_and_non_finite_logits():
     assert np.isfinite(shares).all()
 
 
-def test_a_token_has_its_teacher_s_colour(run):
-    found = predictors(run)
+def test_a_token_has_its_teacher_s_colour(five):
+    found = predictors(five)
     assert [predictor.name for predictor in found] == [
         "conv teacher", "inv teacher", "student alone",
         "student, class token", "student, conv token", "student, inv token", "student, average"]  # fmt: skip
+    shares = agreement(five, found)  # of equal predictions
+    np.testing.assert_array_equal(np.diag(shares), 1)
+    assert (shares[0, 1], shares[0, 3]) == (pytest.approx(1 / 5), pytest.approx(4 / 5))
     looks = {predictor.name: predictor.tone for predictor in found}
-    assert np.isnan(class_accuracy(run.predictions["students/advised-0"], 4)).tolist() == [False] * 3 + [True]
+    assert np.isnan(class_accuracy(five.predictions["students/advised-0"], 4)).tolist() == [False] * 3 + [True]
     assert looks["conv teacher"] == looks["student, conv token"] != looks["inv teacher"]
     assert looks["inv teacher"] == looks["student, inv token"]
 
 
-def test_agreement_counts_equal_predictions(run):
-    shares = agreement(run, predictors(run))
-    np.testing.assert_array_equal(np.diag(shares), 1)
-    np.testing.assert_array_equal(shares, shares.T)
-    assert shares[0, 1] == pytest.approx(1 / 5)
-    assert shares[0, 3] == pytest.approx(4 / 5)
-
-
-def test_disagreements_are_sorted_by_the_less_confident_teacher_and_examples_take_turns(run):
-    found = predictors(run)
-    assert disputed(run, found[:2]).tolist() == [0, 3, 2, 4]
-    assert disputed(run, found[:1]).tolist() == []
+def test_disagreements_are_sorted_by_the_less_confident_teacher_and_examples_take_turns(five):
+    found = predictors(five)
+    assert disputed(five, found[:2]).tolist() == [0, 3, 2, 4]
+    assert disputed(five, found[:1]).tolist() == []
     student = next(predictor for predictor in found if predictor.name == "student, class token")
     # conv right: 0 and 4; neither right: 3 (student right); inv right: 2 (student wrong)
-    assert choose_examples(run, found[:2], student) == [0, 3, 2, 4]
-    assert choose_examples(run, found[:2], student, most=2) == [0, 3]
+    assert choose_examples(five, found[:2], student) == [0, 3, 2, 4]
+    assert choose_examples(five, found[:2], student, most=2) == [0, 3]
 
 
-def test_only_predictors_of_the_same_images_and_classes_are_compared(tmp_path, run):
+def test_only_predictors_of_the_same_images_and_classes_are_compared(tmp_path, five):
     save(tmp_path, "teachers/conv", [0, 0, 0], **{"class": one_hot([0, 1, 0], 2)})
     save(tmp_path, "teachers/inv", [0, 1, 2, 0, 1], **{"class": one_hot([0, 1, 0, 1, 1], 2, known=7)})
     other = read_run(tmp_path)
     assert all(not predictor.is_teacher for predictor in comparable(other, predictors(other)))
-    assert len(comparable(run, predictors(run))) == 7
+    assert len(comparable(five, predictors(five))) == 7
 
 
 def test_shown_classes_contain_the_true_and_every_predicted_class():
@@ -159,43 +137,31 @@ def test_the_mean_over_seeds_is_taken_at_shared_epochs():
     assert [line.faint for line in faint] == [True, True]
 
 
-def test_every_curve_is_that_of_its_name(tmp_path, monkeypatch):
-    numbers, records = (n / 100 for n in range(1, 100)), []
-    conv, inv, alone, advised = "teachers/conv", "teachers/inv", "students/alone-0", "students/advised-0"
-    outputs = {conv: ["class"], inv: ["class"], alone: ["class"], advised: ["class", "conv", AVERAGE]}
-    for part, tokens in outputs.items():
-        for epoch in (1.0, 2.0):
-            at = {"part": part, "epoch": epoch, "step": 40 * epoch}
-            losses = {name: next(numbers) for name in tokens if name != AVERAGE}
-            losses["total"] = losses["class"] if part in (conv, inv) else next(numbers)
-            scores = {name: next(numbers) for name in tokens}
-            records += [{"kind": "train", **at, "losses": losses}, {"kind": "eval", **at, "top1": scores}]
-    records.append({"kind": "result", "part": "teachers/conv", "top1": {"class": 0.91}, "top5": {"class": 0.99}})
-    write_lines(tmp_path, records)
-    drawn = []
+def test_every_curve_is_that_of_its_name(build, monkeypatch):
+    run, drawn = build(seeds=(0,), epochs=4), []
 
     def draw(series, levels=(), **_):
         drawn.append(({line.label: line.points for line in series}, {level.label: level.value for level in levels}))
         return Markup()
 
     monkeypatch.setattr("coadvise.report.curves.line_chart", draw)
-    learning(read_run(tmp_path))
+    learning(read_run(run))
+    records = read_lines(run)
 
-    def points(part, kind, field, name):
-        own = [record for record in records if (record["kind"], record["part"]) == (kind, part)]
-        return [(record["epoch"], record[field][name]) for record in own]
+    def lines(part, kind, field, **labels):
+        own = [record for record in records if (record["kind"], record.get("part")) == (kind, part)]
+        return {label: [(record["epoch"], record[field][name]) for record in own] for name, label in labels.items()}
 
-    def losses(part, *names):
-        return {name: points(part, "train", "losses", name) for name in names}
-
-    top1 = {part: points(part, "eval", "top1", "class") for part in outputs}
-    tokens = {"class": "class token", "conv": "conv token", AVERAGE: "average"}
-    assert drawn == [
-        ({label: points(advised, "eval", "top1", token) for token, label in tokens.items()}, {}),
-        ({"conv teacher": top1[conv], "inv teacher": top1[inv]}, {}),
-        (losses(advised, "class", "conv", "total"), {}),
-        (losses(conv, "class"), {}),  # class and total are the same loss
-        (losses(inv, "class"), {}),
-        (losses(alone, "class", "total"), {}),
-        ({"co-advised": top1[advised], "alone": top1[alone]}, {"conv teacher, final": 0.91}),  # the large one
+    conv, inv, alone, advised = "teachers/conv", "teachers/inv", "students/alone-0", "students/advised-0"
+    tokens = {"class": "class token", "conv": "conv token", "inv": "inv token", AVERAGE: "average"}
+    teachers = {"conv": "conv teacher", "inv": "involution teacher"}
+    final = {f"{teachers[r['part'][9:]]}, final": r["top1"]["class"] for r in records if r.get("role") == "teacher"}
+    assert [curves for curves, _ in drawn] == [
+        lines(advised, "eval", "top1", **tokens),
+        lines(conv, "eval", "top1", **{"class": "conv teacher"})
+        | lines(inv, "eval", "top1", **{"class": "involution teacher"}),
+        lines(advised, "train", "losses", **{name: name for name in ("class", "conv", "inv", "total")}),
+        *(lines(part, "train", "losses", **{"class": "class"}) for part in (conv, inv, alone)),  # class is the total
+        lines(advised, "eval", "top1", **{"class": "co-advised"}) | lines(alone, "eval", "top1", **{"class": "alone"}),
     ]
+    assert [levels for _, levels in drawn] == [{}] * 6 + [final]

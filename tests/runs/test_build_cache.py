@@ -290,7 +290,7 @@ def test_a_stopped_build_continues(finished: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_independent_processes_share_the_work_and_one_may_be_killed(finished: Path, tmp_path: Path) -> None:
-    out, epochs = tmp_path / "cache", 80
+    out, epochs = tmp_path / "cache", 40
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = command("cache", finished, "--epochs", str(epochs), "--out", out)
     first, second, third = (

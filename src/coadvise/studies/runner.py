@@ -55,8 +55,8 @@ run_study.__doc__ = (run_study.__doc__ or "") + help_text(StudyOptions)
 
 def run_study_of(options: StudyOptions, listener: Listener | None = None) -> dict[str, Any]:
     """Does what `run_study` promises."""
-    listener, study, folder = listener or Silent(), STUDIES[options.name], study_folder(options)
     config, plan = _planned(options)
+    listener, study, folder = listener or Silent(), STUDIES[options.name], study_folder(options)
     engine = Engine(config.engine)
     if engine.processes > 1:
         raise UserError("a study runs in one process; leave out torchrun, and train several networks with --jobs")
