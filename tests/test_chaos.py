@@ -1,4 +1,4 @@
-"""The campaigns of `make chaos`, in short."""
+"""`make chaos`, in short."""
 
 import os
 import subprocess
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def test_nothing_is_lost() -> None:
-    """In a process of its own: the campaigns fork."""
+    """In a process of its own: the runs are forked."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, "-m", "chaos", "--tries", "3", "--seed", "1"]
-    done = subprocess.run(arguments, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
+    script = Path(__file__).with_name("chaos.py")
+    arguments = [sys.executable, script, "--tries", "3", "--seed", "1"]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    for campaign in ("kill", "corrupt"):
-        assert f"{campaign}: tried 3, survived 3, lost 0 (" in done.stdout
+    assert "tried 3, lost 0" in done.stdout
