@@ -7,12 +7,12 @@ import pytest
 from tiny import CLASSES, ONE_EPOCH, Stopper, make_images, never, records
 
 from coadvise import fit
-from coadvise.config import RunConfig, load_config
+from coadvise.config import RunConfig, TeacherConfig, load_config
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.errors import Interrupted, UserError
 from coadvise.models.network import build_network
-from coadvise.runs.canonical import canonical_config
+from coadvise.runs.canonical import ADVICE_FIELDS, NETWORK_FIELDS, advice_of, canonical_config, strip_advice
 from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part
 from coadvise.runs.reuse import _deciding, _uses_given_weights, check_reuse
 from coadvise.studies.plan import config_hash
@@ -123,6 +123,18 @@ def test_everything_about_advice_counts_for_a_student(override: str, tiny_preset
         build_network(teacher, CLASSES, 16, seed=0).save(tmp_path / "teachers" / name)
     advised = Part("students/advised-0", ADVISED, 0)
     assert _deciding(tmp_path, one, advised, CLASSES) != _deciding(tmp_path, other, advised, CLASSES)
+
+
+def test_a_field_that_is_new_counts() -> None:
+    """For the teacher's own network as for the students it advises; each field of today is one of the two kinds."""
+    assert TeacherConfig.model_fields.keys() == ADVICE_FIELDS | NETWORK_FIELDS
+    assert not ADVICE_FIELDS & NETWORK_FIELDS
+    teacher = load_config("small-images").teachers["conv"]
+    one, other = (advice_of({**teacher.model_dump(), "new": value}, "fingerprint") for value in (0, 1))
+    assert one != other
+    future = teacher.model_copy(update={"new": 1, "weight": 3.0})
+    assert strip_advice(future).__dict__["new"] == 1
+    assert strip_advice(future).weight == 1.0
 
 
 def test_students_that_start_from_a_file_are_not_reused() -> None:
