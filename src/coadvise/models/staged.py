@@ -191,7 +191,7 @@ class StagedNet(nn.Module):
         self.fc.train(self.training)
 
     def _stage(self, stage: nn.Sequential, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and torch.is_grad_enabled() and len(stage) > 0:
+        if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint_seq(stage, x)
         return stage(x)
 
@@ -229,28 +229,6 @@ class StagedNet(nn.Module):
             if i in take:
                 features.append(x)
         return features if intermediates_only else (x, features)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what the given intermediates do not need, and return their indices.
-
-        Args:
-            indices: As in ``forward_intermediates``.
-            prune_norm: For timm's signature; there is no norm after the stages.
-            prune_head: Also drop the head; it goes in any case when the stage it reads goes.
-        """
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        pruned = self.stage_names[last:]
-        for name in pruned:
-            self.set_submodule(name, nn.Sequential())
-        if last == 0:
-            self.maxpool = nn.Identity()
-        if pruned:
-            self.num_features = self.feature_info[last]["num_chs"]
-        if prune_head or pruned:
-            self.reset_classifier(0, "")
-        return take
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images [B, C, H, W] to the last stage's features [B, num_features, H', W']."""
