@@ -33,31 +33,6 @@ def images() -> Tensor:
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("names", [(), ("conv",), ("conv", "inv"), ("a", "b", "c")])
-def test_any_tokens_in_their_order_training_or_not(name: str, names: tuple[str, ...]) -> None:
-    net = student(name, token_names=names)
-    for training in (False, True):
-        net.train(training)
-        tokens = net.forward_tokens(images())
-        assert list(tokens) == ["class", *names]
-        assert list(net.heads()) == ["class", *names]
-        assert all(logits.shape == (2, 5) for logits in tokens.values())
-        torch.testing.assert_close(net(images()), tokens["class"])
-
-
-def test_each_teacher_has_a_head_of_its_own(name: str) -> None:
-    net = student(name)
-    before = net.forward_tokens(images())
-    with torch.no_grad():
-        net.heads()["conv"].weight.add_(1.0)
-    after = net.forward_tokens(images())
-    changed = [token for token in before if not torch.equal(before[token], after[token])]
-    assert changed == ["conv"]
-    net.freeze_advised_heads()
-    frozen = [token for token, head in net.heads().items() if not any(p.requires_grad for p in head.parameters())]
-    assert frozen == ["conv", "inv"]
-
-
 def test_without_tokens_it_is_the_plain_network(name: str) -> None:
     one, separate = student(name, token_names=()), student(name)
     one.freeze_advised_heads()
@@ -66,19 +41,6 @@ def test_without_tokens_it_is_the_plain_network(name: str) -> None:
     assert extra == {f"head_{token}.{part}" for token in ("conv", "inv") for part in ("weight", "bias")}
     one.load_state_dict({key: value for key, value in separate.state_dict().items() if key not in extra})
     torch.testing.assert_close(one(images()), separate(images()))
-
-
-def test_all_heads_are_reset(name: str) -> None:
-    net = student(name)
-    net.reset_classifier(3)
-    assert {token: logits.shape for token, logits in net.forward_tokens(images()).items()} == dict.fromkeys(
-        ("class", "conv", "inv"), (2, 3)
-    )
-    net.reset_classifier(0)
-    assert all(isinstance(head, nn.Identity) for head in net.heads().values())
-    pooled = net.forward_head(net.forward_features(images()), pre_logits=True)
-    for answer in net.forward_tokens(images()).values():
-        torch.testing.assert_close(answer, pooled)
 
 
 def test_a_checkpoint_with_other_classes_keeps_all_but_the_heads(name: str) -> None:
@@ -99,19 +61,6 @@ def test_for_inference_it_is_a_frozen_copy_with_the_class_answer(name: str) -> N
     assert all(p.requires_grad for p in net.parameters())
     assert not any("head_conv" in key for key in made.state_dict())
     assert list(net.forward_tokens(images())) == ["class", "conv", "inv"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        ({"token_names": ("conv", "conv")}, "twice"),
-        ({"token_names": ("class",)}, "not allowed"),
-        ({"global_pool": ""}, "num_classes=0"),
-    ],
-)
-def test_faults_say_what_is_allowed(name: str, arguments: dict[str, Any], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        student(name, **arguments)
 
 
 def test_a_mixer_pools_by_the_mean_only() -> None:

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from timm.data import ImageNetInfo
 from timm.models import save_for_hf
-from tiny import Stopper, make_images, records, write_preset
+from tiny import Stopper, assert_same_weights, make_images, records, weights_of, write_preset
 from torch import nn
 
 from coadvise import fit
@@ -108,27 +108,22 @@ def test_a_hub_s_transformer_takes_the_data_s_image_size(serve: Serve, tmp_path:
     assert torch.equal(load_network(tmp_path / "kept")(images)["class"], network.eval()(images)["class"])
 
 
-def test_offline_a_hub_s_model_is_one_sentence(offline: None) -> None:
-    with pytest.raises(
-        UserError, match="'hf-hub:some/one' could not be loaded: no connection, and the file is not in the c"
-    ):
-        given_network(HUB, 32)
+@pytest.mark.parametrize("model", [HUB.model, "regnety_002.pycls_in1k"])
+def test_offline_it_is_one_sentence(model: str, offline: None) -> None:
+    with pytest.raises(UserError, match=f"'{model}' could not be loaded: no connection, and"):
+        given_network(TeacherConfig(model=model, pretrained=True), 32)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label_names": None}, r"does not say what its 4 classes are \(label_names in its config.json\)"),
-        ({"label_names": NAMES[:3]}, "does not say what its 4 classes are"),
+        ({"label_names": None}, "does not say what its 4 classes are"),
         ({"label_names": {"1": "a", "2": "b", "3": "c", "4": "d"}}, "does not say what its 4 classes are"),
         ({"label_names": ["crane", "red", "crane", "black"]}, "several classes named 'crane'"),
         ({"architecture": "../../model"}, r"unknown model '\.\./\.\./model'"),
-        ({"architecture": None}, "unknown model 'None'"),
         ({"model_args": [3]}, "'hf-hub:some/one' could not be loaded"),
-        ({"model_args": {**TINY, "pretrained_strict": False}}, "must not contain pretrained_strict"),
         ({"model_args": {**TINY, "checkpoint_path": "/etc/passwd"}}, "must not contain checkpoint_path"),
         ({"model_args": {**TINY, "widths": [8, 24]}}, "model 'resnet_small' cannot be built with"),
-        ({"num_classes": 3, "label_names": NAMES[:3]}, "model 'resnet_small' cannot be built with"),
         ({"pretrained_cfg": {"custom_load": True, "num_classes": 4}}, "in a format of its own"),
         ({"model_args": {**TINY, "in_chans": 1}}, "for 1 image channels"),
     ],
@@ -176,13 +171,6 @@ def test_a_tag_names_the_weights(serve: Serve, tmp_path: Path) -> None:
     assert same_answers(load_network(tmp_path / "kept"), model)
 
 
-def test_offline_timm_s_weights_are_one_sentence(offline: None) -> None:
-    with pytest.raises(
-        UserError, match=r"published weights of 'regnety_002\.pycls_in1k' could not be loaded: no connection"
-    ):
-        given_network(TeacherConfig(model="regnety_002.pycls_in1k", pretrained=True), 32)
-
-
 # Files
 
 
@@ -219,8 +207,6 @@ def test_a_file_of_unnamed_classes_or_of_no_model_is_refused(tmp_path: Path) -> 
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"other.pth' has an unknown layout"):
         given_file("resnet_small", tmp_path / "other.pth", **TINY)
-    with pytest.raises(UserError, match="unknown model 'resnet_smal'"):
-        given_file("resnet_smal", tmp_path / "other.pth")
     with pytest.raises(UserError, match="no model in"):
         given_file("resnet_small", tmp_path / "nowhere.pth")
 
@@ -302,25 +288,17 @@ def test_students_start_from_published_weights(tmp_path: Path) -> None:
     assert said == 2 * fresh
 
 
-def test_a_run_starts_from_published_weights_and_goes_on(tmp_path: Path) -> None:
+def test_a_run_starts_from_published_weights_and_goes_on(
+    finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
     write_deit(tmp_path / "deit.pth")
-    images, preset = make_images(tmp_path / "data"), write_preset(tmp_path)
-    start = [f"student.start={tmp_path / 'deit.pth'}"]
-    stopped = tmp_path / "stopped"
+    start = partial(fit, tiny_images, tiny_preset, overrides=[f"student.start={tmp_path / 'deit.pth'}"])
     with pytest.raises(Interrupted):
-        fit(
-            images,
-            preset,
-            stopped,
-            overrides=start,
-            listener=Stopper(lambda part, done: "advised" in part and done == 1),
-        )
-    fit(images, preset, stopped, overrides=start)
-    fit(images, preset, tmp_path / "whole", overrides=start)
-    fit(images, preset, tmp_path / "anew")
-    runs = [load_network(tmp_path / run / "students/advised-0").state_dict() for run in ("stopped", "whole", "anew")]
-    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
-    assert not torch.equal(runs[1]["model.norm.weight"], runs[2]["model.norm.weight"])
+        start(tmp_path / "stopped", listener=Stopper(lambda part, done: "advised" in part and done == 1))
+    runs = start(tmp_path / "stopped"), start(tmp_path / "whole"), finished
+    stopped, whole, without = (weights_of(run, "students/advised-0") for run in runs)
+    assert_same_weights(stopped, whole)
+    assert not torch.equal(whole["norm.weight"], without["norm.weight"])
 
 
 @pytest.mark.parametrize(
@@ -328,18 +306,14 @@ def test_a_run_starts_from_published_weights_and_goes_on(tmp_path: Path) -> None
     [
         ({"embed_dim": 48}, [], "deit.pth': these are not weights of 'cit_micro_patch4_32'"),
         ({}, ["student.start=nowhere.pth"], "no checkpoint 'nowhere.pth'; give a .pth?"),
-        (
-            {},
-            ["student.model=resnet10_coadvised", "student.model_kwargs={}"],
-            "resnet10_coadvised' is not a vision transformer",
-        ),
+        ({}, ["student.model=resnet10_coadvised", "student.model_kwargs={}"], "'resnet10_coadvised' is not"),
     ],
 )
-def test_a_start_that_does_not_fit(changes: dict[str, Any], overrides: list[str], match: str, tmp_path: Path) -> None:
+def test_a_start_that_does_not_fit(
+    changes: dict[str, Any], overrides: list[str], match: str, tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
     write_deit(tmp_path / "deit.pth", **changes)
+    start = [f"student.start={tmp_path / 'deit.pth'}", *overrides]
     with pytest.raises(UserError, match=match):
-        fit(
-            make_images(tmp_path / "data"), write_preset(tmp_path), tmp_path / "out",
-            overrides=[f"student.start={tmp_path / 'deit.pth'}", *overrides],
-        )  # fmt: skip
+        fit(tiny_images, tiny_preset, tmp_path / "out", overrides=start)
     assert not (tmp_path / "out").exists()

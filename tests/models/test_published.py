@@ -19,7 +19,7 @@ from coadvise.errors import UserError
 from coadvise.models import REDNETS, RedNet, Student
 from coadvise.models.published import convert, read_published
 
-STUDENT = {"aligned": {"conv": "conv", "inv": "inv"}, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 5}
+STUDENT = {"aligned": {"conv": "conv", "inv": "inv"}, "embed_dim": 128, "depth": 2, "num_heads": 2, "num_classes": 5}
 REDNET = {"widths": (64, 128, 128, 192), "stem_width": 32, "num_classes": 5}
 
 
@@ -98,10 +98,9 @@ def images(size: int = 224, channels: int = 3) -> Tensor:
 # agreement with what the published implementations computed ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["bare", "mmcls", "co-advise"])
-def test_rednet26_stages_and_input_gradient(reference: Path, layout: str, tmp_path: Path) -> None:
+def test_rednet26_stages_and_input_gradient(reference: Path, tmp_path: Path) -> None:
     weights, tensors = published_tensors(reference / "rednet26_w16.safetensors")
-    torch.save(wrapped(weights, layout), tmp_path / "rednet.pth")
+    torch.save(weights, tmp_path / "rednet.pth")
     net = load_published(tmp_path / "rednet.pth")
     assert isinstance(net, RedNet)
     image = tensors["input"].requires_grad_()
@@ -112,13 +111,12 @@ def test_rednet26_stages_and_input_gradient(reference: Path, layout: str, tmp_pa
     assert_relative(gradient, tensors["input_grad"], 3e-3)
 
 
-@pytest.mark.parametrize("container", [None, "model"])
-def test_aligned_student_logits(reference: Path, container: str | None, tmp_path: Path) -> None:
+def test_aligned_student_logits(reference: Path, tmp_path: Path) -> None:
     path = reference / "student_aligned_d48.safetensors"
     weights, tensors = published_tensors(path)
     with safe_open(path, "pt") as file:
         heads = json.loads(file.metadata()["num_heads"])
-    torch.save({container: weights} if container else weights, tmp_path / "student.pth")
+    torch.save(weights, tmp_path / "student.pth")
     net = load_published(tmp_path / "student.pth", num_heads=heads)
     assert isinstance(net, Student)
     with torch.no_grad():
@@ -132,8 +130,9 @@ def test_aligned_student_logits(reference: Path, container: str | None, tmp_path
 # layouts -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["bare", "mmcls", "co-advise", "parallel and compiled"])
-@pytest.mark.parametrize("classes", [0, 5])
+@pytest.mark.parametrize(
+    ("layout", "classes"), [("bare", 0), ("bare", 5), ("mmcls", 5), ("co-advise", 5), ("parallel and compiled", 5)]
+)
 def test_rednet_layouts(layout: str, classes: int, tmp_path: Path) -> None:
     first = rednet()
     first.reset_classifier(classes)
@@ -147,36 +146,17 @@ def test_rednet_layouts(layout: str, classes: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", REDNETS[:-1])
-def test_every_depth_is_read_off_the_shapes(name: str) -> None:
+def test_every_depth_is_read_off_the_shapes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         weights = timm.create_model(name).state_dict()
-    found = _read_shapes(weights)
+    monkeypatch.setattr("coadvise.models.published.read_tensors", lambda path: (weights, {}))
+    found = read_published("never.pth")
     assert (found.model, found.arguments["num_classes"]) == (name, 1000)
     assert found.arguments["widths"] == [256, 512, 1024, 2048]
     assert (found.arguments["stem_width"], found.arguments["kernel_size"]) == (64, 7)
 
 
-def _read_shapes(weights: dict[str, Tensor]) -> Any:
-    """What a file of these weights is read as, without the bytes of it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("coadvise.models.published.read_tensors", lambda path: (weights, {}))
-        return read_published("never.pth")
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [("cit_tiny_patch16_224", {"aligned": STUDENT["aligned"]}), ("cit_small_aligned_patch16_224", {})],
-)
-def test_the_paper_s_students_are_read_off_the_shapes(name: str, arguments: dict[str, Any]) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name, **arguments)
-    found = _read_shapes(student_names(model.state_dict()))
-    assert found.arguments["embed_dim"] == model.embed_dim
-    assert found.arguments["num_heads"] == model.blocks[0].attn.num_heads
-    assert (found.arguments["depth"], found.arguments["img_size"], found.arguments["patch_size"]) == (12, 224, 16)
-
-
-@pytest.mark.parametrize(("size", "patch"), [(224, 16), (64, 16), (96, 8), (96, 32)])
+@pytest.mark.parametrize(("size", "patch"), [(224, 16), (96, 8)])
 def test_students_of_any_size(size: int, patch: int, tmp_path: Path) -> None:
     first = student(img_size=size, patch_size=patch, in_chans=1, mlp_ratio=2.0)
     torch.save({"model": student_names(first.state_dict())}, tmp_path / "student.pth")
@@ -226,27 +206,19 @@ def test_what_the_authors_saved_beside_the_weights_is_read_as_plain_data(tmp_pat
 # DeiT ----------------------------------------------------------------------------------------------------------------
 
 
-def test_deit_without_tokens_is_the_same_network(tmp_path: Path) -> None:
-    first = deit(distilled=False)
-    torch.save({"model": first.state_dict()}, tmp_path / "deit.pth")
-    net = load_published(tmp_path / "deit.pth", token_names=())
-    torch.testing.assert_close(net(images()), first(images()))
-
-
-@pytest.mark.parametrize("token", ["conv", "inv"])
-def test_distilled_deit_becomes_a_student_of_one_token(token: str, tmp_path: Path) -> None:
+def test_distilled_deit_becomes_a_student_of_one_token(tmp_path: Path) -> None:
     first = deit(distilled=True)
     first.set_distilled_training(True)
     torch.save({"model": first.state_dict()}, tmp_path / "deit.pth")
-    net = load_published(tmp_path / "deit.pth", token_names=(token,))
+    net = load_published(tmp_path / "deit.pth", token_names=("inv",))
     with torch.no_grad():
         answers = net.forward_tokens(images())
         expected = first.train()(images())
-    for answer, wanted in zip((answers["class"], answers[token]), expected, strict=True):
+    for answer, wanted in zip(answers.values(), expected, strict=True):
         torch.testing.assert_close(answer, wanted)
 
 
-@pytest.mark.parametrize("token", [None, "conv", "inv"])
+@pytest.mark.parametrize("token", [None, "inv"])
 def test_the_missing_token_is_fresh_and_said(token: str | None, tmp_path: Path) -> None:
     first = deit(distilled=token is not None)
     torch.save({"model": first.state_dict()}, tmp_path / "deit.pth")
@@ -267,9 +239,7 @@ def test_the_missing_token_is_fresh_and_said(token: str | None, tmp_path: Path) 
             torch.testing.assert_close(position, old["pos_embed"][:, 1])
             torch.testing.assert_close(head.weight, old["head_dist.weight"])
         else:
-            assert vector.std() > 0.005
-            assert position.std() > 0.005
-            assert head.weight.std() > 0.005
+            assert all(tensor.std() > 0.005 for tensor in (vector, position, head.weight))
     with pytest.warns(UserWarning, match="newly"):
         again = load_published(tmp_path / "deit.pth", distillation_token=token)
     assert_same(again, net.state_dict())
@@ -345,23 +315,9 @@ def test_every_key_without_a_place_is_named_as_in_the_file(tmp_path: Path) -> No
         (lambda w: w.update({"layer1.1.conv1.weight": torch.zeros(1)}), r"\(2, 2, 4, 1\) blocks per stage"),
         (lambda w: w.update({"classifier.bias": w["fc.bias"]}), r"twice, as fc\.bias and classifier\.bias"),
         (lambda w: w.update({"fc.weight": torch.zeros(5, 7)}), r"fc\.weight \[5, 7\] instead of \[5, 192\]"),
-        (
-            lambda w: w.update({"layer1.0.conv1.weight": torch.zeros(0, 1)}),
-            r"layer1\.0\.conv1\.weight is missing or has",
-        ),
-        (
-            lambda w: w.update({"layer3.7.norm.weight": torch.zeros(1)}),
-            r"layer3\.7\.norm\.weight, and none of number 4;",
-        ),
-        (
-            lambda w: w.update({"fc.bias": torch.zeros(5, dtype=torch.int64)}),
-            r"fc\.bias is int64; weights must be dense",
-        ),
-        (lambda w: w.update({"fc.bias": torch.zeros(5, dtype=torch.complex64)}), r"fc\.bias is complex64"),
-        (
-            lambda w: w.update({"fc.weight": w["fc.weight"].to_sparse()}),
-            r"fc\.weight is sparse_coo; weights must be dense",
-        ),
+        (lambda w: w.update({"layer1.0.conv1.weight": torch.zeros(0, 1)}), r"layer1\.0\.conv1\.weight"),
+        (lambda w: w.update({"fc.bias": torch.zeros(5, dtype=torch.int64)}), r"fc\.bias is int64"),
+        (lambda w: w.update({"fc.weight": w["fc.weight"].to_sparse()}), r"fc\.weight is sparse_coo"),
         (lambda w: w.update({1: torch.zeros(1)}), "neither a dict of tensors by name nor"),
     ],
 )
@@ -378,12 +334,9 @@ def test_a_spoilt_rednet(spoil: Any, match: str, tmp_path: Path) -> None:
     [
         ({"distillation_token": "mixer"}, "not 'mixer'"),
         ({"aligned": {"conv": "conv"}}, "leave out 'aligned'"),
-        ({"token_names": ("class",)}, "not allowed"),
         ({"num_head": 3}, "num_head"),
-        ({"embed_dim": 128}, "does not fit cit_tiny_patch16_224 with"),
         ({"depth": 3}, r"missing keys: blocks\.2\."),
         ({"num_heads": 0}, "cannot be loaded as cit_tiny_patch16_224"),
-        ({"distillation_token": "conv", "token_names": ()}, "not 'conv'"),
     ],
 )
 def test_arguments_that_do_not_fit(arguments: dict[str, Any], match: str, tmp_path: Path) -> None:
@@ -408,7 +361,6 @@ def test_a_key_that_numbers_a_hundred_million_blocks_makes_none(of: str, tmp_pat
     ("arguments", "match"),
     [
         ("{", "its arguments are not a JSON object"),
-        ("null", "its arguments are not a JSON object"),
         ('{"depth": "12"}', "says depth='12', and has 1 tensors"),
         ('{"depths": [3000, 1]}', r"says depths=\[3000, 1\], and has 1 tensors"),
     ],
@@ -440,9 +392,7 @@ class Trap:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ({"weights": {"a": torch.zeros(1)}}, "holds no weights"),
         ({}, "holds no weights"),
-        ([torch.zeros(1)], "holds no weights"),
         ({"a": torch.zeros(1), "b": 3}, "holds no weights"),
         ({"a.weight": torch.zeros(1)}, "an unknown layout"),
         ({"model": {"a.weight": torch.zeros(1)}, "optimizer": Trap()}, "not only tensors and plain values"),
@@ -459,14 +409,11 @@ def test_files_that_are_not_checkpoints(
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("content", [b"", b"no weights at all", b"PK\x03\x04 cut", b"\x80\x02cut"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut"])
 def test_damaged_files(suffix: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / f"file{suffix}"
     path.write_bytes(content)
     with pytest.raises(UserError, match="it is damaged"):
-        load_published(path)
-    path.unlink()
-    with pytest.raises(UserError, match="no checkpoint"):
         load_published(path)
 
 
