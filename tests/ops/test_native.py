@@ -29,15 +29,6 @@ def test_a_failing_build_is_reported_with_its_cause(source: Path, tmp_path: Path
     assert not list(tmp_path.glob("coadvise/*"))
 
 
-def test_without_a_compiler_the_warning_comes_once(
-    source: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-) -> None:
-    monkeypatch.setattr(native.shutil, "which", lambda name: None)
-    assert native.load(source, "slow") is native.load(source, "slow") is None
-    assert len(recwarn) == 1
-    assert "gcc" in str(recwarn[0].message)
-
-
 def test_the_environment_switches_it_off_silently(
     source: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:

