@@ -1,6 +1,5 @@
 """An exported file gives the student's probabilities, in a process without coadvise."""
 
-import io
 import json
 import subprocess
 import sys
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,7 +14,7 @@ from torch import Tensor
 from coadvise import export
 from coadvise.deploy import export as portable
 from coadvise.deploy.predict import load
-from coadvise.errors import StorageError, UserError
+from coadvise.errors import UserError
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
 onnx = pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
@@ -46,11 +44,6 @@ def wanted(run: Path, pixels: Tensor, answer: str = "class", part: str | None = 
     return np.array([list(prediction.probabilities.values()) for prediction in found])
 
 
-def by_onnx(path: Path, pixels: Tensor) -> np.ndarray:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(["probabilities"], {"images": pixels.numpy()})[0]
-
-
 def test_pt2_answers_in_a_process_without_coadvise(finished: Path, pixels: Tensor, tmp_path: Path) -> None:
     about = export(finished, tmp_path / "student.pt2")
     torch.save(pixels.contiguous(), tmp_path / "images.pt")
@@ -62,72 +55,54 @@ def test_pt2_answers_in_a_process_without_coadvise(finished: Path, pixels: Tenso
     assert metadata == {key: about[key] for key in metadata}
 
 
-@pytest.mark.parametrize("answer", ["class", "average"])
-def test_onnx_has_plain_operators_and_the_students_answer(
-    answer: str, finished: Path, pixels: Tensor, tmp_path: Path
+@pytest.mark.parametrize("part", ["students/advised-0", "teachers/inv"])
+def test_onnx_has_plain_operators_and_the_networks_answer(
+    part: str, finished: Path, pixels: Tensor, tmp_path: Path
 ) -> None:
-    file = tmp_path / "student.onnx"
-    about = export(finished, file, answer=answer)
+    file = tmp_path / "network.onnx"
+    about = export(finished, file, part)
     assert about["difference"] < 1e-5
     model = onnx.load(file)
     onnx.checker.check_model(model, full_check=True)
     assert {node.domain for node in model.graph.node} == {""}
     assert not model.functions
     metadata = json.loads({entry.key: entry.value for entry in model.metadata_props}["coadvise"])
-    assert metadata["answer"] == answer
-    assert metadata["image_size"] == 16
-    for batch in (1, len(pixels)):
-        np.testing.assert_allclose(by_onnx(file, pixels[:batch]), wanted(finished, pixels, answer)[:batch], atol=1e-5)
+    assert (metadata["part"], metadata["image_size"]) == (part, 16)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for images in (pixels[:1], pixels):
+        (found,) = session.run(["probabilities"], {"images": images.numpy()})
+        np.testing.assert_allclose(found, wanted(finished, images, part=part), atol=1e-5)
 
 
-def test_the_last_block_has_no_product_over_all_tokens() -> None:
-    student = timm.create_model("cit_micro_aligned_patch4_32", depth=3, embed_dim=24, num_classes=5).for_inference()
-    images, tokens = torch.randn(2, 3, 32, 32), 1 + 2 + 64
-
-    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(portable.to_onnx(student, images, {})))
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*model.graph.value_info, *model.graph.output)}
-    products = [shapes[node.output[0]] for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
-    # In each of the other two: queries, keys and values at once, scores, their sum, projection, the MLP's two layers.
-    assert sum(shape[-2].dim_value == tokens for shape in products) == 2 * 6
-
-    graph = torch.export.load(io.BytesIO(portable.to_pt2(student, images, {}))).graph
+def test_the_last_block_has_no_product_over_all_tokens(finished: Path, tmp_path: Path) -> None:
+    export(finished, tmp_path / "student.pt2")
+    graph = torch.export.load(tmp_path / "student.pt2").graph
     kinds = ("linear", "matmul", "scaled_dot_product_attention")
-    nodes = [node for node in graph.nodes if any(kind in str(node.target) for kind in kinds)]
-    # The fused attention is one.
-    assert sum(node.meta["val"].shape[-2] == tokens for node in nodes if node.op == "call_function") == 2 * 5
+    products = [node.meta["val"].shape for node in graph.nodes if any(kind in str(node.target) for kind in kinds)]
+    assert products
+    assert all(1 + 2 + 16 not in shape[:-1] for shape in products), "the student has one block, and 16 patches"
 
 
-@pytest.mark.parametrize(("part", "ending"), [("students/alone-0", "pt2"), ("teachers/inv", "onnx")])
-def test_any_network_of_a_run(part: str, ending: str, finished: Path, pixels: Tensor, tmp_path: Path) -> None:
-    file = tmp_path / f"network.{ending}"
-    about = export(finished, file, part)
-    assert about["part"] == part
-    if ending == "onnx":
-        found = by_onnx(file, pixels)
-    else:
-        with torch.no_grad():
-            found = torch.export.load(file).module()(pixels).numpy()
-    np.testing.assert_allclose(found, wanted(finished, pixels, part=part), atol=1e-5)
+@pytest.mark.parametrize(("part", "answer"), [("students/alone-0", "class"), ("students/advised-0", "average")])
+def test_any_network_and_answer(part: str, answer: str, finished: Path, pixels: Tensor, tmp_path: Path) -> None:
+    file = tmp_path / "network.pt2"
+    about = export(finished, file, part, answer)
+    assert (about["part"], about["answer"]) == (part, answer)
+    with torch.no_grad():
+        found = torch.export.load(file).module()(pixels).numpy()
+    np.testing.assert_allclose(found, wanted(finished, pixels, answer, part), atol=1e-5)
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_what_cannot_be_exported_is_refused(finished: Path, tmp_path: Path) -> None:
-    for out, about, said in (
-        (tmp_path / "student.tflite", {}, r"\.tflite' must end in \.onnx or \.pt2"),
-        (tmp_path / "none" / "student.onnx", {}, "/none' is not a folder"),
-        (
-            tmp_path / "student.pt2",
-            {"answer": "conf"},
-            "no answer 'conf'; this network has class, conv, inv and average",
-        ),
-        (
-            tmp_path / "student.pt2",
-            {"part": "students/advised-7"},
-            "it has teachers/conv, teachers/inv, students/advised-0",
-        ),
+    for out, part, answer, said in (
+        ("student.tflite", None, "class", r"\.tflite'"),
+        ("none/student.onnx", None, "class", "/none' is not a folder"),
+        ("student.pt2", None, "conf", "no answer 'conf'"),
+        ("student.pt2", "students/advised-7", "class", "'students/advised-7'"),
     ):
         with pytest.raises(UserError, match=said):
-            export(finished, out, **about)
+            export(finished, tmp_path / out, part, answer)
     with pytest.raises(UserError, match="is no run directory"):
         export(tmp_path, tmp_path / "student.pt2")
     assert not list(tmp_path.iterdir())
@@ -138,9 +113,10 @@ def test_without_the_packages_it_says_what_to_install(
 ) -> None:
     there = portable.find_spec
     monkeypatch.setattr(portable, "find_spec", lambda name: None if name == "onnxscript" else there(name))
-    with pytest.raises(UserError, match=r"needs 'pip install onnxscript'; a file ending in \.pt2 needs"):
+    with pytest.raises(UserError, match="pip install onnxscript'"):
         export(finished, tmp_path / "student.onnx")
     monkeypatch.setattr(portable, "find_spec", lambda name: None if name == "onnxruntime" else there(name))
+    monkeypatch.setattr(portable, "to_onnx", lambda *_: b"")
     assert export(finished, tmp_path / "student.onnx")["difference"] is None
 
 
@@ -155,10 +131,3 @@ def test_a_file_that_answers_otherwise_is_not_written(
         with pytest.raises(RuntimeError, match="nothing is written"):
             export(finished, tmp_path / "student.pt2")
     assert (tmp_path / "student.pt2").read_text() == "an earlier one"
-
-
-def test_a_full_disk_leaves_nothing(finished: Path, small_disk, tmp_path: Path) -> None:
-    disk = small_disk(4096)
-    with pytest.raises(StorageError, match="cannot write"):
-        export(finished, disk / "student.pt2")
-    assert not list(disk.iterdir())

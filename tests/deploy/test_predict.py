@@ -1,8 +1,6 @@
 """Predictions of a finished run's networks: the same for every form of an image, and as the run was scored."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +41,19 @@ def test_all_ways_to_give_an_image_get_one_answer(student: TrainedStudent, paths
         assert student.predict(one) == student.predict(paths[:1])
 
 
-def test_it_answers_as_the_run_was_scored(student: TrainedStudent, finished: Path, paths: list[Path]) -> None:
-    logits, _ = load_predictions(finished, "students/advised-0")
-    tokens = [values.softmax(-1) for values in logits.values()]
-    for answer, rows in (("class", tokens[0]), ("conv", tokens[1]), ("average", torch.stack(tokens).mean(0))):
-        found = student.predict(paths, answer)
-        for prediction, row in zip(found, rows, strict=True):
-            assert list(prediction.probabilities) == list(student.classes) == ["blue", "green", "red"]
-            assert list(prediction.probabilities.values()) == pytest.approx(row.tolist(), abs=1e-5)
-            assert prediction.probability == max(prediction.probabilities.values())
-            assert prediction.probabilities[prediction.label] == prediction.probability
+def test_every_network_answers_as_the_run_was_scored(finished: Path, paths: list[Path]) -> None:
+    parts = trained_parts(finished)
+    assert parts == ["teachers/conv", "teachers/inv", "students/advised-0", "students/alone-0"]
+    for part in parts:
+        network, (logits, _) = load(finished, part), load_predictions(finished, part)
+        answers = {name: values.softmax(-1) for name, values in logits.items()}
+        answers["average"] = torch.stack(list(answers.values())).mean(0)
+        for answer, rows in answers.items():
+            for prediction, row in zip(network.predict(paths, answer), rows, strict=True):
+                assert list(prediction.probabilities) == list(network.classes) == ["blue", "green", "red"]
+                assert list(prediction.probabilities.values()) == pytest.approx(row.tolist(), abs=1e-5)
+                assert prediction.probability == max(prediction.probabilities.values())
+                assert prediction.probabilities[prediction.label] == prediction.probability
 
 
 def test_large_images_are_resized_as_for_scoring(student: TrainedStudent) -> None:
@@ -89,39 +90,13 @@ def test_batches_change_nothing(student: TrainedStudent, paths: list[Path]) -> N
     assert student.predict([]) == []
 
 
-def test_the_class_answer_needs_no_other_token_computed(student: TrainedStudent, paths: list[Path]) -> None:
-    asked: list[str] = []
-    handles = [
-        network.register_forward_hook(lambda module, args, out, name=name: asked.append(name))
-        for name, network in (("all", student.network), ("class", student.class_network))
-    ]
-    for answer in ("class", "conv", "average"):
-        student.predict(paths, answer)
-    for handle in handles:
-        handle.remove()
-    assert asked == ["class", "all", "all"]
-
-
-def test_a_run_can_be_moved_and_its_data_deleted(finished: Path, paths: list[Path], tmp_path: Path) -> None:
-    wanted = load(finished).predict(paths)
-    moved = shutil.copytree(finished, tmp_path / "elsewhere" / "run")
+def test_a_run_can_be_moved(
+    student: TrainedStudent, finished: Path, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "elsewhere" / "run")
     shutil.copy(paths[0], tmp_path / "one.png")
-    program = "import sys, coadvise; print(coadvise.load(sys.argv[1]).predict(sys.argv[2])[0].label)"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "elsewhere/run", "one.png"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.stdout == f"{wanted[0].label}\n", done.stderr
-    assert load(moved).predict(paths) == wanted
-
-
-def test_any_network_of_a_run_can_be_loaded(finished: Path, paths: list[Path]) -> None:
-    parts = trained_parts(finished)
-    assert parts == ["teachers/conv", "teachers/inv", "students/advised-0", "students/alone-0"]
-    for part in parts:
-        logits, _ = load_predictions(finished, part)
-        found = load(finished, part).predict(paths)
-        rows = torch.tensor([list(p.probabilities.values()) for p in found])
-        torch.testing.assert_close(rows, logits["class"].softmax(-1), atol=1e-5, rtol=0)
+    monkeypatch.chdir(tmp_path)
+    assert load("elsewhere/run").predict("one.png") == student.predict(paths[:1])
 
 
 def test_the_first_seed_is_the_one_that_is_loaded(finished: Path, tmp_path: Path) -> None:
@@ -136,17 +111,14 @@ def test_what_cannot_be_answered_is_said(
     student: TrainedStudent, finished: Path, paths: list[Path], tmp_path: Path
 ) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image at all")
-    with pytest.raises(UserError, match=r"cannot read image .*bad\.png"):
-        student.predict([paths[0], tmp_path / "bad.png"])
-    with pytest.raises(UserError, match=r"cannot read image .*missing\.png"):
-        student.predict(tmp_path / "missing.png")
-    with pytest.raises(UserError, match="no answer 'convolution'; this network has class, conv, inv and average"):
+    for name in ("bad.png", "missing.png"):
+        with pytest.raises(UserError, match=f"cannot read image .*{name}"):
+            student.predict([paths[0], tmp_path / name])
+    with pytest.raises(UserError, match="'convolution'; this network has class, conv, inv and average"):
         student.predict(paths[0], "convolution")
-    with pytest.raises(UserError, match=r"is no run directory \(no config\.yaml\)"):
+    with pytest.raises(UserError, match="no run directory"):
         load(tmp_path)
-    with pytest.raises(
-        UserError, match="no finished network 'students/advised-7'; it has teachers/conv, teachers/inv, "
-    ):
+    with pytest.raises(UserError, match="'students/advised-7'; it has teachers/conv, teachers/inv, "):
         load(finished, "students/advised-7")
     unfinished = shutil.copytree(finished, tmp_path / "unfinished")
     shutil.rmtree(unfinished / "students")
@@ -165,15 +137,12 @@ def test_a_student_alone_answers_by_what_was_trained(finished: Path, paths: list
     ("given", "said"),
     [
         (np.zeros((8, 8, 3)), r"an array of float64 \[8, 8, 3\] is not an image"),
-        (np.zeros((3, 8, 8), np.uint8), r"an array of uint8 \[3, 8, 8\] is not an image"),
         (np.zeros(8, np.uint8), "is not an image"),
         (torch.rand(2, 3, 8, 8), r"a tensor of shape \[2, 3, 8, 8\] is not an image; give \[3, H, W\]"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), "a tensor of torch.int64 is not an image"),
         (torch.full((3, 8, 8), 2.0), "values from 2 to 2 is not an image; give floats in"),
-        (torch.full((3, 8, 8), torch.nan), "values from nan to nan"),
         (torch.zeros(3, 0, 8), "is not an image"),
         (None, "None is not an image"),
-        ([5], "5 is not an image"),
     ],
 )
 def test_what_is_not_an_image_is_refused(student: TrainedStudent, given: Any, said: str) -> None:
