@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-import coadvise  # noqa: F401  # isort: skip  (its torchvision guard, before anything imports timm)
+import coadvise.torchvision_guard  # noqa: F401  # isort: skip  (before anything imports timm)
 from tiny import make_images, write_preset
 
 from coadvise import fit

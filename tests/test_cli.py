@@ -18,7 +18,6 @@ from coadvise.cli import app, main
 from coadvise.config import preset_names
 from coadvise.deploy.predict import load
 from coadvise.errors import UserError
-from coadvise.evaluation.corruptions import CORRUPTIONS
 from coadvise.models import MODELS
 from coadvise.runs.options import FitOptions, RunOptions, StudyOptions
 from coadvise.studies import STUDIES
@@ -206,12 +205,6 @@ def test_evaluate(cli: Cli, finished: Path, tmp_path: Path) -> None:
     answer = json.loads(out)
     assert answer["images"] == 5
     assert set(answer["parts"]["students/advised-0"]) == {"class", "conv", "inv", "average"}
-
-
-def test_evaluate_under_corruptions(cli: Cli, finished: Path) -> None:
-    code, out, err = cli("evaluate", finished, "--corruptions", "--severities", "1", "--images", 3)
-    assert (code, err) == (0, "")
-    assert [name for name in CORRUPTIONS if re.search(rf"^{name} .*%", out, re.M)] == list(CORRUPTIONS)
 
 
 def test_predict(cli: Cli, finished: Path, tiny_images: Path, tmp_path: Path) -> None:

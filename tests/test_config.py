@@ -191,16 +191,6 @@ def test_a_faulty_override_or_preset_is_named(tmp_path: Path) -> None:
 # what follows from it -----------------------------------------------------------------------------------------------
 
 
-def test_differences_name_every_key_both_ways() -> None:
-    one = parse_config(valid(seed=1))
-    two = parse_config(valid(augment={"flip": False}, teachers={"inv": {"model": "r"}}))
-    lines = differences(one, two)
-    assert "seed: 1 -> 0" in lines
-    assert "augment.flip: True -> False" in lines
-    assert "teachers.conv.model: resnet18 -> None" in lines
-    assert "teachers.inv.model: None -> r" in lines
-
-
 def test_pixels_are_kept_in_memory_unless_files_are_read_for_views() -> None:
     for run, teacher, expected in (("light", None, True), ("deit", None, False), ("light", "deit", False)):
         augment = {"kind": teacher} if teacher else None

@@ -63,7 +63,8 @@ def test_commands_run(beside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     commands = [words for first in ("evaluate", "predict", "export", "models", "presets") for words in _commands(first)]
     assert len(commands) >= 5
     for words in commands:
-        app(words, standalone_mode=False)
+        few = ["--images", "5", "--severities", "3"] if "--corruptions" in words else []
+        app(words + few, standalone_mode=False)
         assert capsys.readouterr().out.strip(), words
 
 

@@ -1,14 +1,11 @@
 """Counting operations, and measuring the speeds of the machine."""
 
 import pytest
-import timm
 import torch
 from benchmarks import floor
 from benchmarks.floor import best_seconds, copy_bandwidth, operations, peak_operations
 from benchmarks.table import Setting
 from torch import nn
-
-from coadvise.ops import Involution2d
 
 CPU = Setting(torch.device("cpu"), "bfloat16")
 
@@ -22,20 +19,6 @@ def test_a_backward_pass_makes_two_gradients_except_for_images() -> None:
     assert operations(model, 10, backward=True) == forward + first + 2 * (second + third)
     assert next(model.parameters()).device.type == "cpu"  # a copy was counted
     assert model.training
-
-
-def test_involution_is_counted() -> None:
-    """The generator of kernels, 32 channels to 8 to 2 x 49, and the sum of 49 neighbours for each of 32 channels."""
-    network = nn.Sequential(nn.Conv2d(3, 32, 1), Involution2d(32, 7))
-    assert operations(network, 8) == 2 * 64 * (3 * 32 + 32 * 8 + 8 * 98 + 32 * 49)
-
-
-@pytest.mark.parametrize(("name", "giga"), [("deit_small_distilled_patch16_224", 4.6), ("resnet50", 4.1)])
-def test_known_networks(name: str, giga: float) -> None:
-    """Multiply-accumulates, as in their papers."""
-    with torch.device("meta"):
-        model = timm.create_model(name).eval()
-    assert operations(model, 224) / 2e9 == pytest.approx(giga, abs=0.05)
 
 
 def test_speeds_are_the_work_by_the_fewest_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.networks import ENTRIES, Entry, count, line
+from benchmarks.networks import ENTRIES, count, line
 from torch.utils.flop_counter import FlopCounterMode
 
 from coadvise.models import MODELS
@@ -25,14 +25,6 @@ def test_the_document_is_up_to_date_and_every_difference_is_explained() -> None:
         assert (difference == entry.reason) == bool(entry.reason)  # no unneeded reason
         if entry.paper and not entry.reason:
             assert abs(float(millions) - float(paper)) < 1.0
-
-
-def test_names_of_differences() -> None:
-    entry = Entry("role", "name", "resnet18", paper="25.6", reason="because")
-    assert [entry.difference(m) for m in (25.55, 25.64, 25.68, 25.7)] == [
-        "rounds to it", "rounds to it", "truncated in the paper", "because"
-    ]  # fmt: skip
-    assert Entry("role", "name", "resnet18").difference(1.0) == "not given"
 
 
 @pytest.mark.parametrize(

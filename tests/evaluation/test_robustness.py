@@ -18,7 +18,6 @@ from coadvise.evaluation.robustness import (
     ALEXNET_ERRORS,
     Case,
     corruption_scores,
-    count_cases,
     file_cases,
     made_cases,
     relative_to_alexnet,
@@ -101,20 +100,6 @@ def test_alexnet_s_own_errors_are_one() -> None:
     one = {name: 1 - error * (name == "brightness") for name, error in ALEXNET_ERRORS.items()}
     assert relative_to_alexnet(one) == pytest.approx(1 / 15), "a mean of shares, not a share of means"
     assert [ALEXNET_ERRORS[name] for name in ("frost", "contrast", "jpeg_compression")] == [0.826572, 0.853204, 0.6065]
-
-
-def test_files_are_read_in_pieces_and_each_once(files: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coadvise.evaluation.robustness.AT_ONCE", 4)
-    splits = {("fog", 1): files, ("fog", 2): files}
-    unreadable: list[str] = []
-    cases = list(file_cases(splits, 16, unreadable, workers=0))
-    assert [(case.name, case.severity, len(case.labels)) for case in cases] == [
-        ("fog", s, n) for s in (1, 2) for n in (4, 2)
-    ]
-    assert count_cases(splits.values()) == len(cases)
-    assert torch.cat([case.labels for case in cases[:2]]).tolist() == list(files.labels)
-    assert sum(len(images) for case in cases[:2] for images in case.batches) == 6
-    assert unreadable == []
 
 
 def test_unreadable_files_are_named_and_all_of_them_is_an_error(

@@ -13,13 +13,12 @@ from made_run import read_lines, write_lines
 from PIL import Image
 
 from coadvise.report import write_report
-from coadvise.report.classes import agreements, class_gains
+from coadvise.report.classes import class_gains
 from coadvise.report.disagreement import disagreements
-from coadvise.report.markup import Markup, percent, points
+from coadvise.report.markup import percent, points
 from coadvise.report.page import POLICY, SECTIONS
-from coadvise.report.predictors import agreement, predictors, wilson_interval
+from coadvise.report.predictors import predictors
 from coadvise.report.read import read_run
-from coadvise.report.verdict import comparison, rows_of
 
 VOID = {"meta", "img", "br"}
 EVIL = "<script>alert('x')</script>"
@@ -128,18 +127,6 @@ def test_every_figure_of_the_verdict_is_below_its_heading(build):
         cells += [percent(found[score]["class"]) for score in ("top1", "top5", "ece")]
         assert row(found["part"], *cells, "1.234", f"{found['parameters'] / 1e6:.3g}\u00a0M") in text
     assert row("student co-advised, inv", "0.500", "1.000") in text  # KL, the mean over seeds
-
-
-def test_marks_and_bars_of_the_comparison_are_those_of_its_rows(build, monkeypatch):
-    run, drawn = read_run(build(epochs=2)), []
-    monkeypatch.setattr(
-        "coadvise.report.verdict.track", lambda x, dots, bars, **_: drawn.append((dots, bars)) or Markup()
-    )
-    comparison(run)
-    for row, ((dot,), bars) in zip(rows_of(run), drawn, strict=True):
-        band = [] if row.spread is None else [(row.top1 - row.spread, row.top1 + row.spread)]
-        assert dot.value == row.top1
-        assert [(bar.low, bar.high) for bar in bars] == [*band, wilson_interval(row.top1, 400)]
 
 
 def test_hostile_names_stay_text(build):
@@ -321,16 +308,6 @@ def test_classes_are_sorted_by_their_gain_over_all_seeds(five, monkeypatch):
     ]  # fmt: skip
     monkeypatch.setattr("coadvise.report.classes.MOST_CLASSES", 2)
     assert [name for name, _ in plot_rows(class_gains(five))] == ["class 1", "class 2"]
-
-
-def test_an_agreement_is_where_its_two_predictors_meet(five):
-    found, text = predictors(five), agreements(five)
-    shares = agreement(five, found)
-    heads = re.findall(r'<th scope="(?:col|row)">(.*?)</th>', text)
-    assert heads == [predictor.name for predictor in (*found[:-1], *found[1:])]
-    assert re.findall(r'title="(.*?)">(.*?)</td>', text) == [
-        (f"{found[i].name} and {found[j].name}", percent(shares[i, j], 0)) for i in range(len(found)) for j in range(i)
-    ]
 
 
 def test_on_disputed_images_the_right_and_the_followed_are_counted(five):

@@ -7,7 +7,7 @@ import pytest
 
 from coadvise.evaluation.verdict import comparison
 from coadvise.studies import Order
-from coadvise.studies.result import HELD, NOISE, NOT_HELD, _compared, _summary, markdown
+from coadvise.studies.result import HELD, NOISE, NOT_HELD, _compared, markdown
 
 ORDER = Order("a", "b", "x")
 RNG = np.random.default_rng(0)
@@ -68,11 +68,3 @@ def test_a_table_shows_units_the_paper_s_figures_and_notes() -> None:
     assert "In nats." in lines
     assert "| KL: a > b | within noise | - | +0.125, one seed |" in lines
     assert "| top-1: a > b | held | +2.0 (-1.0 to +5.0) | - |" in lines
-
-
-def test_a_figure_of_seeds_is_their_mean_and_spread() -> None:
-    found = _summary({0: GOOD[0], 1: POOR[1], 2: GOOD[2]})
-    shares = [GOOD[0].mean(), POOR[1].mean(), GOOD[2].mean()]
-    assert found["seeds"] == pytest.approx(dict(zip("012", shares, strict=True)))
-    assert (found["mean"], found["spread"]) == pytest.approx((np.mean(shares), np.std(shares, ddof=1)))
-    assert _summary({3: 0.5}) == {"seeds": {"3": 0.5}, "mean": 0.5, "spread": None}
