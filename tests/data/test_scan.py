@@ -98,6 +98,7 @@ def test_a_listing_tells_what_changed(tmp_path: Path) -> None:
     changes = changes_of(before[::-1], scan(open_source(root, 0.2, 0), 16, False).train.listing())
     assert (changes.added, changes.removed) == (("train/blue/0b.png",), ("train/green/0.png",))
     assert sorted(changes.replaced) == ["train/blue/1.png", "train/red/3.png"]
+    assert str(changes_of(before, before[::-1])) == "in another order"
 
 
 listings = st.dictionaries(st.text("ab ", min_size=1, max_size=3), st.sampled_from(["1 0", "2 0", "1 1"]))

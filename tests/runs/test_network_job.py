@@ -26,7 +26,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("model", "tokens"), zip(STUDENTS, [("conv", "inv"), ()], strict=True))
+@pytest.mark.parametrize(("model", "tokens"), [*zip(STUDENTS, [("conv", "inv"), ()], strict=True)])
 def test_a_student_of_other_bias_is_advised_and_compared(
     model: str, tokens: tuple[str, ...], tiny_images: Path, tiny_preset: str, tmp_path: Path
 ) -> None:

@@ -114,9 +114,8 @@ class Changes:
     def __str__(self) -> str:
         """As "2 added ('train/a/1.jpg' first), 1 replaced ('train/a/3.jpg')"."""
         kinds = (("added", self.added), ("removed", self.removed), ("replaced", self.replaced))
-        return ", ".join(
-            f"{len(names)} {what} ({names[0]!r}{' first' if len(names) > 1 else ''})" for what, names in kinds if names
-        )
+        parts = [f"{len(names)} {what} ({names[0]!r}{' first' if names[1:] else ''})" for what, names in kinds if names]
+        return ", ".join(parts) or "in another order"
 
 
 def changes_of(old: Sequence[str], new: Sequence[str]) -> Changes:
