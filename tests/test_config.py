@@ -227,6 +227,21 @@ def test_a_teacher_may_advise_several_tokens() -> None:
     assert parse_config(yaml.safe_load(config.to_yaml())) == config
 
 
+def test_labels_may_train_several_tokens() -> None:
+    config = load_config("digits", ["student.label_tokens=[class, conv, extra]", "teachers.inv.weight=0"])
+    assert config.tokens == ("conv", "inv", "extra")
+    assert config.loss_weights.trained_tokens == ("class", "conv", "extra")
+    assert config.loss_weights.without_advice.trained_tokens == ("class", "conv", "extra")
+    assert parse_config(yaml.safe_load(config.to_yaml())) == config
+    for tokens, says in (
+        ("[conv]", "class must be among"),
+        ("[class, clas]", "did you mean 'class'"),
+        ("[class, 3]", "give"),
+    ):
+        with pytest.raises(UserError, match=says):
+            load_config("digits", [f"student.label_tokens={tokens}"])
+
+
 @pytest.mark.parametrize("token", ["average", [], ["class", "class"], ["a", "average"], ["a", "B"], 3, ["a", 3]])
 def test_a_wrong_list_of_tokens_is_named(token: object) -> None:
     assert "'teachers.b.token" in fault(valid(teachers={"b": {"model": "r", "token": token}}))

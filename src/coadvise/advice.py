@@ -34,13 +34,15 @@ class Advice:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """λ_0 on the class token's cross-entropy, and how each teacher advises.
+    """λ_0 on the cross-entropy against the labels, and how each teacher advises.
 
     Attributes:
         label: λ_0.
         advice: one `Advice` per teacher, by the teacher's name.
         mean: teachers that share a token advise it by the mean of their probabilities, not by a term each. With equal λ
             the gradient of n terms is n times that of the mean, so this acts like a smaller λ.
+        label_tokens: the tokens that learn from the labels, "class" among them. Labels are the third kind of teacher of
+            section 3.2.
 
     Raises:
         ValueError: teachers that advise by their mean have different temperatures, or are hard.
@@ -49,6 +51,7 @@ class LossWeights:
     label: float = 1.0
     advice: Mapping[str, Advice] = field(default_factory=dict)
     mean: bool = False
+    label_tokens: tuple[str, ...] = (CLASS,)
 
     def __post_init__(self) -> None:
         for token, names in self.by_token.items() if self.mean else ():
@@ -70,8 +73,19 @@ class LossWeights:
 
     @property
     def trained_tokens(self) -> tuple[str, ...]:
-        """The tokens whose logits are trained: "class", and each that a teacher advises with λ > 0."""
-        return (CLASS, *(token for token in self.by_token if token != CLASS and self._advised(token)))
+        """The tokens whose logits are trained: "class", and each that labels or a teacher with λ > 0 advise."""
+        labelled = self.label_tokens if self.label > 0 else ()
+        return (CLASS, *(token for token in self.tokens if token in labelled or self._advised(token)))
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tokens besides "class": those of teachers in the teachers' order, then those of labels alone."""
+        return tuple(token for token in dict.fromkeys([*self.by_token, *self.label_tokens]) if token != CLASS)
+
+    @property
+    def without_advice(self) -> "LossWeights":
+        """What trains the same student alone: the labels."""
+        return LossWeights(label_tokens=self.label_tokens)
 
     def _advised(self, token: str) -> bool:
         return any(self.advice[name].weight > 0 for name in self.by_token.get(token, ()))

@@ -145,17 +145,28 @@ def _token_name(name: str) -> str:
 
 def _advised_tokens(given: object) -> object:
     """Checked before pydantic's union of types, whose errors name every type."""
-    if given is None:
-        return None
-    names = given if isinstance(given, list | tuple) else (given,)
+    if given is not None:
+        _tokens(given, ", or null for the token with the teacher's name")
+    return given
+
+
+def _label_tokens(given: object) -> tuple[str, ...]:
+    names = _tokens(given)
+    if CLASS not in names:
+        raise ValueError("class must be among them; with student.weight=0 no token learns from the labels")
+    return names
+
+
+def _tokens(given: object, otherwise: str = "") -> tuple[str, ...]:
+    names = tuple(given) if isinstance(given, list | tuple) else (given,)
     if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError("give a token's name, a list of names, or null for the token with the teacher's name")
+        raise ValueError(f"give a token's name, a list of names{otherwise}")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{', '.join(twice)} listed more than once")
     for name in names:
         if name != CLASS:
             _token_name(name)
-    return given
+    return names
 
 
 class TeacherConfig(ModelConfig):
@@ -187,7 +198,10 @@ class StudentConfig(ModelConfig):
     """The student, its recipe, λ_0, and how several teachers on one token are combined."""
 
     recipe: RecipeConfig = RecipeConfig()
-    weight: float = Field(1.0, ge=0, description="λ_0 of Eq. (1), on the class token's cross-entropy")
+    weight: float = Field(1.0, ge=0, description="λ_0 of Eq. (1), on the cross-entropy against the labels")
+    label_tokens: Annotated[tuple[str, ...], BeforeValidator(_label_tokens)] = Field(
+        (CLASS,), description="tokens that learn from the labels: class, and any others"
+    )
     combine: Literal["sum", "mean"] = Field(
         "sum", description="several teachers on one token: one KL term each, or one to their mean"
     )
@@ -195,7 +209,7 @@ class StudentConfig(ModelConfig):
         None, description="file of weights to start from: a DeiT, or written by 'coadvise convert'; null: random"
     )
 
-    _unwritten: ClassVar[frozenset[str]] = frozenset({"start"})
+    _unwritten: ClassVar[frozenset[str]] = frozenset({"start", "label_tokens"})
 
 
 class CacheConfig(_Section):
@@ -267,12 +281,12 @@ class RunConfig(_Section):
             name: Advice(teacher.weight, teacher.temperature, teacher.token or "", teacher.hard)
             for name, teacher in self.teachers.items()
         }
-        return LossWeights(self.student.weight, advice, self.student.combine == "mean")
+        return LossWeights(self.student.weight, advice, self.student.combine == "mean", self.student.label_tokens)
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """The student's tokens besides the class token: those that teachers advise, in the teachers' order."""
-        return tuple(token for token in self.loss_weights.by_token if token != CLASS)
+        """The student's tokens besides the class token."""
+        return self.loss_weights.tokens
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -343,6 +357,9 @@ def _check_intended(config: RunConfig) -> None:
                 f"unknown token '{token}' of teachers.{teachers[0]}.token{meant}; give a new token a name less like "
                 f"{', '.join(known)}, or let two teachers advise it"
             )
+    for token in config.student.label_tokens:
+        if token not in (CLASS, *config.loss_weights.by_token) and (meant := nearest(token, known)):
+            raise UserError(f"unknown token '{token}' of student.label_tokens{meant}")
     networks = {"student": config.student, **{f"teachers.{name}": given for name, given in config.teachers.items()}}
     for part, network in networks.items():
         if "img_size" in network.model_kwargs:

@@ -151,6 +151,20 @@ def test_a_teacher_of_several_tokens_advises_each():
     assert LossWeights(0.5, both).trained_tokens == ("class", "a", "b")
 
 
+def test_each_token_of_the_labels_has_a_term():
+    tokens = {name: torch.randn(5, 3, dtype=torch.float64, requires_grad=True) for name in ("class", "conv", "inv")}
+    labels, advice = torch.randint(3, (5,)), {"conv": torch.randn(5, 3, dtype=torch.float64)}
+    plain = co_advise_loss(tokens, advice, labels, LossWeights(0.5, {"conv": Advice()}))
+    found = co_advise_loss(
+        tokens, advice, labels, LossWeights(0.5, {"conv": Advice()}, False, ("class", "conv", "inv"))
+    )
+    more = cross_entropy(tokens["conv"], labels) + cross_entropy(tokens["inv"], labels)
+    torch.testing.assert_close(found["total"], plain["total"] + 0.5 * more)
+    assert found.keys() == {"total", "class", "conv", "conv labels", "inv labels"}
+    found["total"].backward()
+    assert all(logits.grad is not None and logits.grad.abs().sum() > 0 for logits in tokens.values())
+
+
 def test_average_is_a_probability():
     tokens = {"class": torch.randn(4, 5), "conv": torch.randn(4, 5)}
     found = average_probabilities(tokens)

@@ -160,7 +160,7 @@ def test_each_teacher_has_a_head_of_its_own(name: str) -> None:
         net.heads()["conv"].weight.add_(1.0)
     after = net.forward_tokens(images())
     assert [token for token in before if not torch.equal(before[token], after[token])] == ["conv"]
-    net.freeze_advised_heads()
+    net.train_heads(["class"])
     frozen = [token for token, head in net.heads().items() if not any(p.requires_grad for p in head.parameters())]
     assert frozen == ["conv", "inv"]
 

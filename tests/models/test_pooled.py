@@ -35,7 +35,7 @@ def images() -> Tensor:
 
 def test_without_tokens_it_is_the_plain_network(name: str) -> None:
     one, separate = student(name, token_names=()), student(name)
-    one.freeze_advised_heads()
+    one.train_heads(["class"])
     assert all(parameter.requires_grad for parameter in one.parameters())
     extra = separate.state_dict().keys() - one.state_dict().keys()
     assert extra == {f"head_{token}.{part}" for token in ("conv", "inv") for part in ("weight", "bias")}

@@ -45,6 +45,8 @@ def co_advise_loss(
 ) -> dict[str, Tensor]:
     """Eq. (1): L = λ_0 · CE(class, y) + Σ_k λ_k · τ_k² · KL(teacher_k ‖ token_k).
 
+    With further `label_tokens` each adds a term λ_0 · CE(token, y) (Table 9, "without distillation").
+
     Args:
         tokens: the student's logits [B, K] by token name, "class" among them. Other tokens may be without advice.
         teacher_logits: logits [B, K] by teacher.
@@ -52,8 +54,8 @@ def co_advise_loss(
         weights: λ and τ; exactly one `Advice` per teacher.
 
     Returns:
-        "total" with its gradient, and every term by name, detached and before its λ: "class" and one entry per teacher,
-        the mean over the tokens it advises.
+        "total" with its gradient, and every term by name, detached and before its λ: "class", one entry per teacher,
+        the mean over the tokens it advises, and "TOKEN labels" for each further token that learns from the labels.
 
     Raises:
         ValueError: teachers, advice and tokens do not name the same things, or class counts differ.
@@ -63,11 +65,15 @@ def co_advise_loss(
             f"there are logits of the teachers {sorted(teacher_logits)}, but λ and τ for {sorted(weights.advice)}; "
             "give one Advice per teacher"
         )
-    if missing := sorted(weights.by_token.keys() - tokens.keys()):
-        raise ValueError(f"no student token for the teacher(s) {missing}; the student has {sorted(tokens)}")
+    if missing := sorted(set(weights.tokens) - tokens.keys()):
+        raise ValueError(f"no student token for the teacher(s) or labels {missing}; the student has {sorted(tokens)}")
     class_loss = cross_entropy(tokens[CLASS], labels)
     parts = {CLASS: class_loss.detach()}
     total = weights.label * class_loss
+    for token in (name for name in weights.label_tokens if name != CLASS):
+        term = cross_entropy(tokens[token], labels)
+        parts[f"{token} labels"] = term.detach()
+        total = total + weights.label * term
     for token, names in weights.by_token.items():
         student = tokens[token]
         for name in names:

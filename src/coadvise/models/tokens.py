@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
-from coadvise.advice import CLASS, check_names
+from coadvise.advice import check_names
 from coadvise.errors import UserError
 
 PAPER_TOKENS = ("conv", "inv")
@@ -37,10 +37,10 @@ class TokenModel(ABC):
     def for_inference(self) -> nn.Module:
         """Return a frozen copy that maps images to the class token's logits alone, equal to float error."""
 
-    def freeze_advised_heads(self) -> None:
-        """Freeze all heads but the class token's: without teachers they get no gradient."""
+    def train_heads(self, names: Collection[str]) -> None:
+        """Freeze all heads but these: the others get no gradient."""
         for name, head in self.heads().items():
-            head.requires_grad_(name == CLASS)
+            head.requires_grad_(name in names)
 
 
 def check_token_names(token_names: Sequence[str]) -> tuple[str, ...]:

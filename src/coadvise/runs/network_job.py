@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from coadvise.advice import CLASS, LossWeights
+from coadvise.advice import LossWeights
 from coadvise.config import RecipeConfig, RunConfig
 from coadvise.data import draws
 from coadvise.data.loader import whole_batch
@@ -92,7 +92,7 @@ def train_part(run: Run, part: Part) -> None:
     run.engine.prepare(network)
     logits = predict_logits(network, run.dataset.val, config.data.image_size, run.engine, config.data.workers)
     logits = in_order(logits, network.classes, run.dataset.classes)
-    trained = config.loss_weights.trained_tokens if part.role == ADVISED else (CLASS,)
+    trained = loss_weights_of(part, config).trained_tokens
     labels = torch.from_numpy(run.dataset.val.labels)
     kept = {name: logits[name] for name in trained}
     found = {name: asdict(score) for name, score in scores(kept, labels).items()}
@@ -138,7 +138,7 @@ def _job(run: Run, part: Part, network: Network) -> Training:
         recipe=recipe_of(part, config),
         views=views.on(run.engine.device),
         teachers=_advisers(run, part.seed) if advised else Teachers({}),
-        losses=CoAdvice(config.loss_weights if advised else LossWeights()),
+        losses=CoAdvice(loss_weights_of(part, config)),
         evaluate=partial(_evaluate, run, part),
         workers=config.data.workers,
         checkpoint_seconds=config.engine.checkpoint_seconds,
@@ -155,8 +155,7 @@ def _evaluate(run: Run, part: Part, network: nn.Module, step: int) -> dict[str, 
             f"{part.name}: after step {step} its logits for validation images are not finite ({', '.join(broken)}); "
             "lower learning_rate or set clip, and continue with --allow-changes from the last checkpoint, or start over"
         )
-    tokens = config.loss_weights.trained_tokens if part.role == ADVISED else (CLASS,)
-    return top1(logits, torch.from_numpy(val.labels), tokens)
+    return top1(logits, torch.from_numpy(val.labels), loss_weights_of(part, config).trained_tokens)
 
 
 def _advisers(run: Run, seed: int) -> Advisers:
@@ -170,6 +169,13 @@ def _advisers(run: Run, seed: int) -> Advisers:
 
 def trained_here(part: Part, config: RunConfig) -> bool:
     return part.role != TEACHER or config.teachers[part.teacher].trained_here
+
+
+def loss_weights_of(part: Part, config: RunConfig) -> LossWeights:
+    """What trains a network: Eq. (1), or the labels alone."""
+    if part.role == TEACHER:
+        return LossWeights()
+    return config.loss_weights if part.role == ADVISED else config.loss_weights.without_advice
 
 
 def recipe_of(part: Part, config: RunConfig) -> RecipeConfig:
@@ -193,7 +199,7 @@ def initial_network(
         for note in start_from(network, config.student.start, part.seed):
             say(note)
     if part.role == ALONE:
-        network.model.freeze_advised_heads()
+        network.model.train_heads(loss_weights_of(part, config).trained_tokens)
     return network
 
 
