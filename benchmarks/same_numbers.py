@@ -78,7 +78,7 @@ def record(target: Path, photos: str) -> None:
         coadvise("fit", "digits", "--out", at["resumed"], *SHORT)
         coadvise("fit", "digits", "--out", at["cached"], "--cache", at["cached"] + "-logits", *SHORT)
         coadvise(
-            "study", sys.argv[4] if len(sys.argv) > 4 else "tokens", "--data", "digits", "--out", at["study"], *SHORT
+            "study", sys.argv[4] if len(sys.argv) > 4 else "table7", "--data", "digits", "--out", at["study"], *SHORT
         )
         target.write_text(json.dumps({name: numbers(Path(folder)) for name, folder in at.items()}, indent=1))
 

@@ -76,10 +76,10 @@ print(json.dumps(loaded))
 
 def test_quick_commands_import_nothing_heavy(tiny_images: Path, tmp_path: Path) -> None:
     asked = {
-        0: ["--help", "--version", "fit --help", "presets", "presets photos", "studies"],
+        0: ["--help", "--version", "fit --help", "presets", "presets photos", "studies", "studies table9"],
         2: [
             f"fit {tmp_path}/none", f"fit {tmp_path}", f"fit {tiny_images} no.such.key=1", "fit digits --preset digit",
-            f"fit {tiny_images} --seeds 0", "study token", f"study tokens --data {tmp_path}/none",
+            f"fit {tiny_images} --seeds 0", "study tabel7", f"study table7 --data {tmp_path}/none",
         ],
     }  # fmt: skip
     commands = json.dumps([words.split() for of in asked.values() for words in of])
@@ -116,15 +116,16 @@ def test_help_lists_every_command_and_option_in_groups(cli: Cli) -> None:
             ),
         ),
         (
-            "study tokens a.b=1 --data d --preset p --seed 0 --seeds 2 --out o --jobs 3 --cache --shift s --shift t "
-            "--reuse r --allow-changes",
+            "study table7 a.b=1 --data d --preset p --seed 0 --seeds 2 --out o --jobs 3 --cache --shift s --shift t "
+            "--reuse r --allow-changes --networks paper --weights w --paper-rows --so-far",
             StudyOptions(
-                name="tokens", overrides=("a.b=1",), data="d", preset="p", seed=0, seeds=2, out=Path("o"), jobs=3,
-                cache=True, shifts=("s", "t"), reuse=Path("r"), allow_changes=True,
+                name="table7", overrides=("a.b=1",), data="d", preset="p", seed=0, seeds=2, out=Path("o"), jobs=3,
+                cache=True, shifts=("s", "t"), reuse=Path("r"), allow_changes=True, networks="paper", weights="w",
+                paper_rows=True, so_far=True,
             ),
         ),
         ("fit d", FitOptions(data="d")),
-        ("study tokens", StudyOptions(name="tokens")),
+        ("study table7", StudyOptions(name="table7")),
     ],
 )  # fmt: skip
 def test_every_option_is_passed_on(command: str, wanted: RunOptions, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,6 +276,14 @@ def test_lists_of_models_presets_and_studies(cli: Cli, tiny_preset: str) -> None
         headers = json.loads(cli(command, "--json")[1])
         assert list(headers) == names
         assert all(len(header) > 20 for header in headers.values())
+    for name, study in STUDIES.items():
+        described = json.loads(cli("studies", name, "--json")[1])
+        assert described == {"name": name, **study.described()}
+        text = cli("studies", name)[1]
+        assert all(row.name in text for row in study.rows)
+        assert all(claim.text in text for claim in study.claims)
+    assert re.search(r"^ResNet-50 +75\.57 +2\.60 +35\.61 +59\.15$", cli("studies", "table1")[1], re.M)
+    refused(cli("studies", "tabel1"), "'tabel1', did you mean 'table1'")
     for name in preset_names():
         assert yaml.safe_load(cli("presets", name)[1])["student"]["model"]
         assert json.loads(cli("presets", name, "--json")[1])["student"]["model"]
@@ -297,7 +306,7 @@ def test_a_users_errors_are_one_line_each(
     refused(fit(preset="digit"), "'digits'", "small-images")
     refused(fit("student.recipe.epochs=0", "augment.kind=dark"), "'student.recipe.epochs' is 0", "'augment.kind'")
     refused(fit("--jobs", "0", "--dry-run"), "jobs=0")
-    refused(cli("study", "tokens", "--jobs", "0"), "jobs=0")
+    refused(cli("study", "table7", "--jobs", "0"), "jobs=0")
     refused(fit("engine.device=cuda"), "engine.device=cpu")
     refused(fit("cache.top_k=5"), "--cache DIR")
     refused(fit("student.weight=2", out=finished), f"'{finished}'", "student.weight: 1.0 -> 2.0")

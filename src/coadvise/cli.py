@@ -284,10 +284,18 @@ def models(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def studies(as_json: AsJson = False) -> None:
-    """List the studies: the paper's tables as commands."""
-    from coadvise.studies import STUDIES
+def studies(
+    name: Annotated[str | None, typer.Argument(help="Print this study's rows, the paper's figures and claims.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the studies, the paper's tables as commands, or print one. Nothing is trained."""
+    from coadvise.studies import STUDIES, study_named
 
+    if name is not None:
+        study = study_named(name)
+        for line in [json.dumps({"name": name, **study.described()})] if as_json else study.lines():
+            show(line)
+        return
     if as_json:
         print(json.dumps({name: study.title for name, study in STUDIES.items()}))
         return

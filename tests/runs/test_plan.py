@@ -18,7 +18,7 @@ def test_unknown_options_and_counts_below_one_are_refused(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="'basline', did you mean 'baseline'"):
         fit("digits", basline=True)
     with pytest.raises(UserError, match="'shift', did you mean 'shifts'"):
-        run_study("tokens", shift=["a"])
+        run_study("table7", shift=["a"])
     for name in ("seeds", "jobs"):
         with pytest.raises(UserError, match=f"{name}=0"):
             fit("digits", out=tmp_path / "run", **{name: 0})

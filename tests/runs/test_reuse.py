@@ -77,12 +77,13 @@ def test_the_same_images_may_be_named_differently(
 
 def test_a_study_reuses_networks_of_a_run(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
     aligned = ["student.model=cit_micro_aligned_patch4_32"]  # by default; the rows of the study name it
-    run = fit(tiny_images, tiny_preset, tmp_path / "run", baseline=True, overrides=aligned)
+    labels = [*aligned, "student.label_tokens=[class, conv, inv]"]  # without advice, as in the study
+    run = fit(tiny_images, tiny_preset, tmp_path / "run", baseline=True, overrides=labels)
     listener, study = Stopper(never), tmp_path / "study"
-    run_study("injection", tiny_images, listener, preset=tiny_preset, out=study, overrides=aligned, reuse=run)
+    run_study("table8", tiny_images, listener, preset=tiny_preset, out=study, overrides=aligned, reuse=run)
     taken = [record["part"] for part in study.glob("*/*") for record in records(part, "reused")]
-    assert sorted(taken) == sorted(PARTS)
-    assert sum(step == 1 for _, step in listener.steps) == 4, "two of six rows and both teachers were there"
+    assert sorted(taken) == ["students/alone-0", "teachers/conv", "teachers/inv"]
+    assert sum(step == 1 for _, step in listener.steps) == 7, "one of eight rows and both teachers were there"
 
 
 def test_other_runs_are_refused_before_anything_is_written(

@@ -67,6 +67,12 @@ def start_from(network: Network, path: str | Path, seed: int) -> list[str]:
     return [f"{path}: {note}" for note in notes]
 
 
+def has_weights(model: str) -> bool:
+    """Whether timm has published weights of a model."""
+    settings = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+    return settings is not None and settings.has_weights
+
+
 def pretrained_classes(model: str) -> list[str]:
     """The classes of timm's published weights: ImageNet's WordNet ids, which are also the names of its folders.
 

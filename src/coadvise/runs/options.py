@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self, get_type_hints
 from coadvise.config import nearest
 from coadvise.errors import UserError
 
+NETWORKS = ("preset", "paper")
 DATA, TRAINING, OUTPUT = "Data", "Training", "Output"  # the groups of the help
 
 
@@ -129,6 +130,22 @@ class StudyOptions(RunOptions):
     cache: Annotated[
         bool, Help("Store the teachers' logits, so that students with the same views share them.", TRAINING)
     ] = False
+    networks: Annotated[
+        str,
+        Help(
+            "preset: the preset's networks stand in for the paper's. paper: the paper's own networks, at the preset's "
+            "image size.",
+            TRAINING,
+        ),
+    ] = "preset"
+    weights: Annotated[
+        str | None,
+        Help(
+            "Weights of the paper's networks, so that they are not trained but scored: a folder of files such as "
+            "resnet50.pth, or 'pretrained' for timm's. For ImageNet's classes.",
+            TRAINING,
+        ),
+    ] = None
     shifts: Annotated[
         tuple[str, ...],
         Help(
@@ -136,9 +153,16 @@ class StudyOptions(RunOptions):
         ),
     ] = ()
 
+    paper_rows: Annotated[bool, Help("Only the paper's rows, without those beyond the paper.", TRAINING)] = False
+    so_far: Annotated[
+        bool, Help("Train nothing: show the rows whose networks are finished, as far as they are.", OUTPUT)
+    ] = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._set(shifts=(self.shifts,) if isinstance(self.shifts, str) else tuple(self.shifts))
+        if self.networks not in NETWORKS:
+            raise UserError(f"networks={self.networks}{nearest(self.networks, NETWORKS)}; give {' or '.join(NETWORKS)}")
 
 
 def described(options: type[RunOptions]) -> list[tuple[Field[Any], Any, Help]]:

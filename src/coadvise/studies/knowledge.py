@@ -5,36 +5,30 @@ seed, than with those of the other kind. Accuracy alone would favour one of the 
 the more accurate kind agrees more with any network.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-from coadvise.config import RunConfig
 from coadvise.runs.plan import TEACHER
 from coadvise.studies.columns import TOP1, same_answer
-from coadvise.studies.question import Order, Row, Study, must_train
-
-
-def unchanged(kind: str) -> Callable[[RunConfig], Mapping[str, Any]]:
-    """No changes. Raises UserError unless a second such teacher can be trained."""
-
-    def changes(config: RunConfig) -> Mapping[str, Any]:
-        must_train(kind, config, "twice, from two seeds")
-        return {}
-
-    return changes
-
+from coadvise.studies.question import Claim, Row, Study, over
 
 STUDY = Study(
     "The abstract's claim: teachers of different inductive bias learn different things",
+    "",
     [
-        Row("conv teacher", ("conv",), unchanged("conv"), TEACHER),
-        Row("another conv teacher", ("conv2",), role=TEACHER),
-        Row("inv teacher", ("inv",), unchanged("inv"), TEACHER),
-        Row("another inv teacher", ("inv2",), role=TEACHER),
+        Row("ResNet-18", ("conv",), role=TEACHER),
+        Row("another ResNet-18", ("conv2",), role=TEACHER),
+        Row("RedNet-26", ("inv",), role=TEACHER),
+        Row("another RedNet-26", ("inv2",), role=TEACHER),
     ],
     [
-        Order("another conv teacher", "inv teacher", "same_as_conv"),
-        Order("another inv teacher", "conv teacher", "same_as_inv"),
+        Claim(
+            f"{one} answers as {another} does more often than as {other} does",
+            "abstract",
+            over(another, other),
+            f"same_as_{kind}",
+        )
+        for kind, one, another, other in (
+            ("conv", "ResNet-18", "another ResNet-18", "RedNet-26"),
+            ("inv", "RedNet-26", "another RedNet-26", "ResNet-18"),
+        )
     ],
-    [TOP1, same_answer("conv"), same_answer("inv")],
+    [TOP1, same_answer("conv", "ResNet-18"), same_answer("inv", "RedNet-26")],
 )

@@ -3,28 +3,29 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from coadvise.config import read_config
+from coadvise.config import ModelConfig
 from coadvise.data.sources import evaluation_split
 from coadvise.evaluation.agreement import TEACHERS, divergence_by_image
 from coadvise.evaluation.scores import correct, load_predictions, log_probabilities
 from coadvise.evaluation.shifts import FOLDER, IMAGENET_C, corrupted_splits, layout_of, subset_split
 from coadvise.evaluation.speed import images_per_second
 from coadvise.evaluation.verdict import ByImage
-from coadvise.models.network import load_network
+from coadvise.models.network import Network, build_network
 from coadvise.runs.evaluate import evaluate_run
-from coadvise.runs.plan import ALONE, Part
-from coadvise.runs.run import CONFIG, trained_parts, written_pictures
+from coadvise.runs.plan import Part
+from coadvise.runs.run import trained_parts, written_pictures
 from coadvise.storage import MANIFEST, WEIGHTS, write_text
-from coadvise.studies.columns import IMAGES, SEVERITIES, Column
+from coadvise.studies.columns import CORRUPTION_ERROR, IMAGES, SEVERITIES, SPEED_BATCH, SPEED_SIZE, Column
+from coadvise.studies.networks import PAPER_MODELS
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Listener
-from coadvise.training.metrics import last_of, read_records
 
 Value = float | ByImage  # per validation image; the figure is their mean
 
@@ -34,16 +35,18 @@ class Finished:
     """The trained networks of a row.
 
     Attributes:
-        run: their run directory.
-        parts: which of its networks they are, one a seed.
+        run: their run directory; only needed if there are some.
+        parts: which of its networks they are, one a seed; none for a network that is only counted and timed.
         answer: the output head, or "average".
         scores: a folder for what took minutes to measure.
+        network: the paper's network to count and time, a key of `PAPER_MODELS`.
     """
 
     run: Path
     parts: tuple[Part, ...]
     answer: str
     scores: Path
+    network: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,10 @@ Measure = Callable[[Sequence[Finished], Context], list[dict[int, Value]]]  # per
 
 
 def measure(column: Column, rows: Sequence[Finished], engine: Engine, listener: Listener) -> list[dict[int, Value]]:
-    """Measures a column: for each row a figure by seed. One that no seed changes is given for the first seed alone."""
+    """Measures a column: for each row a figure by seed, none where it cannot be measured.
+
+    One that no seed changes is given for a single seed.
+    """
     return MEASURES[column.measure](rows, Context(column.argument, engine, listener))
 
 
@@ -76,18 +82,27 @@ def of_first(figure: Callable[[Finished, Part], Value]) -> Measure:
     """A measure that is the same for all seeds."""
 
     def measured(rows: Sequence[Finished], context: Context) -> list[dict[int, Value]]:
-        return [{row.parts[0].seed: figure(row, row.parts[0])} for row in rows]
+        return [{part.seed: figure(row, part) for part in row.parts[:1]} for row in rows]
 
     return measured
 
 
-def shifted(folder: str) -> Column:
-    """Accuracy on other images of the same classes, or the mean corruption error if the folder is ImageNet-C."""
-    name = Path(folder).resolve().name
-    if layout_of(folder) == IMAGENET_C:
-        note = f"{name}: at most {IMAGES} images of each corruption and severity; errors are not normalised."
-        return Column(folder, f"mean corruption error, {name}", "corruption_error", folder, note=note)
-    return Column(folder, f"top-1, {name}", "top1_on", folder)
+def with_shifts(columns: Sequence[Column], shifts: Sequence[str]) -> tuple[Column, ...]:
+    """Fills the columns for ImageNet-A, -R and -C from the given folders; other folders get a column of their own."""
+    found = list(columns)
+    for folder in shifts:
+        layout, name = layout_of(folder), Path(folder).resolve().name
+        if layout == IMAGENET_C:
+            note = f"{name}: at most {IMAGES} images of each corruption and severity; errors are not normalised."
+            wanted = replace(CORRUPTION_ERROR, argument=folder, note=note)
+        else:
+            wanted = Column(layout.replace("-", "_"), f"top-1, {name}", "top1_on", folder)
+        places = [number for number, column in enumerate(found) if column.name == wanted.name]
+        if places:
+            found[places[0]] = replace(wanted, heading=found[places[0]].heading)
+        else:
+            found.append(replace(wanted, name=folder))
+    return tuple(found)
 
 
 def check_shift(folder: str, classes: Sequence[str], chosen: Sequence[str] = ()) -> None:
@@ -115,7 +130,7 @@ def _kl(row: Finished, part: Part, context: Context) -> Value:
 
 
 def _same_answer(rows: Sequence[Finished], context: Context) -> list[dict[int, Value]]:
-    (teacher,) = (row for row in rows if row.parts[0].teacher == context.argument)
+    (teacher,) = (row for row in rows if [part.teacher for part in row.parts] == [context.argument])
     wanted = _predicted(teacher, teacher.parts[0])
     return [{part.seed: (_predicted(row, part) == wanted).astype(float) for part in row.parts} for row in rows]
 
@@ -136,31 +151,30 @@ def _teachers_hits(row: Finished, part: Part) -> Value:
     return np.mean([_hits(row, part, "class") for part in parts], axis=0)
 
 
-def _above_alone(rows: Sequence[Finished], context: Context) -> list[dict[int, Value]]:
-    """By image and seed: a student's hits less those of the row in which the same model is trained alone."""
-    models = [read_config(row.run / CONFIG).student.model for row in rows]
-    hits = [{part.seed: _hits(row, part.name, row.answer).astype(float) for part in row.parts} for row in rows]
-    alone = {model: own for model, row, own in zip(models, rows, hits, strict=True) if row.parts[0].role == ALONE}
-    return [
-        {seed: hit - alone[model][seed] for seed, hit in own.items()} for model, own in zip(models, hits, strict=True)
-    ]
+def paper_network(name: str) -> Network:
+    """A network of the paper as published: for images of 224 pixels and 1000 classes, with random weights."""
+    classes = [str(number) for number in range(1000)]
+    return build_network(ModelConfig(model=PAPER_MODELS[name]), classes, SPEED_SIZE, seed=0)
 
 
-def _parameters(row: Finished, part: Part) -> Value:
-    result = last_of(read_records(row.run), "result", part.name)
-    assert result is not None
-    return float(result["parameters"])
+def _parameters(rows: Sequence[Finished], context: Context) -> list[dict[int, Value]]:
+    with torch.device("meta"):
+        return [{0: float(paper_network(row.network).parameter_count)} for row in rows]
 
 
 def _images_per_second(rows: Sequence[Finished], context: Context) -> list[dict[int, Value]]:
-    """All rows in turn, at the same time and place; nothing is kept."""
-    config = read_config(rows[0].run / CONFIG)
-    networks = {}
-    for number, row in enumerate(rows):
-        networks[str(number)] = load_network(row.run / row.parts[0].name).for_inference()
-        context.engine.prepare(networks[str(number)])
-    speeds = images_per_second(networks, config.data.image_size, context.engine)
-    return [{row.parts[0].seed: speeds[str(number)]} for number, row in enumerate(rows)]
+    """All networks in turn, at the same time and place; nothing is kept."""
+    names = dict.fromkeys(row.network for row in rows)
+    context.listener.say(f"timing {len(names)} networks, {SPEED_BATCH} images of {SPEED_SIZE} pixels at a time")
+    networks = {name: paper_network(name).for_inference() for name in names}
+    for network in networks.values():
+        context.engine.prepare(network)
+    speeds = images_per_second(networks, SPEED_SIZE, context.engine, SPEED_BATCH)
+    return [{0: speeds[row.network]} for row in rows]
+
+
+def _not_measured(rows: Sequence[Finished], context: Context) -> list[dict[int, Value]]:
+    return [{} for _ in rows]
 
 
 def _corruption_error(row: Finished, part: Part, context: Context) -> Value:
@@ -200,15 +214,15 @@ def _rescored(row: Finished, context: Context) -> Mapping[str, Any]:
     return found
 
 
-MEASURES: Mapping[str, Measure] = {
+MEASURES: dict[str, Measure] = {
     "top1": of_each(_top1),
     "teacher_top1": of_first(_teachers_hits),
     "above_teacher": of_each(_above_teacher),
-    "above_alone": _above_alone,
     "kl": of_each(_kl),
     "same_answer": _same_answer,
-    "parameters": of_first(_parameters),
+    "parameters": _parameters,
     "images_per_second": _images_per_second,
     "corruption_error": of_each(_corruption_error),
     "top1_on": of_each(_top1_on),
+    "not_measured": _not_measured,
 }

@@ -7,27 +7,53 @@ for another study in the same folder, and a stopped study continues.
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from coadvise.advice import AVERAGE
-from coadvise.config import CacheConfig, RunConfig, TeacherConfig, deciding_values, load_config, nearest, with_changes
+from coadvise.advice import AVERAGE, CLASS
+from coadvise.config import (
+    CacheConfig,
+    ModelConfig,
+    RunConfig,
+    TeacherConfig,
+    deciding_values,
+    load_config,
+    with_changes,
+)
 from coadvise.data.sources import resolved, source_of
 from coadvise.errors import UserError
 from coadvise.runs.canonical import NO_STUDENT, canonical_config, strip_advice
 from coadvise.runs.options import StudyOptions
 from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan, default_preset
-from coadvise.studies import STUDIES, Row, Study
+from coadvise.studies import Row, Study, study_named
+from coadvise.studies.networks import (
+    PAPER_MODELS,
+    STUDENT,
+    TEACHERS,
+    check_paper_size,
+    student_changes,
+    teacher_config,
+)
+from coadvise.studies.question import COUNTED
+
+PRETRAINED = "pretrained"  # as --weights: those that timm publishes
+ENDINGS = (".safetensors", ".pth", ".pt", ".bin")  # of files of weights
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """All runs of a study, by folder, in an order in which they can be made; and the run of each row."""
+    """All runs of a study.
+
+    Attributes:
+        runs: by folder, in an order in which they can be made.
+        rows: the run of each row; a row whose network is only counted and timed has none.
+        networks: what stands in for the paper's networks, by their names.
+    """
 
     runs: Mapping[Path, RunPlan]
     rows: Mapping[str, RunPlan]
+    networks: Mapping[str, str] = field(default_factory=dict)
 
     def title_of(self, run: RunPlan) -> str:
         """The first row that shows networks of a run, and the number of further rows."""
@@ -43,13 +69,14 @@ def study_folder(options: StudyOptions) -> Path:
 
 def study_config(options: StudyOptions) -> RunConfig:
     """The configuration before the study's own changes. Raises UserError for input that cannot be used."""
-    if options.name not in STUDIES:
-        raise UserError(
-            f"unknown study '{options.name}'{nearest(options.name, list(STUDIES))}; there are {', '.join(STUDIES)}"
-        )
+    study_named(options.name)
     config = load_config(options.preset or default_preset(options.data), options.overrides, options.seed, options.data)
     if options.cache:
         config = config.model_copy(update={"cache": config.cache or CacheConfig()})
+    if options.networks == "paper":
+        check_paper_size(config.data.image_size)
+    if options.weights not in (None, PRETRAINED):
+        _check_weights(Path(options.weights))
     source_of(config)
     return config
 
@@ -77,15 +104,61 @@ class _Planner:
     def plan(self, study: Study) -> StudyPlan:
         runs: dict[Path, RunPlan] = {}
         rows: dict[str, Path] = {}
+        networks: dict[str, str] = {}
         for row in study.rows:
-            for run in self.runs_for(row):
+            for run in self.runs_for(row, study):
                 runs.setdefault(run.folder, run)
                 rows[row.name] = run.folder  # the last one; the others are of its teachers
-        return StudyPlan(runs, {row: runs[folder] for row, folder in rows.items()})
+            networks |= self.stand_ins(row, study)
+        return StudyPlan(runs, {row: runs[folder] for row, folder in rows.items()}, networks)
 
-    def runs_for(self, row: Row) -> list[RunPlan]:
+    def paper(self, row: Row, study: Study) -> Mapping[str, str] | None:
+        return {**study.networks, **row.networks} if self.options.networks == "paper" else None
+
+    def only_counted(self, row: Row) -> bool:
+        return row.role == COUNTED or (row.paper_only and self.options.networks != "paper")
+
+    def stand_ins(self, row: Row, study: Study) -> dict[str, str]:
+        """What is trained for a row in place of the paper's networks."""
+        if self.options.networks == "paper" or self.only_counted(row):
+            return {}
+        config, found = row_config(row, self.base), dict[str, str]()
+        for name, teacher in config.teachers.items():
+            if not TEACHERS[name].again:
+                found[study.networks.get(name, TEACHERS[name].paper)] = f"{name} ({_network(teacher)})"
+        if row.role != TEACHER and config.student.model == self.base.student.model:
+            found[study.networks.get(STUDENT, "Transformer-Ti")] = f"student ({_network(config.student)})"
+        return found
+
+    def weights_of(self, model: str) -> dict[str, object]:
+        """The part of a teacher's configuration that gives its weights, if --weights has some for this model."""
+        given = self.options.weights
+        if given is None:
+            return {}
+        if given == PRETRAINED:
+            from coadvise.models.pretrained import has_weights  # imports torch, and few studies are given weights
+
+            return {"pretrained": True} if has_weights(model) else {}
+        for ending in ENDINGS:
+            if (path := Path(given) / f"{model}{ending}").is_file():
+                return {"checkpoint": str(path)}
+        return {}
+
+    def runs_for(self, row: Row, study: Study) -> list[RunPlan]:
         """The run of a row, after those of its teachers."""
-        config = row_config(row, self.base)
+        if self.only_counted(row):
+            model = PAPER_MODELS[row.network]
+            if not (weights := self.weights_of(model)):
+                return []
+            teacher = TeacherConfig(model=model).model_copy(update=weights)
+            return [self.teacher_run(model, self.base.model_copy(update={"teachers": {model: teacher}}))]
+        config = row_config(row, self.base, self.paper(row, study))
+        given_weights = {
+            name: teacher.model_copy(update=self.weights_of(teacher.model))
+            for name, teacher in config.teachers.items()
+            if teacher.trained_here and not teacher.model_kwargs
+        }
+        config = config.model_copy(update={"teachers": {**config.teachers, **given_weights}})
         if row.role == TEACHER:
             (name,) = config.teachers
             return [self.teacher_run(name, config)]
@@ -122,33 +195,46 @@ class _Planner:
         return self.folder / "logits" / config_hash(same, self.folder)
 
 
-def row_config(row: Row, base: RunConfig) -> RunConfig:
-    """A row's configuration, before its teachers are shared. "conv2" is a second teacher like the preset's "conv".
+def row_config(row: Row, base: RunConfig, paper: Mapping[str, str] | None = None) -> RunConfig:
+    """A row's configuration, before its teachers are shared.
 
     Tables compare which tokens are advised, so the row decides that and not the preset.
+
+    Args:
+        paper: for the paper's own networks: see `teacher_config`.
     """
-    teachers = {}
-    for name in row.teachers or base.teachers:
-        origin = name if name in base.teachers else re.sub(r"\d+$", "", name)
-        if origin not in base.teachers:
-            raise UserError(
-                f"row '{row.name}' needs a teacher '{origin}', the preset has {', '.join(base.teachers)}; "
-                "choose a preset with teachers conv and inv"
-            )
-        teachers[name] = base.teachers[origin].model_copy(update={"token": None})
-    config = base.model_copy(update={"teachers": teachers})
+    student = base.student.model_copy(update={"label_tokens": (CLASS,)})
+    teachers = {name: teacher_config(name, base, paper) for name in row.teachers}
+    config = base.model_copy(update={"teachers": teachers, "student": student})
+    if paper is not None:
+        config = with_changes(config, student_changes(config, paper.get(STUDENT, "Transformer-Ti")))
     config = with_changes(config, row.changes_of(config))
+    weights = config.loss_weights if row.role == ADVISED else config.loss_weights.without_advice
     if row.role == ADVISED and not config.loss_weights.trains_class:
         raise UserError(
             f"student.weight=0: no teacher advises the class token in row '{row.name}', so nothing trains it; give "
             "student.weight a value above 0"
         )
-    if row.answer not in (*config.loss_weights.trained_tokens, AVERAGE):
+    if row.answer not in (*weights.trained_tokens, AVERAGE):
         raise UserError(
             f"row '{row.name}' scores token '{row.answer}', which no teacher with a weight advises; give "
             f"teachers.{row.answer}.weight a value above 0"
         )
     return config
+
+
+def _check_weights(folder: Path) -> None:
+    """Raises UserError for a folder without weights of any network of the paper."""
+    if not any((folder / f"{model}{ending}").is_file() for model in PAPER_MODELS.values() for ending in ENDINGS):
+        raise UserError(
+            f"--weights {folder} has no weights of the paper's networks; give a folder of files named by timm's names, "
+            f"such as resnet50.pth or rednet101.safetensors, or '{PRETRAINED}' for those that timm publishes"
+        )
+
+
+def _network(config: ModelConfig) -> str:
+    depths = config.model_kwargs.get("depths")
+    return f"{config.model}, blocks {depths}" if depths else config.model
 
 
 def config_hash(config: RunConfig, folder: Path) -> str:

@@ -20,9 +20,10 @@ from coadvise.runs.parallel import in_processes
 from coadvise.runs.plan import TEACHER, RunPlan
 from coadvise.runs.run import check_images, check_no_run
 from coadvise.storage import write_text
-from coadvise.studies import STUDIES, Row
-from coadvise.studies.measures import Finished, check_shift, shifted
+from coadvise.studies import Row, Study, study_named
+from coadvise.studies.measures import Finished, check_shift, with_shifts
 from coadvise.studies.plan import StudyPlan, plan_study, runs_of_teachers, study_config, study_folder
+from coadvise.studies.question import COUNTED
 from coadvise.studies.result import draw, markdown, measured
 from coadvise.training.engine import Engine, resolve_precision
 from coadvise.training.listener import Listener, Silent
@@ -55,8 +56,8 @@ run_study.__doc__ = (run_study.__doc__ or "") + help_text(StudyOptions)
 
 def run_study_of(options: StudyOptions, listener: Listener | None = None) -> dict[str, Any]:
     """Does what `run_study` promises."""
-    config, plan = _planned(options)
-    listener, study, folder = listener or Silent(), STUDIES[options.name], study_folder(options)
+    config, study, plan = _planned(options)
+    listener, folder = listener or Silent(), study_folder(options)
     engine = Engine(config.engine)
     if engine.processes > 1:
         raise UserError("a study runs in one process; leave out torchrun, and train several networks with --jobs")
@@ -64,12 +65,21 @@ def run_study_of(options: StudyOptions, listener: Listener | None = None) -> dic
         classes = source_of(config).classes
         for shift in options.shifts:
             check_shift(shift, classes, config.data.classes)
-        study = replace(study, columns=(*study.columns, *map(shifted, options.shifts)))
+        study = replace(study, columns=with_shifts(study.columns, options.shifts))
     listener.say(f"{study.title}: {len(plan.runs)} runs in {folder}")
+    for of_paper, network in plan.networks.items():
+        listener.say(f"in place of {of_paper}: {network}")
     with engine:
-        _train(plan, engine, options.jobs, listener)
-        finished = {row.name: _finished(row, plan.rows[row.name], folder) for row in study.rows}
+        if plan.runs and not options.so_far:
+            _train(plan, engine, options.jobs, listener)
+        finished = {row.name: _finished(row, plan.rows.get(row.name), folder) for row in study.rows}
         result = measured(study, finished, engine, listener)
+    result = {
+        "name": options.name,
+        **result,
+        "data": Path(options.data).resolve().name,
+        "networks": dict(plan.networks),
+    }
     write_text(folder / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
     text = "\n".join(markdown(result)) + "\n"
     write_text(folder / f"{options.name}.md", text)
@@ -82,7 +92,7 @@ def run_study_of(options: StudyOptions, listener: Listener | None = None) -> dic
 
 def estimate_study(options: StudyOptions) -> Iterator[tuple[str, float]]:
     """Yields each network of a study and the seconds its training will take here; see `runs.fit.estimate_fit`."""
-    config, plan = _planned(options)
+    config, _, plan = _planned(options)
     dataset = scan(source_of(config), config.data.image_size, config.in_memory)
     with Engine(config.engine) as engine:
         for run in plan.runs.values():
@@ -90,13 +100,15 @@ def estimate_study(options: StudyOptions) -> Iterator[tuple[str, float]]:
                 yield f"{part.title}: {plan.title_of(run)}", seconds
 
 
-def _planned(options: StudyOptions) -> tuple[RunConfig, StudyPlan]:
+def _planned(options: StudyOptions) -> tuple[RunConfig, Study, StudyPlan]:
     config = study_config(options)
     check_no_run(study_folder(options), "choose another --out, or give it as --reuse to copy its networks")
     config = config.model_copy(
         update={"engine": resolve_precision(config.engine)}
     )  # networks keep the precision of their start
-    return config, plan_study(STUDIES[options.name], config, options)
+    study = study_named(options.name)
+    study = study.of_paper() if options.paper_rows else study
+    return config, study, plan_study(study, config, options)
 
 
 def _train(plan: StudyPlan, engine: Engine, jobs: int, listener: Listener) -> None:
@@ -164,6 +176,10 @@ class _Prefixed:
         self.listener.progress(f"{self.name}: {part}", done, total, figures)
 
 
-def _finished(row: Row, run: RunPlan, folder: Path) -> Finished:
-    parts = tuple(part for part in run.parts if part.role == row.role)
-    return Finished(run.folder, parts, row.answer, folder / "scores")
+def _finished(row: Row, run: RunPlan | None, folder: Path) -> Finished:
+    scores = folder / "scores"
+    if run is None:
+        return Finished(folder, (), row.answer, scores, row.network)
+    role = TEACHER if row.role == COUNTED else row.role
+    parts = tuple(part for part in run.parts if part.role == role and is_done(run.folder, part))
+    return Finished(run.folder, parts, row.answer, scores, row.network)
