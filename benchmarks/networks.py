@@ -1,6 +1,7 @@
 """Makes docs/MODELS.md: every network the paper names, its size and arithmetic here, and the paper's figures."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,8 @@ from torch import nn
 
 import coadvise.models  # noqa: F401  (registers the networks with timm)
 from benchmarks.floor import operations
+from coadvise.studies import STUDIES
+from coadvise.studies.networks import PAPER_MODELS
 
 SIZE = 224  # pixels
 
@@ -57,44 +60,36 @@ class Entry:
         return self.reason
 
 
-CNN, INVOLUTION, OTHER, TRANSFORMER, OURS = (
-    "conv teacher", "inv teacher", "student of other bias", "transformer", "Co-advise",
-)  # fmt: skip
-ENTRIES = (
-    Entry(CNN, "ResNet-18", "resnet18"),
-    Entry(CNN, "ResNet-34", "resnet34"),
-    Entry(CNN, "ResNet-50", "resnet50", paper="25.6"),
-    Entry(CNN, "ResNet-101", "resnet101", paper="44.5"),
-    Entry(CNN, "ResNet-152", "resnet152"),
-    Entry(CNN, "RegNetY-200MF", "regnety_002"),
-    Entry(CNN, "RegNetY-400MF", "regnety_004"),
-    Entry(CNN, "RegNetY-600MF", "regnety_006", paper="6.1"),
-    Entry(CNN, "RegNetY-4GF", "regnety_040", paper="20.6"),
-    Entry(CNN, "RegNetY-8GF", "regnety_080", paper="39.2"),
-    Entry(CNN, "RegNetY-16GF", "regnety_160", paper="84"),
-    Entry(INVOLUTION, "RedNet-26", "rednet26", paper="9.2"),
-    Entry(INVOLUTION, "RedNet-38", "rednet38"),
-    Entry(INVOLUTION, "RedNet-50", "rednet50", paper="15.5"),
-    Entry(INVOLUTION, "RedNet-101", "rednet101", paper="25.6"),
-    Entry(INVOLUTION, "RedNet-152", "rednet152", paper="34.0"),
-    Entry(OTHER, "ResNet-10, one output", "resnet10_coadvised", {"token_names": []}),
-    Entry(OTHER, "ResNet-10, separate heads", "resnet10_coadvised"),
-    Entry(OTHER, "Mixer-Ti, one output", "mixer_tiny_coadvised", {"token_names": []}),
-    Entry(OTHER, "Mixer-Ti, separate heads", "mixer_tiny_coadvised"),
-    Entry(TRANSFORMER, "ViT-B/16", "vit_base_patch16_224", paper="86"),
-    Entry(
-        TRANSFORMER, "ViT-L/16", "vit_large_patch16_224", paper="307",
-        reason="printed by ViT's authors, who do not say what they count",
-    ),
-    Entry(TRANSFORMER, "DeiT-Ti", "deit_tiny_patch16_224", paper="5"),
-    Entry(TRANSFORMER, "DeiT-S", "deit_small_patch16_224", paper="22"),
-    Entry(TRANSFORMER, "DeiT-Ti distilled", "deit_tiny_distilled_patch16_224", paper="6"),
-    Entry(TRANSFORMER, "DeiT-S distilled", "deit_small_distilled_patch16_224", paper="22"),
-    Entry(TRANSFORMER, "Transformer-Ti", "cit_tiny_patch16_224", {"token_names": ["conv"]}),
-    Entry(OURS, "CiT-Ti", "cit_tiny_patch16_224", paper="6"),
-    Entry(OURS, "CiT-S", "cit_small_patch16_224", paper="22"),
-    Entry(OURS, "CiT-SAK", "cit_small_aligned_patch16_224", paper="26"),
-)  # fmt: skip
+ROLES = {
+    "ResNet": "conv teacher",
+    "RegNetY": "conv teacher",
+    "RedNet": "inv teacher",
+    "ViT": "transformer",
+    "DeiT": "transformer",
+    "CiT": "Co-advise",
+}
+REASONS = {"ViT-L/16": "printed by ViT's authors, who do not say what they count"}
+OTHER = "student of other bias"
+
+
+def _entries() -> Iterator[Entry]:
+    """The networks of the studies with the parameters that Tables 2 and 3 print, then those with arguments."""
+    for name, model in PAPER_MODELS.items():
+        printed = [
+            study.as_printed("parameters", row.paper["parameters"])
+            for study in (STUDIES["table3"], STUDIES["table2"])
+            for row in study.rows
+            if row.network == name
+        ]
+        if role := ROLES.get(re.split("[-/]", name)[0]):
+            yield Entry(role, name, model, paper=next(iter(printed), ""), reason=REASONS.get(name, ""))
+    yield Entry("transformer", "Transformer-Ti", "cit_tiny_patch16_224", {"token_names": ["conv"]})
+    for name, model in (("ResNet-10", "resnet10_coadvised"), ("Mixer-Ti", "mixer_tiny_coadvised")):
+        yield Entry(OTHER, f"{name}, one output", model, {"token_names": []})
+        yield Entry(OTHER, f"{name}, separate heads", model)
+
+
+ENTRIES = tuple(_entries())
 
 
 def count(entry: Entry) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import timm
 import torch
 from studied import Studied, StudyStopper
 from tiny import ONE_EPOCH, Stopper, make_images, never, write_preset
@@ -310,6 +311,15 @@ def test_given_weights_take_the_place_of_training(tmp_path: Path) -> None:
     published = planned("table3", weights="pretrained").rows
     assert published["ViT-L/16"].config.teachers["vit_large_patch16_224"].pretrained
     assert "RedNet-152" not in published, "timm has no weights of it"
+
+
+def test_weights_for_other_classes_are_refused_before_training(images: Path, tmp_path: Path) -> None:
+    weights = timm.create_model("deit_tiny_patch16_224", img_size=16).state_dict()
+    torch.save(weights, tmp_path / "deit_tiny_patch16_224.pth")
+    common: dict[str, Any] = {"preset": write_preset(tmp_path), "out": tmp_path / "out"}
+    with pytest.raises(UserError, match="'deit_tiny_patch16_224' has 1000 classes"):
+        run_study("table3", images, weights=str(tmp_path), **common)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_paper_s_rows_alone(studied: Studied) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from coadvise.config import RunConfig
-from coadvise.data.scan import scan
+from coadvise.data.scan import Dataset, scan
 from coadvise.data.sources import source_of
 from coadvise.errors import UserError
 from coadvise.runs.estimate import estimate
 from coadvise.runs.fit import training
-from coadvise.runs.network_job import is_done
+from coadvise.runs.network_job import check_part, is_done
 from coadvise.runs.options import StudyOptions, help_text
 from coadvise.runs.parallel import in_processes
 from coadvise.runs.plan import TEACHER, RunPlan
@@ -116,7 +116,10 @@ def _train(plan: StudyPlan, engine: Engine, jobs: int, listener: Listener) -> No
     names = {run.folder: plan.title_of(run) for run in plan.runs.values()}
     runs = sorted(plan.runs.values(), key=lambda run: any(part.role != TEACHER for part in run.parts))
     runs = [replace(run, introduce=number == 0) for number, run in enumerate(runs)]  # all have the same images
-    outdated = _outdated(runs)
+    config = runs[0].config
+    dataset = scan(source_of(config), config.data.image_size, config.in_memory, config.data.presize)
+    outdated = {run.folder for run in runs if check_images(run.folder, dataset, run.allow_changes)}
+    _check_given(runs, dataset, engine)
     missing = [run for run in runs if run.folder in outdated or not all(is_done(run.folder, p) for p in run.parts)]
     together = missing[: len(missing) - _one_by_one([_students_missing(run) for run in missing], jobs)]
     if jobs > 1 and len(together) > 1:
@@ -128,11 +131,15 @@ def _train(plan: StudyPlan, engine: Engine, jobs: int, listener: Listener) -> No
         _make(run, names[run.folder], engine, listener)
 
 
-def _outdated(runs: Sequence[RunPlan]) -> set[Path]:
-    """The folders of runs whose images changed. Raises UserError, before any training, if that is not allowed."""
-    config = runs[0].config
-    dataset = scan(source_of(config), config.data.image_size, config.in_memory, config.data.presize)
-    return {run.folder for run in runs if check_images(run.folder, dataset, run.allow_changes)}
+def _check_given(runs: Sequence[RunPlan], dataset: Dataset, engine: Engine) -> None:
+    """Raises UserError, before any training, for given weights that cannot be loaded or are of other classes."""
+    here = {run.folder for run in runs}
+    for run in runs:
+        for part in run.teachers:
+            teacher = run.config.teachers[part.teacher]
+            made_here = teacher.checkpoint is not None and Path(teacher.checkpoint).parent.parent in here
+            if not teacher.trained_here and not made_here:
+                check_part(part, run.folder, run.config, dataset, engine)
 
 
 def _students_missing(run: RunPlan) -> int:
