@@ -148,7 +148,9 @@ def test_fit_prints_sentences_or_json(cli: Cli, tiny_images: Path, tiny_preset: 
     common = ("fit", tiny_images, *ONE_EPOCH, "--preset", tiny_preset, "--out", tmp_path / "run")
     code, out, err = cli(*common, "--seed", "4", "--dry-run")
     assert (code, err) == (0, "")
-    assert len(out.splitlines()) == 4, "three networks and the sum"
+    lines = out.splitlines()
+    assert [line.partition(":")[0] for line in lines[:4]] == ["data", "split", "train", "validation"]
+    assert len(lines) == 4 + 4, "three networks and the sum"
     code, out, err = cli(*common, "--seed", "4")
     assert (code, err) == (0, "")
     lines = out.splitlines()

@@ -43,7 +43,7 @@ def _commands(first: str) -> list[list[str]]:
 def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the pictures that the README names and the run that its Python makes, trained for a few steps."""
     folder = tmp_path_factory.mktemp("readme")
-    digits = open_source("digits", 0.2, 0)
+    digits = open_source("digits")
     for name in ("photo.png", "photo.jpg"):
         (folder / name).write_bytes(digits.val.read(0))
     with pytest.MonkeyPatch.context() as patch:

@@ -45,6 +45,10 @@ def show(text: str) -> None:
     print(shown(text))
 
 
+def _ignore(text: str) -> None:
+    """For a line that has no place in JSON."""
+
+
 class GroupedCommand(TyperCommand):
     """Lists arguments and options under the headings of their groups."""
 
@@ -137,7 +141,7 @@ def fit(options: FitOptions, dry_run: DryRun = False, as_json: AsJson = False) -
     from coadvise.training.metrics import last_of, read_records
 
     if dry_run:
-        _print_estimates(estimate_fit(plan), options.reuse, as_json)
+        _print_estimates(estimate_fit(plan, _ignore if as_json else show), options.reuse, as_json)
         return
     with closing(Terminal(Console(stderr=as_json))) as terminal:
         folder = run_fit(plan, terminal)
@@ -312,7 +316,7 @@ def study(options: StudyOptions, dry_run: DryRun = False, as_json: AsJson = Fals
     from coadvise.studies.runner import estimate_study, run_study_of
 
     if dry_run:
-        _print_estimates(estimate_study(options), options.reuse, as_json)
+        _print_estimates(estimate_study(options, _ignore if as_json else show), options.reuse, as_json)
         return
     with closing(Terminal(Console(stderr=as_json))) as terminal:
         result = run_study_of(options, terminal)

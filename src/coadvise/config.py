@@ -45,23 +45,54 @@ class _Section(BaseModel):
         return {key: value for key, value in values.items() if key not in default}
 
 
-def _class_folders(names: tuple[str, ...]) -> tuple[str, ...]:
+Classes = tuple[str, ...] | dict[str, tuple[str, ...]]
+
+
+def _classes(given: object) -> object:
     """Sorted, as the folders and the labels are: the order in which classes are listed has no effect."""
-    if len(set(names)) == 1:
-        raise ValueError("at least two classes are needed; leave the list empty to use all")
+    if isinstance(given, Mapping):
+        given = {str(new): (old,) if isinstance(old, str) else old for new, old in given.items()}
+        names = [name for olds in given.values() for name in (olds if isinstance(olds, list | tuple) else (olds,))]
+    elif isinstance(given, list | tuple):
+        names = list(given)
+    else:
+        raise ValueError("give a list of classes, or a mapping such as {bin: [trash, metal], paper: [paper]}")
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("class names are text; put quotes around numbers")
+    if len({*given}) == 1:
+        raise ValueError("at least two classes are needed; leave it empty to use all")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{', '.join(twice)} listed more than once")
-    return tuple(sorted(names))
+    return (
+        {new: tuple(sorted(given[new])) for new in sorted(given)} if isinstance(given, dict) else tuple(sorted(names))
+    )
 
 
 class DataConfig(_Section):
     """Which images, at what size, and how a folder without splits is divided."""
 
-    _unwritten: ClassVar[frozenset[str]] = frozenset({"classes"})
-    source: str = Field("", description="data folder, or digits; given on the command line")
-    classes: Annotated[tuple[str, ...], AfterValidator(_class_folders)] = Field(
-        (), description="class folders to use, in training and validation; empty uses all"
+    _unwritten: ClassVar[frozenset[str]] = frozenset({
+        "classes", "exclude", "splits", "depth", "image_column", "label_column", "split_column", "root"
+    })  # fmt: skip
+    source: str = Field(
+        "", description="data folder, a table of paths and labels, or digits; given on the command line"
     )
+    classes: Annotated[Classes, BeforeValidator(_classes)] = Field(
+        (), description="classes to use; a mapping also merges and renames: {bin: [trash, metal]}; empty uses all"
+    )
+    exclude: tuple[str, ...] = Field((), description="classes or labels to leave out")
+    splits: dict[Literal["train", "val", "test"], str] = Field(
+        {}, description="which folder or value of the split column is which; empty: by their usual names"
+    )
+    depth: Literal["top", "leaf"] | Annotated[int, Field(ge=1)] | None = Field(
+        None, description="which folders are classes: the top ones (default), those that hold the images, or a level"
+    )
+    image_column: str = Field("", description="tables: the column of paths; empty: by its usual names")
+    label_column: str = Field("", description="tables: the column of labels; empty: by its usual names")
+    split_column: str = Field(
+        "", description="tables: the column of splits; empty: by its usual names, if there is one"
+    )
+    root: str = Field("", description="tables: the folder of the images; empty: beside the table")
     image_size: int = Field(32, ge=8, le=1024, description="pixels, square")
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="share of each class held out where the folder has no split"
@@ -75,6 +106,10 @@ class DataConfig(_Section):
         ge=0,
         description="deit only; shorter side, pixels, of the decoded training images kept on disk; 0 keeps none",
     )
+
+    def elsewhere(self) -> "DataConfig":
+        """The same classes and columns in other data, which may have other splits."""
+        return self.model_copy(update={"splits": {}, "root": ""})
 
     @model_validator(mode="after")
     def _large_enough(self) -> "DataConfig":

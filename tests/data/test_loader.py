@@ -66,7 +66,7 @@ def test_a_whole_epoch_leaves_nothing_out(images: int, batch_size: int, epoch: i
 
 @pytest.mark.parametrize(("kind", "presize"), [("light", 0), ("deit", 0), ("deit", 16)])
 def test_worker_processes_change_nothing(image_folder: Path, kind: str, presize: int) -> None:
-    split = scan(open_source(image_folder, 0.2, 0), 16, in_memory=kind == "light", presize=presize).train
+    split = scan(open_source(image_folder), 16, in_memory=kind == "light", presize=presize).train
     augment = AugmentConfig(kind=kind, erase=0.3, mixup=0.8, cutmix=1.0)
     alone, two = (
         list(TrainingLoader(Views(split, augment, 3, 16, 0), 12, accumulate=2, workers=workers).steps(1, 5))
@@ -98,7 +98,7 @@ def test_a_set_smaller_than_a_batch_is_cut_evenly() -> None:
 
 @pytest.mark.parametrize(("in_memory", "workers"), [(True, 0), (False, 0), (False, 2)])
 def test_scored_images_come_once_in_order(image_folder: Path, in_memory: bool, workers: int) -> None:
-    split = scan(open_source(image_folder, 0.2, 0), 12, in_memory).val
+    split = scan(open_source(image_folder), 12, in_memory).val
     parts = list(still_batches(split, 12, batch_size=7, workers=workers))
     assert [len(part) for part in parts] == [7, 7, 4]
     expected = np.stack([to_array(square(split.picture(row), 12)) for row in range(18)]).astype(np.float32) / 255

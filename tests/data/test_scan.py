@@ -48,11 +48,11 @@ def test_a_class_or_split_without_a_readable_image_is_named_with_its_own_fault(t
     for path in (root / "train" / "green").iterdir():
         path.write_bytes(b"<html>")
     with pytest.raises(UserError, match=r"class 'green' has no readable image.*'train/green/0\.png': not an image"):
-        scan(open_source(root, 0.2, 0), 16, True)
+        scan(open_source(root), 16, True)
     for path in root.glob("*/*/*"):
         (path.write_bytes(b"") if path.parts[-3] == "val" else Image.new("L", (8, 8)).save(path))
     with pytest.raises(UserError, match=r"no readable image to score on.*'val/blue/0\.png'"):
-        scan(open_source(root, 0.2, 0), 16, False)
+        scan(open_source(root), 16, False)
 
 
 def test_more_than_memory_holds_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_the_sum_is_of_contents_in_order_and_of_no_names(tmp_path: Path) -> None
 def test_pictures_both_trained_and_scored_on_are_found(tmp_path: Path) -> None:
     root = make_images(tmp_path, train=3, val=2)
     shutil.copy(root / "train" / "red" / "2.png", root / "val" / "blue" / "1.png")
-    assert scored_and_trained_on(scan(open_source(root, 0.2, 0), 16, True)) == [("val/blue/1.png", "train/red/2.png")]
+    assert scored_and_trained_on(scan(open_source(root), 16, True)) == [("val/blue/1.png", "train/red/2.png")]
 
 
 def test_a_listing_tells_what_changed(tmp_path: Path) -> None:
@@ -89,13 +89,13 @@ def test_a_listing_tells_what_changed(tmp_path: Path) -> None:
     train = root / "train"
     (train / "red" / "3.png").write_bytes(b"broken")
     (train / "red" / "new\nline.png").write_bytes((train / "red" / "0.png").read_bytes())
-    before = scan(open_source(root, 0.2, 0), 16, False).train.listing()
+    before = scan(open_source(root), 16, False).train.listing()
     assert len(before) == 13
     assert all(line.isprintable() for line in before)
     Image.new("RGB", (9, 9)).save(train / "red" / "3.png")  # readable now
     (train / "blue" / "1.png").write_bytes((train / "blue" / "0.png").read_bytes())
     (train / "green" / "0.png").rename(train / "blue" / "0b.png")
-    changes = changes_of(before[::-1], scan(open_source(root, 0.2, 0), 16, False).train.listing())
+    changes = changes_of(before[::-1], scan(open_source(root), 16, False).train.listing())
     assert (changes.added, changes.removed) == (("train/blue/0b.png",), ("train/green/0.png",))
     assert sorted(changes.replaced) == ["train/blue/1.png", "train/red/3.png"]
     assert str(changes_of(before, before[::-1])) == "in another order"
@@ -126,7 +126,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def large_images(root: Path) -> Source:
     make_images(root, train=4, val=2, size=40)
     (root / "train" / "red" / "0.png").write_bytes(b"\x89PNG")
-    return open_source(root, 0.2, 0)
+    return open_source(root)
 
 
 @pytest.mark.parametrize(("in_memory", "presize"), [(True, 0), (False, 24), (False, 0)])

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from coadvise.config import DataConfig
 from coadvise.data.images import decode
-from coadvise.data.sources import Split, evaluation_remarks, evaluation_split, open_source, resolved, typical_size
+from coadvise.data.sources import (
+    Source,
+    Split,
+    evaluation_remarks,
+    evaluation_split,
+    open_source,
+    resolved,
+    typical_size,
+)
 from coadvise.data.sources.folder import image_files
 from coadvise.errors import UserError
 
@@ -27,6 +37,10 @@ def lay_out(root: Path, counts: Mapping[str, int]) -> Path:
         for number in range(count):
             (root / folder / f"{number}.png").touch()
     return root
+
+
+def opened(data: str | Path, fraction: float = 0.2, seed: int = 0, **how: Any) -> Source:
+    return open_source(data, DataConfig.model_validate({"val_fraction": fraction, **how}), seed)
 
 
 def touch(root: Path, *names: str) -> None:
@@ -47,7 +61,7 @@ def count(split: Split) -> dict[int, int]:
 
 
 def test_train_and_val(image_folder: Path) -> None:
-    source = open_source(image_folder, 0.2, 0)
+    source = opened(image_folder, 0.2, 0)
     assert source.where == str(image_folder)
     assert source.classes == ("blue", "green", "red")
     assert (count(source.train), count(source.val)) == ({0: 12, 1: 12, 2: 12}, {0: 6, 1: 6, 2: 6})
@@ -56,7 +70,7 @@ def test_train_and_val(image_folder: Path) -> None:
         for index, (picture, label) in enumerate(contents(split)):
             assert Path(picture).parent == Path(name, source.classes[label])
             assert split.read(index) == (image_folder / picture).read_bytes()
-    again = open_source(image_folder, 0.5, 9)  # seed and fraction have no effect here
+    again = opened(image_folder, 0.5, 9)  # seed and fraction have no effect here
     assert (contents(again.train), contents(again.val)) == (contents(source.train), contents(source.val))
 
 
@@ -66,7 +80,7 @@ def test_names_are_relative_to_the_data_folder_however_it_is_given(
 ) -> None:
     lay_out(tmp_path / "data", {"train/a": 1, "train/b/deep": 1, f"{val}/a": 1, f"{val}/b": 1})
     monkeypatch.chdir(tmp_path / "data" if root == "." else tmp_path)
-    source = open_source(root.format(tmp_path.name), 0.2, 0)
+    source = opened(root.format(tmp_path.name), 0.2, 0)
     assert source.train.names() == ["train/a/0.png", "train/b/deep/0.png"]
     assert source.val.read(1) == b""
     assert f"{val}/" in source.note
@@ -77,26 +91,26 @@ def test_images_lie_at_any_depth_with_any_usual_ending_and_hidden_ones_do_not_co
     lay_out(tmp_path, {"a": 2, "b/deep/deeper": 2, "b/.ipynb_checkpoints": 3, ".git": 2})
     names = [f"x.{ending}" for ending in ("JPG", "jpeg", "png", "bmp", "webp", "gif", "tif", "tiff", "ppm", "pgm")]
     touch(tmp_path / "a", *names, ".hidden.png", "notes.txt")
-    source = open_source(tmp_path, 0.5, 0)
+    source = opened(tmp_path, 0.5, 0)
     assert source.classes == ("a", "b")
     assert len(source.train) + len(source.val) == 4 + len(names)
 
 
 def test_what_is_left_out_is_named(tmp_path: Path) -> None:
     lay_out(tmp_path, {"a": 2, "b": 2})
-    assert open_source(tmp_path, 0.5, 0).remarks == ()
+    assert opened(tmp_path, 0.5, 0).remarks == ()
     touch(tmp_path, "a/1.HEIC", "a/deep/2.heic", "b/notes.txt", "b/README", "b/.hidden.heic", ".git/x", "list.csv")
     touch(tmp_path, "phone/1.heic", "phone/2.heic", "empty/.x")
-    remarks = open_source(tmp_path, 0.5, 0).remarks
+    remarks = opened(tmp_path, 0.5, 0).remarks
     assert "2 .heic, 1 .txt, 1 without ending" in remarks[0]
     assert "'empty', 'phone' (2 .heic)" in remarks[1]
-    assert evaluation_remarks(tmp_path, ("a", "b")) == remarks
+    assert evaluation_remarks(tmp_path) == remarks
 
 
 def test_too_few_classes_because_of_a_format(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.heic", "b/1.heic", "c/1.png")
     with pytest.raises(UserError, match=r"one class, 'c'.*other folders hold 2 \.heic"):
-        open_source(tmp_path, 0.5, 0)
+        opened(tmp_path, 0.5, 0)
 
 
 def test_a_loop_of_links_ends_and_a_linked_class_counts(tmp_path: Path) -> None:
@@ -104,7 +118,7 @@ def test_a_loop_of_links_ends_and_a_linked_class_counts(tmp_path: Path) -> None:
     lay_out(tmp_path / "elsewhere", {"c": 2})
     (tmp_path / "data" / "a" / "loop").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "c").symlink_to(tmp_path / "elsewhere" / "c")
-    assert open_source(tmp_path / "data", 0.5, 0).classes == ("a", "b", "c")
+    assert opened(tmp_path / "data", 0.5, 0).classes == ("a", "b", "c")
 
 
 def test_a_name_of_any_bytes_is_text_and_the_file_is_read(tmp_path: Path) -> None:
@@ -127,7 +141,7 @@ def test_the_division_is_stratified_seeded_disjoint_and_complete(
     tmp_path_factory: pytest.TempPathFactory, counts: dict[str, int], fraction: float, seed: int
 ) -> None:
     root = lay_out(tmp_path_factory.mktemp("divided"), counts)
-    source = open_source(root, fraction, seed)
+    source = opened(root, fraction, seed)
     train, val = set(source.train.names()), set(source.val.names())
     assert not train & val
     assert len(source.train) + len(source.val) == len(train | val) == sum(counts.values())
@@ -136,7 +150,7 @@ def test_the_division_is_stratified_seeded_disjoint_and_complete(
         assert 1 <= held[label] <= counts[name] - 1
         assert abs(held[label] - fraction * counts[name]) <= 1
     assert all(Path(name).parent.name == source.classes[label] for name, label in contents(source.val))
-    assert contents(open_source(root, fraction, seed).val) == contents(source.val)
+    assert contents(opened(root, fraction, seed).val) == contents(source.val)
     assert f"{fraction:.0%}" in source.note
     assert f"seed {seed}" in source.note
 
@@ -146,11 +160,23 @@ FAULTS = {
     "no images": ({"a": 0, "b": 0}, "no class folders with images.*CLASS/IMAGE"),
     "flat": ({".": 3}, "no class folders with images"),
     "one class": ({"train/cats": 4, "val/cats": 2}, "one class, 'cats'"),
-    "only in train": ({"train/a": 1, "train/b": 1, "train/odd": 1, "val/a": 1, "val/b": 1}, "'odd'.*train.*both"),
-    "empty in val": ({"train/a": 1, "train/b": 1, "val/a": 1, "val/b": 0}, "'b'.*train.*both"),
-    "train without val": ({"train/a": 4, "train/b": 4}, "train/ but none of val/"),
+    "only in val": ({"train/a": 1, "train/b": 1, "val/odd": 1, "val/b": 1}, "no image of 'odd' to train on.*exclude"),
+    "train without val": ({"train/a": 4, "train/b": 4}, "train/ but none of val/.*data.splits"),
     "one image": ({"a": 3, "few": 1}, "'few'.*one image"),
-    "other split names": ({"Training/a": 1, "Validation/a": 1}, "'Training', 'Validation'.*look like splits"),
+    "nothing to train on": (
+        {"Testing/a": 1, "Validation/a": 1},
+        "'Testing', 'Validation'.*none to train on.*training/",
+    ),
+    "two of a kind": ({"train/a": 1, "val/a": 1, "valid/a": 1}, "both 'val' and 'valid'.*data.splits"),
+    "a parent": (
+        {"sets/train/a": 1, "sets/val/a": 1, "docs/x": 1},
+        "'sets', which has splits of its own; give '.*sets'",
+    ),
+    "a parent of classes": (
+        {"dataset/a": 2, "dataset/b": 2, "sample_images": 3},
+        "only 'dataset' has folders of images inside, 2 .*give '.*dataset'.*data.depth=top",
+    ),
+    "a lone parent": ({"dataset/a": 2, "dataset/b": 2}, "one class, 'dataset'.*'.*dataset' has 2 .*give that folder"),
 }
 
 
@@ -158,7 +184,7 @@ FAULTS = {
 def test_a_faulty_folder_is_explained(tmp_path: Path, fault: str) -> None:
     counts, says = FAULTS[fault]
     with pytest.raises(UserError, match=says) as caught:
-        open_source(lay_out(tmp_path / "data", counts), 0.2, 0)
+        opened(lay_out(tmp_path / "data", counts), 0.2, 0)
     assert str(tmp_path / "data") in str(caught.value)
 
 
@@ -166,12 +192,12 @@ def test_no_such_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name, what in (("missing", "does not exist"), ("file", "is a file")):
         with pytest.raises(UserError, match=f"{name}' {what}; give a folder of class folders.*digits"):
-            open_source(tmp_path / name, 0.2, 0)
+            opened(tmp_path / name, 0.2, 0)
 
 
 def test_the_images_to_score_a_student_on(tmp_path: Path, image_folder: Path) -> None:
     classes = ("blue", "green", "red")
-    assert contents(evaluation_split(image_folder, classes)) == contents(open_source(image_folder, 0.2, 0).val)
+    assert contents(evaluation_split(image_folder, classes)) == contents(opened(image_folder, 0.2, 0).val)
     assert count(evaluation_split(image_folder / "train", classes)) == {0: 12, 1: 12, 2: 12}
     some = evaluation_split(lay_out(tmp_path, {"red": 2}), classes)  # a student may be scored on some of its classes
     assert some.labels.tolist() == [2, 2]
@@ -185,15 +211,15 @@ def test_the_images_to_score_a_student_on(tmp_path: Path, image_folder: Path) ->
 def test_only_the_chosen_classes_are_used(tmp_path: Path, split: str) -> None:
     folders = [f"{split}{name}" for name in "abcd"] + ([f"val/{name}" for name in "abd"] if split else [])
     lay_out(tmp_path, dict.fromkeys(folders, 4))
-    whole = None if split else open_source(tmp_path, 0.5, 0)  # with splits class c is in one of them only
-    source = open_source(tmp_path, 0.5, 0, ("d", "a"))
+    whole = None if split else opened(tmp_path, 0.5, 0)  # with splits class c is in one of them only
+    source = opened(tmp_path, 0.5, 0, classes=("d", "a"))
     assert source.classes == ("a", "d")
     assert "; 2 chosen classes" in source.note
     for part in (source.train, source.val):
         assert count(part) == {0: len(part) // 2, 1: len(part) // 2}
         assert all(source.classes[label] == Path(name).parent.name for name, label in contents(part))
     if whole:
-        assert contents(open_source(tmp_path, 0.5, 0, whole.classes).train) == contents(whole.train)
+        assert contents(opened(tmp_path, 0.5, 0, classes=whole.classes).train) == contents(whole.train)
 
 
 def test_chosen_classes_that_do_not_exist_are_named_with_the_nearest(tmp_path: Path) -> None:
@@ -201,7 +227,7 @@ def test_chosen_classes_that_do_not_exist_are_named_with_the_nearest(tmp_path: P
     with pytest.raises(
         UserError, match=r"3 of the 4 classes.*'empty', 'n0144353', did you mean 'n01443537'\?, 'zebra'"
     ):
-        open_source(tmp_path, 0.2, 0, ("n01440764", "n0144353", "zebra", "empty"))
+        opened(tmp_path, 0.2, 0, classes=("n01440764", "n0144353", "zebra", "empty"))
 
 
 def test_files_are_themselves_and_folders_the_images_below(tmp_path: Path) -> None:
@@ -233,12 +259,87 @@ def test_the_order_is_the_same_on_every_disk(tmp_path: Path, monkeypatch: pytest
         assert names == sorted(names, key=lambda name: Path(name))
 
 
+@pytest.mark.parametrize("train", ["train", "Training", "TRAIN"])
+@pytest.mark.parametrize("scored", ["val", "Valid", "validation", "dev", "test", "Testing", "eval"])
+def test_splits_go_by_any_usual_name_in_any_case(tmp_path: Path, train: str, scored: str) -> None:
+    lay_out(tmp_path, {f"{train}/a": 3, f"{train}/b": 3, f"{scored}/a": 1, f"{scored}/b": 1, "docs": 0})
+    source = opened(tmp_path)
+    assert (len(source.train), len(source.val), source.test) == (6, 2, None)
+    assert source.note == f"trained on {train}/, scored on {scored}/"
+
+
+def test_with_three_splits_the_test_split_is_scored(tmp_path: Path) -> None:
+    lay_out(tmp_path, {f"{split}/{name}": n for split, n in (("train", 3), ("val", 2), ("test", 1)) for name in "ab"})
+    source = opened(tmp_path)
+    assert source.test is not None
+    assert [len(split) for split in (source.train, source.val, source.test)] == [6, 4, 2]
+    assert source.note == "trained on train/, scored on test/, learning curves on val/"
+    assert contents(evaluation_split(tmp_path, ("a", "b"))) == contents(source.test)
+    other = opened(tmp_path, splits={"train": "test", "val": "train"})
+    assert (other.note, other.test) == ("trained on test/, scored on train/", None)
+    with pytest.raises(UserError, match=r"data.splits.val=tset.*did you mean 'test'"):
+        opened(tmp_path, splits={"train": "train", "val": "tset"})
+
+
+def test_a_class_that_a_scored_split_lacks_is_a_warning_and_labels_stay(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"train/a": 2, "train/b": 2, "train/c": 2, "val/a": 1, "val/b": 0, "val/c": 1})
+    source = opened(tmp_path)
+    assert source.classes == ("a", "b", "c")
+    assert contents(source.val) == [("val/a/0.png", 0), ("val/c/0.png", 2)]
+    assert any("warning: val has no image of 'b'" in line for line in source.remarks)
+
+
+def test_the_depth_of_class_folders(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"cats/tabby": 3, "cats/siamese": 3, "dogs/small/pug": 3, "dogs/large": 3})
+    top = opened(tmp_path)
+    assert top.classes == ("cats", "dogs")
+    assert "2 top folders are the classes; 4 folders below them hold the images" in top.remarks[0]
+    assert "data.depth=leaf" in top.remarks[0]
+    assert opened(tmp_path, depth="leaf").classes == ("cats/siamese", "cats/tabby", "dogs/large", "dogs/small/pug")
+    two = opened(tmp_path, depth=2)
+    assert two.classes == ("cats/siamese", "cats/tabby", "dogs/large", "dogs/small")
+    assert {Path(name).parts[0] for name in two.train.names()} == {"cats", "dogs"}
+    lay_out(tmp_path / "x", {"dataset/a": 2, "dataset/b": 2, "sample_images": 3})
+    assert opened(tmp_path / "x", depth="top").classes == ("dataset", "sample_images")  # said so, so believed
+
+
+def test_images_are_known_by_their_first_bytes(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"a": 1, "b": 2})
+    for number, (kind, name) in enumerate({"JPEG": "1.ashx", "PNG": "2", "WEBP": "3.img", "TIFF": "4.dat"}.items()):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / "a" / name, kind)
+    (tmp_path / "a" / "list.txt").write_text("BMW and others")
+    (tmp_path / "a" / "pipe").mkdir()
+    source = opened(tmp_path)
+    assert len(source.train) + len(source.val) == 1 + 4 + 2
+    assert source.remarks == ("left out, no image: 1 .txt",)
+
+
+def test_classes_are_left_out_merged_and_renamed(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"trash": 4, "metal": 4, "paper": 4, "cardboard": 4, "Not sure": 4})
+    assert opened(tmp_path, exclude=["Not sure"]).classes == ("cardboard", "metal", "paper", "trash")
+    merged = {"waste": ["trash", "metal"], "paper": ["paper", "cardboard"]}
+    source = opened(tmp_path, 0.5, classes=merged)
+    assert source.classes == ("paper", "waste")
+    assert (count(source.train), count(source.val)) == ({0: 4, 1: 4}, {0: 4, 1: 4})
+    for name, label in contents(source.train):
+        assert Path(name).parent.name in merged[source.classes[label]]
+    split = evaluation_split(tmp_path, ("paper", "waste"), DataConfig.model_validate({"classes": merged}))
+    assert count(split) == {0: 8, 1: 8}
+    assert opened("digits", classes={"odd": ["1", "3"], "even": "2"}).classes == ("even", "odd")
+    for wrong, says in (
+        ({"exclude": ["Not sur"]}, "data.exclude: 'Not sur', did you mean 'Not sure'"),
+        ({"classes": {"a": ["trash"], "b": ["plastic"]}}, "data.classes: 'plastic'"),
+    ):
+        with pytest.raises(UserError, match=says):
+            opened(tmp_path, **wrong)
+
+
 # named sources -------------------------------------------------------------------------------------------------------
 
 
 def test_the_digits_are_scikit_learn_s_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source = open_source("digits", 0.2, 0)
+    source = opened("digits", 0.2, 0)
     assert resolved("digits") == source.where == "digits"
     assert source.classes == tuple("0123456789")
     assert (len(source.train), len(source.val)) == (300, 1497)
@@ -254,11 +355,11 @@ def test_the_digits_are_scikit_learn_s_without_a_file(tmp_path: Path, monkeypatc
 
 
 def test_classes_of_a_named_source_can_be_chosen() -> None:
-    whole, some = open_source("digits", 0.2, 0), open_source("digits", 0.2, 0, ("7", "1"))
+    whole, some = opened("digits", 0.2, 0), opened("digits", 0.2, 0, classes=("7", "1"))
     assert some.classes == ("1", "7")
     expected = [(name, "17".index(str(label))) for name, label in contents(whole.train) if label in (1, 7)]
     assert contents(some.train) == expected
-    scored = evaluation_split("digits", ("7", "1"), chosen=("1", "7"))
+    scored = evaluation_split("digits", ("7", "1"), DataConfig(classes=("1", "7")))
     assert scored.labels.tolist() == sorted(scored.labels.tolist())
     assert {name.split("/")[1]: label for name, label in contents(scored)} == {"7": 0, "1": 1}
     assert contents(scored.subset([3, 1])) == [contents(scored)[3], contents(scored)[1]]

@@ -39,7 +39,7 @@ seeds = st.integers(0, 2**31 - 1)
 
 @pytest.fixture(scope="module")
 def on_disk(image_folder: Path) -> ScannedSplit:
-    return scan(open_source(image_folder, 0.2, 0), 16, in_memory=False).train
+    return scan(open_source(image_folder), 16, in_memory=False).train
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
@@ -107,7 +107,7 @@ def test_without_augmentation_the_view_is_the_image() -> None:
 
 
 def test_pixels_in_memory_and_on_disk_give_the_same_views(image_folder: Path, on_disk: ScannedSplit) -> None:
-    in_memory = scan(open_source(image_folder, 0.2, 0), 16, in_memory=True).train
+    in_memory = scan(open_source(image_folder), 16, in_memory=True).train
     positions = np.arange(len(on_disk))
     for augment in (NOTHING, EVERYTHING):
         assert same(Views(in_memory, augment, 3, 16, 5)[3, positions], Views(on_disk, augment, 3, 16, 5)[3, positions])

@@ -212,7 +212,7 @@ def test_the_fingerprint_has_all_that_the_numbers_depend_on(
     tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(tiny_preset, ["cache.top_k=32"])
-    dataset = scan(open_source(tiny_images, 0.2, 0), 16, in_memory=True)
+    dataset = scan(open_source(tiny_images), 16, in_memory=True)
     network = build_network(config.teachers["conv"], CLASSES, 16, seed=0)
 
     def taken(config: RunConfig = config, dataset: Dataset = dataset, seed: int = 0, **about: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def val(image_folder: Path) -> ScannedSplit:
-    return scan(open_source(image_folder, 0.2, 0), 16, in_memory=True).val
+    return scan(open_source(image_folder), 16, in_memory=True).val
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -73,7 +73,7 @@ def shards(cache: Path) -> dict[str, bytes]:
 
 def test_it_holds_the_logits_of_each_view_in_float16(finished: Path, tiny_images: Path, cache: Path) -> None:
     config = load_config(str(finished / "config.yaml"))
-    dataset = scan(open_source(tiny_images, 0.2, 0), 16, in_memory=True)
+    dataset = scan(open_source(tiny_images), 16, in_memory=True)
     teachers = load_teachers({name: finished / "teachers" / name for name in config.teachers}, dataset.classes)
     views = Views(dataset.train, config.augment, 3, 16, seed=0)
     assert sorted(shards(cache)) == [f"seed-0/epoch-0000{n}.safetensors" for n in (0, 1)]
@@ -90,7 +90,7 @@ def test_it_holds_the_logits_of_each_view_in_float16(finished: Path, tiny_images
 def test_of_a_view_whose_file_is_lost_nothing_is_stored_or_read(tmp_path: Path) -> None:
     """Another image stands in its place, and in that of its share in what it is mixed with."""
     images = make_images(tmp_path / "images")
-    train = scan(open_source(images, 0.2, 0), 16, in_memory=False).train
+    train = scan(open_source(images), 16, in_memory=False).train
     views, form = Views(train, AugmentConfig(kind="deit"), 3, 16, seed=0), Form(3, 32)
     (images / train.name(5)).unlink()
     says = re.escape(train.name(5))

@@ -35,7 +35,7 @@ def test_the_sentence_is_of_the_class_token_and_the_remark_of_the_best_teacher(
     monkeypatch.setattr("coadvise.runs.conclude.images_per_second", lambda networks, *_: dict.fromkeys(networks, 1.0))
     val: Any = UserList(labels)
     val.read = lambda row: b"no image"
-    dataset: Any = SimpleNamespace(val=val)
+    dataset: Any = SimpleNamespace(scored=val)
     record, listener = Recorder(folder, True, Silent().say), Stopper(never)
     conclude(Run(folder, config, dataset, Engine(config.engine), record, listener), parts)
     verdict = records(folder, "verdict")[-1]

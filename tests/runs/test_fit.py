@@ -300,6 +300,33 @@ def test_a_bad_configuration_is_named_and_nothing_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_with_three_splits_curves_are_of_val_and_the_verdict_of_test(
+    tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    images = Path(shutil.copytree(tiny_images, tmp_path / "images"))
+    for name in CLASSES:  # other pictures than val's, and fewer
+        shutil.copytree(images / "train" / name, images / "test" / name)
+        for number in range(1, 8):
+            (images / "test" / name / f"{number}.png").unlink()
+    listener = Stopper(never)
+    run = fit(images, preset=tiny_preset, out=tmp_path / "run", baseline=True, listener=listener)
+    plain = fit(tiny_images, preset=tiny_preset, out=tmp_path / "plain", baseline=True)
+    assert records(run, "eval") == records(plain, "eval")
+    _, labels = load_predictions(run, "students/advised-0")
+    assert len(labels) == records(run, "verdict")[-1]["images"] == 3
+    assert any(line.startswith("test: 3 images") for line in listener.said)
+    assert any("3 of the 3 test images are also training images" in line for line in listener.said)
+    assert "3 test images" in (run / "report.html").read_text()
+    scored = evaluate_run(run)
+    assert scored["images"] == 3
+    written = json.loads((run / "data.json").read_text())["splits"]
+    assert [*written] == ["train", "val", "test"]
+    assert written["test"]["paths"] == [f"test/{name}/0.png" for name in sorted(CLASSES)]
+    shutil.copy(images / "train" / "red" / "5.png", images / "test" / "blue" / "0.png")
+    with pytest.raises(UserError, match=r"test images: 1 replaced"):
+        fit(images, preset=tiny_preset, out=run, baseline=True)
+
+
 def test_a_folder_with_other_contents_is_left_alone(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
@@ -347,7 +374,7 @@ def test_a_given_teacher_of_more_classes_is_cut_to_those_of_the_data(
     given_teacher = f"teachers.conv.checkpoint={finished / 'teachers/conv'}"
     run = fit(data, tiny_preset, tmp_path / "run", overrides=[given_teacher, *ONE_EPOCH])
     logits, labels = load_predictions(run, "teachers/conv")
-    dataset = scan(open_source(str(data), 0.2, 0), 16, in_memory=True)
+    dataset = scan(open_source(str(data)), 16, in_memory=True)
     network = load_network(finished / "teachers/conv")
     expected = predict_logits(network, dataset.val, 16, Engine(EngineConfig(device="cpu")))["class"][:, 1:]
     torch.testing.assert_close(logits["class"], expected)

@@ -100,10 +100,10 @@ def test_other_runs_are_refused_before_anything_is_written(
     with pytest.raises(UserError, match=r"other images \(its files\)"):
         trained(own, tiny_preset, tmp_path / "run", once)
     fit(own, tiny_preset, once, overrides=ONE_EPOCH, allow_changes=True)
-    check_reuse(once, scan(open_source(own, 0.2, 0), 16, in_memory=True), 16)
+    check_reuse(once, scan(open_source(own), 16, in_memory=True), 16)
     changed = Path(shutil.copytree(finished, tmp_path / "changed"))
     fit(tiny_images, tiny_preset, changed, overrides=["data.workers=1"])  # which changes no result
-    check_reuse(changed, scan(open_source(tiny_images, 0.2, 0), 16, in_memory=True), 16)
+    check_reuse(changed, scan(open_source(tiny_images), 16, in_memory=True), 16)
     fit(tiny_images, tiny_preset, changed, overrides=["student.recipe.epochs=3"], allow_changes=True)
     with pytest.raises(UserError, match=r"another configuration \(student.recipe.epochs: 2 -> 3\)"):
         trained(tiny_images, tiny_preset, tmp_path / "run", changed)

@@ -12,7 +12,7 @@ from PIL import Image
 from studied import Studied
 from tiny import CLASSES, records
 
-from coadvise.config import EngineConfig
+from coadvise.config import DataConfig, EngineConfig
 from coadvise.errors import UserError
 from coadvise.evaluation.agreement import agreement, divergences
 from coadvise.evaluation.scores import load_predictions
@@ -156,5 +156,5 @@ def test_other_images_of_other_classes_are_refused_before_training(studied: Stud
         studied.run("table2", shifts=[str(tmp_path / "c")], overrides=["seed=7"])
     assert not [path for path in studied.out.rglob("config.yaml") if "seed: 7" in path.read_text()]
     with pytest.raises(UserError, match="has classes the student does not know: 'red'"):
-        check_shift(str(studied.images / "val"), CLASSES[:2])
-    check_shift(str(studied.images / "val"), CLASSES[:2], CLASSES[:2])  # some were chosen
+        check_shift(str(studied.images / "val"), CLASSES[:2], DataConfig())
+    check_shift(str(studied.images / "val"), CLASSES[:2], DataConfig(classes=CLASSES[:2]))  # some were chosen

@@ -51,7 +51,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     root = make_images(tmp_path_factory.mktemp("images"))
     for extra in ("a", "b"):
         shutil.copy(root / "train" / "red" / "0.png", root / "train" / "red" / f"{extra}.png")
-    return scan(open_source(root, 0.2, 0), 16, in_memory=True)
+    return scan(open_source(root), 16, in_memory=True)
 
 
 class Poisoned(Teacher):

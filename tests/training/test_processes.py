@@ -221,7 +221,7 @@ with Engine(EngineConfig(device="cpu")) as engine:
     for name, buffer in network.named_buffers():
         if "running_mean" in name:
             buffer.add_(engine.rank)
-    val, forward, answered = scan(open_source(Path(sys.argv[1]), 0.2, 0), 16, in_memory=True).val, network.forward, []
+    val, forward, answered = scan(open_source(Path(sys.argv[1])), 16, in_memory=True).val, network.forward, []
     network.forward = lambda images: answered.append(len(images)) or forward(images)
     for scores.BATCH in (5, 250):
         answered.clear()
@@ -242,7 +242,7 @@ def test_all_know_and_skip_what_one_sees_and_each_scores_its_share(
     for rank in "01":
         assert records(tmp_path / rank) == [{"kind": "skipped", "part": "part", "step": 2, "terms": ["total loss"]}]
 
-    val = scan(open_source(tiny_images, 0.2, 0), 16, in_memory=True).val
+    val = scan(open_source(tiny_images), 16, in_memory=True).val
     network = build_network(model, ("a", "b", "c"), 16, seed=0)  # with rank 0's buffers
     shares = {5: ([5, 2], [5]), 250: ([12], [12])}  # rank 1 has no batch of 250: it computes one for its shape alone
     for batch, share in shares.items():

@@ -94,6 +94,17 @@ class Dataset:
     source: Source
     train: ScannedSplit
     val: ScannedSplit
+    test: ScannedSplit | None = None
+
+    @property
+    def splits(self) -> dict[str, ScannedSplit]:
+        """By name, in order."""
+        return {"train": self.train, "val": self.val} | ({} if self.test is None else {"test": self.test})
+
+    @property
+    def scored(self) -> ScannedSplit:
+        """What finished networks are scored on: the test images where there are some apart from the validation's."""
+        return self.val if self.test is None else self.test
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -147,6 +158,7 @@ def scan(
     """
     size = image_size if in_memory else None
     val = _shared_split(source, "val", size)
+    test = None if source.test is None else _shared_split(source, "test", size)
     if presize and not in_memory:
         train = presized_split(source, "train", presize, cache_folder(), say)
     else:
@@ -155,9 +167,10 @@ def scan(
         if count == 0:
             lost = train.unreadable[np.flatnonzero(train.left_out.labels == label)[0]] if train.left_out else "none"
             raise UserError(f"class '{source.classes[label]}' has no readable image to train on; first fault: {lost}")
-    if not len(val):
-        raise UserError(f"no readable image to score on in '{source.where}'; first fault: {val.unreadable[0]}")
-    return Dataset(source, train, val)
+    for part in (val, test):
+        if part is not None and not len(part):
+            raise UserError(f"no readable image to score on in '{source.where}'; first fault: {part.unreadable[0]}")
+    return Dataset(source, train, val, test)
 
 
 def scan_split(split: Split, image_size: int, in_memory: bool) -> ScannedSplit:
@@ -216,11 +229,11 @@ def presized_split(
 
 
 def scored_and_trained_on(dataset: Dataset) -> list[tuple[str, str]]:
-    """Names of validation pictures that are training pictures too, byte for byte: the one and the other."""
+    """Names of scored pictures that are training pictures too, byte for byte: the one and the other."""
     trained = dict(zip(dataset.train.digests, range(len(dataset.train)), strict=True))
     return [
-        (dataset.val.name(row), dataset.train.name(trained[digest]))
-        for row, digest in enumerate(dataset.val.digests)
+        (dataset.scored.name(row), dataset.train.name(trained[digest]))
+        for row, digest in enumerate(dataset.scored.digests)
         if digest in trained
     ]
 

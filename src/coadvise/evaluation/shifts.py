@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from coadvise.config import DataConfig
 from coadvise.data.sources import Split, evaluation_split
 from coadvise.errors import UserError
 from coadvise.evaluation.corruptions import CORRUPTIONS, SEVERITIES
@@ -61,7 +62,7 @@ def subset_split(root: str | Path, layout: str, known: Sequence[str]) -> Split:
         )
     if Path(root).is_dir():
         _check_complete(Path(root), layout)
-    return evaluation_split(root, classes, classes)
+    return evaluation_split(root, classes, DataConfig(classes=classes))
 
 
 def _check_complete(root: Path, layout: str) -> None:
@@ -76,12 +77,12 @@ def _check_complete(root: Path, layout: str) -> None:
 
 
 def corrupted_splits(
-    root: str | Path, classes: Sequence[str], chosen: Sequence[str] = ()
+    root: str | Path, classes: Sequence[str], how: DataConfig | None = None
 ) -> dict[tuple[str, int], Split]:
     """The images of ImageNet-C by corruption and severity, from ROOT/CORRUPTION/SEVERITY/CLASS/IMAGE.
 
     Args:
-        classes, chosen: as for `evaluation_split`.
+        classes, how: as for `evaluation_split`.
 
     Raises:
         UserError: a corruption or severity is missing, or the networks do not know a class.
@@ -104,7 +105,7 @@ def corrupted_splits(
             f"corruptions at severities 1 to 5; unpack the missing ones there"
         )
     return {
-        (name, severity): evaluation_split(root / name / str(severity), classes, chosen)
+        (name, severity): evaluation_split(root / name / str(severity), classes, how)
         for name in CORRUPTIONS
         for severity in SEVERITIES
     }

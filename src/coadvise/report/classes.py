@@ -41,7 +41,7 @@ def class_gains(run: Run) -> Markup:
     blocks = [order] if len(order) <= MOST_CLASSES else [order[:half], order[-half:]]
     ends = ("best", "worst") if gains is None else ("that gained most", "that gained least")
     legend = tag("ul", *(key(shape, look, name) for name, shape, look, _ in lines), class_="legend")
-    note = "Accuracy of the class token on the validation images of each class, averaged over seeds."
+    note = f"Accuracy of the class token on the {run.scored} images of each class, averaged over seeds."
     if gains is not None:
         note += " The bar runs from the student alone to the co-advised one: green is a gain, red a loss."
     x = fit_scale(float(accuracy[k]) for block in blocks for k in block for *_, accuracy in lines)
@@ -54,7 +54,7 @@ def class_gains(run: Run) -> Markup:
 
 def _finding(run: Run, order: Sequence[int], gains: Floats | None) -> str:
     if not order:
-        return "No class has validation images."
+        return f"No class has {run.scored} images."
     if gains is None:
         return "Gains need a student alone and a co-advised one; without both, classes are sorted by accuracy."
     gained, lost = sum(gains[k] > 0 for k in order), sum(gains[k] < 0 for k in order)
@@ -100,7 +100,9 @@ def agreements(run: Run) -> Markup:
         body.append(row(predictor.name, cells))
     head = tag("tr", tag("td"), *(tag("th", predictor.name, scope="col") for predictor in found[:-1]))
     images = count(len(run.predictions[found[0].part].labels))
-    note = f"Share of {images} validation images with the same prediction, right or wrong. Students of the first seed."
+    note = (
+        f"Share of {images} {run.scored} images with the same prediction, right or wrong. Students of the first seed."
+    )
     return join([table(head, body, "matrix"), paragraph("note", note), divergences(run)])
 
 

@@ -30,7 +30,7 @@ def disagreements(run: Run) -> Markup:
         return paragraph("missing", need)
     rows = disputed(run, teachers)
     total = len(predicted(run, tokens[0]))
-    lead = f"The teachers disagree on {count(len(rows))} of {count(total)} validation images"
+    lead = f"The teachers disagree on {count(len(rows))} of {count(total)} {run.scored} images"
     if not len(rows):
         return paragraph("lead", f"{lead}.")
     alone = [predictor for predictor in found if predictor.shape == "ring"]
@@ -80,7 +80,7 @@ def _card(
     run: Run, row: int, teachers: Sequence[Predictor], tokens: Sequence[Predictor], shares: Mapping[Predictor, Floats]
 ) -> Markup:
     label = int(run.predictions[tokens[0].part].labels[row])
-    paths = sequence(run.split("val").get("paths"))
+    paths = sequence(run.scored_split.get("paths"))
     name = str(paths[row]) if row < len(paths) else None
     right = [teacher.name for teacher in teachers if predicted(run, teacher)[row] == label]
     who = f"{' and '.join(right)} {'is' if len(right) == 1 else 'are'} right" if right else "no teacher is right"

@@ -126,6 +126,15 @@ class Run:
         """One split of data.json; empty if it is missing."""
         return mapping(mapping(self.data.get("splits")).get(name))
 
+    @property
+    def scored(self) -> str:
+        """What the images are called that finished networks are scored on."""
+        return "test" if self.split("test") else "validation"
+
+    @property
+    def scored_split(self) -> Record:
+        return self.split("test") or self.split("val")
+
     def of(self, kind: str) -> list[Record]:
         """All records of one kind, oldest first."""
         return [record for record in self.records if record.get("kind") == kind]

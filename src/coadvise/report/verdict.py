@@ -149,7 +149,7 @@ def _dots(run: Run, rows: Sequence[Row], images: float | None) -> Markup:
         key("dot", "tone-student", "student co-advised"),
         class_="legend",
     )
-    notes = [f"Top-1 on {count(images)} validation images; the line is the 95 % interval over images."] * bool(images)
+    notes = [f"Top-1 on {count(images)} {run.scored} images; the line is the 95 % interval over images."] * bool(images)
     if not run.last("verdict"):
         notes.append("The latest top-1 of each network so far.")
     if any(row.spread for row in rows):

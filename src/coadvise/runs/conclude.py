@@ -37,19 +37,19 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
     rows = _rows(parts, {part: result for part, result in results.items() if result}, speeds, differences)
     text = "Trained without a baseline: run again with --baseline to see whether advice helped."
     if alone:
-        text = sentence(*compared[CLASS], len(run.dataset.val))
+        text = sentence(*compared[CLASS], len(run.dataset.scored))
     teachers = [part for part in parts if part.role == TEACHER]
     right = {(part.title, part.name): correct(*predictions[part.name])[CLASS].numpy() for part in teachers}
     said = (ONE_SEED if len(seeds) == 1 and alone else None, teacher_remark(right, advised[CLASS]))
     remarks = [remark for remark in said if remark]
     logits = {part: tokens for part, (tokens, _) in predictions.items()}
     run.record.add(
-        "verdict", images=len(run.dataset.val), seeds=seeds, rows=rows,
+        "verdict", images=len(run.dataset.scored), seeds=seeds, rows=rows,
         difference=differences.get(CLASS), sentence=text, remark=" ".join(remarks) or None,
         divergences=[asdict(divergence) for divergence in divergences(logits)],
     )  # fmt: skip
     with storing(run.folder):
-        report = write_report(run.folder, run.dataset.val.read)
+        report = write_report(run.folder, run.dataset.scored.read)
     for line in verdict_table(rows):
         run.listener.say(line)
     run.listener.say(text)

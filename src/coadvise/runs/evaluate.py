@@ -97,7 +97,7 @@ def evaluate_run(
     """Scores every trained network of a run.
 
     Args:
-        data: a folder of class folders, or one with val/, valid/ or test/; ImageNet-A, -R or -C; None: the run's own
+        data: a folder of class folders, one with val/ or test/, or a table; ImageNet-A, -R or -C; None: the run's own
             validation images.
         layout: "folder", "imagenet-a", "imagenet-r" or "imagenet-c"; None: recognised by the folder's names.
         corruptions: also score on these images under each corruption at these severities.
@@ -153,10 +153,11 @@ def _image_set(ready: Networks, data: str | None, layout: str, listener: Listene
     """The images to score on, and the classes to choose from."""
     if data is None:
         source = source_of(with_resolved_source(ready.run, ready.config))
-        return source.val, source.classes  # a given teacher alone may know more
+        return source.test or source.val, source.classes  # a given teacher alone may know more
     if layout == FOLDER:
-        split = evaluation_split(data, ready.classes, ready.config.data.classes)
-        for line in evaluation_remarks(data, ready.classes):
+        how = ready.config.data.elsewhere()
+        split = evaluation_split(data, ready.classes, how)
+        for line in evaluation_remarks(data, how):
             listener.say(line)
         there = set(split.labels.tolist())
         if missing := [name for label, name in enumerate(ready.classes) if label not in there]:
@@ -169,7 +170,7 @@ def _image_set(ready: Networks, data: str | None, layout: str, listener: Listene
 def _imagenet_c(ready: Networks, data: str, images: int | None, listener: Listener) -> dict[str, Any]:
     splits = {
         where: split.subset(_evenly(len(split), images))
-        for where, split in corrupted_splits(data, ready.classes, ready.config.data.classes).items()
+        for where, split in corrupted_splits(data, ready.classes, ready.config.data.elsewhere()).items()
     }
     unreadable: list[str] = []
     cases = file_cases(splits, ready.config.data.image_size, unreadable, ready.config.data.workers)

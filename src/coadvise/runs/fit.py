@@ -1,6 +1,6 @@
 """The main job: scan the data, train the teachers, train the students, say whether advice helped."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan, plan_fit
 from coadvise.runs.reuse import check_reuse, reuse_networks
 from coadvise.runs.run import (
     DATA,
+    SPLIT_WORDS,
     Run,
     check_folder,
     check_images,
@@ -82,8 +83,10 @@ def run_fit(plan: RunPlan, listener: Listener | None = None) -> Path:
     return plan.folder
 
 
-def estimate_fit(plan: RunPlan) -> Iterator[tuple[str, float]]:
+def estimate_fit(plan: RunPlan, say: Callable[[str], None] = lambda text: None) -> Iterator[tuple[str, float]]:
     """Yields each network of a plan and the seconds its training will take here; 0 if it is done. Writes nothing.
+
+    The data are described to `say` first.
 
     Not counted: evaluation, compilation, filling a cache. Views are timed from image files, even if the run would keep
     presized images.
@@ -91,6 +94,8 @@ def estimate_fit(plan: RunPlan) -> Iterator[tuple[str, float]]:
     plan = _with_precision(plan)
     config = plan.config
     dataset = scan(source_of(config), config.data.image_size, config.in_memory)
+    for line in describe(dataset):
+        say(line)
     with Engine(config.engine) as engine:
         for part, seconds in estimate(plan, dataset, engine):
             yield part.title, seconds
@@ -148,7 +153,8 @@ def _check(plan: RunPlan, dataset: Dataset, engine: Engine, outdated: bool) -> N
         outdated: the training images changed, so that finished networks and stored logits are made again.
     """
     folder, config = plan.folder, plan.config
-    for what, split in (("training", dataset.train), ("validation", dataset.val)):
+    for name, split in dataset.splits.items():
+        what = SPLIT_WORDS[name]
         if lost := split.unreadable:
             check_share(what, len(lost), len(split) + len(lost), config.data.max_unreadable, lost[0])
     sizes = [check_part(part, folder, config, dataset, engine, outdated) for part in plan.parts]
@@ -196,20 +202,22 @@ def describe(dataset: Dataset) -> Iterator[str]:
     yield f"data: {dataset.source.where}, {len(dataset.classes)} classes ({names})"
     yield f"split: {dataset.source.note}"
     yield from (f"  {line}" for line in dataset.source.remarks)
-    for name, split in (("train", dataset.train), ("validation", dataset.val)):
+    for name, split in dataset.splits.items():
         counts = split.per_class(len(dataset.classes))
         widths, heights = zip(*split.sizes, strict=True)
         size = f"{min(widths)}x{min(heights)}" + (f" to {max(widths)}x{max(heights)}" if len(split.sizes) > 1 else "")
-        yield f"{name}: {len(split)} images, {min(counts)} to {max(counts)} a class, {size} pixels"
+        what = name if name == "train" else SPLIT_WORDS[name]
+        yield f"{what}: {len(split)} images, {min(counts)} to {max(counts)} a class, {size} pixels"
         for fault in split.unreadable[:5]:
             yield f"  left out, cannot be read: {fault}"
         if len(split.unreadable) > 5:
             yield f"  and {len(split.unreadable) - 5} more; all are listed in {DATA}"
+    scored_are = SPLIT_WORDS[[*dataset.splits][-1]]
     if both := scored_and_trained_on(dataset):
         scored, trained = both[0]
         yield (
-            f"{len(both)} of the {len(dataset.val)} validation images are also training images, byte for byte (for "
-            f"example {scored!r} and {trained!r}); scores on them say little: remove them from one of the two"
+            f"{len(both)} of the {len(dataset.scored)} {scored_are} images are also training images, byte for byte "
+            f"(for example {scored!r} and {trained!r}); scores on them say little: remove them from one of the two"
         )
-    if dataset.val.unreadable:
-        yield f"scores are over the {len(dataset.val)} validation images that can be read"
+    if dataset.scored.unreadable:
+        yield f"scores are over the {len(dataset.scored)} {scored_are} images that can be read"

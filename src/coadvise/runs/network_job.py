@@ -90,10 +90,10 @@ def train_part(run: Run, part: Part) -> None:
         if run.engine.is_main:
             network.save(folder)
     run.engine.prepare(network)
-    logits = predict_logits(network, run.dataset.val, config.data.image_size, run.engine, config.data.workers)
+    logits = predict_logits(network, run.dataset.scored, config.data.image_size, run.engine, config.data.workers)
     logits = in_order(logits, network.classes, run.dataset.classes)
     trained = loss_weights_of(part, config).trained_tokens
-    labels = torch.from_numpy(run.dataset.val.labels)
+    labels = torch.from_numpy(run.dataset.scored.labels)
     kept = {name: logits[name] for name in trained}
     found = {name: asdict(score) for name, score in scores(kept, labels).items()}
     if run.engine.is_main:
@@ -119,7 +119,7 @@ def _has_whole_predictions(run: Run, part: Part) -> bool:
     except DamagedError as error:
         run.listener.say(f"{part.title}: damaged predictions, computed again: {error}")
         return False
-    return len(labels) == len(run.dataset.val)
+    return len(labels) == len(run.dataset.scored)
 
 
 def _job(run: Run, part: Part, network: Network) -> Training:

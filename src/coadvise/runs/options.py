@@ -29,7 +29,10 @@ class Help:
 
 
 DataOption = Annotated[
-    str, Help("Folder with train/ and val/ (or valid/, test/), folder of class folders, or 'digits'.", DATA)
+    str,
+    Help(
+        "Folder with train/ and val/ or test/, folder of class folders, table of paths and labels, or 'digits'.", DATA
+    ),
 ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coadvise.config import CacheConfig, RunConfig, load_config
-from coadvise.data.sources import NAMED, source_of, typical_size
+from coadvise.data.sources import NAMED, short_name, source_of, typical_size
 from coadvise.errors import UserError
 from coadvise.runs.options import FitOptions
 
@@ -76,7 +76,7 @@ def plan_fit(options: FitOptions) -> RunPlan:
     if options.cache is not None and config.cache is None:
         config = config.model_copy(update={"cache": CacheConfig()})  # logits are rounded, so it changes the results
     source_of(config)
-    name = f"{Path(options.data).resolve().name}-{Path(chosen).stem}-seed{config.seed}"
+    name = f"{short_name(options.data)}-{Path(chosen).stem}-seed{config.seed}"
     return RunPlan(
         folder=options.out or Path("runs", name),
         config=config,

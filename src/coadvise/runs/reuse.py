@@ -34,7 +34,9 @@ def check_reuse(other: Path, dataset: Dataset, image_size: int) -> None:
         if "training images" in lines:  # all its networks were trained again
             changed = []
         else:
-            changed += [line for key, line in lines.items() if key not in (*HARMLESS_KEYS, "validation images")]
+            changed += [
+                line for key, line in lines.items() if key not in (*HARMLESS_KEYS, "validation images", "test images")
+            ]
     if changed:
         raise UserError(
             f"'{other}' was continued with another configuration ({changed[0]}), so its networks may differ from what "

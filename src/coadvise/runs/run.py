@@ -34,6 +34,7 @@ from coadvise.training.metrics import Recorder, last_of, read_records
 from coadvise.training.trackers import tracker
 
 CONFIG, DATA, PICTURES = "config.yaml", "data.json", "pictures.tsv"
+SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test"}  # what the user reads
 _BEGUN = (LOCK, f".{CONFIG}.part")  # all that a run leaves which was killed while it began
 
 
@@ -199,9 +200,9 @@ def data_record(dataset: Dataset, image_size: int) -> dict[str, Any]:
     count = len(dataset.classes)
     splits = {
         name: {"images": len(split), "per_class": split.per_class(count), "unreadable": list(split.unreadable)}
-        for name, split in (("train", dataset.train), ("val", dataset.val))
+        for name, split in dataset.splits.items()
     }
-    splits["val"]["paths"] = dataset.val.split.names()
+    splits[[*splits][-1]]["paths"] = dataset.scored.split.names()
     return {
         "root": dataset.source.where,
         "folder": resolved(dataset.source.where),  # where a relative root was
@@ -227,15 +228,14 @@ def with_resolved_source(folder: Path, config: RunConfig) -> RunConfig:
     If that folder is gone the configuration stays: everything may have been moved, with a relative path still right.
     """
     there = written_data(folder).get("folder")
-    if not isinstance(there, str) or not Path(there).is_dir():
+    if not isinstance(there, str) or not Path(there).exists():
         return config
     return config.model_copy(update={"data": config.data.model_copy(update={"source": there})})
 
 
 def picture_list(dataset: Dataset) -> str:
     """What `pictures.tsv` holds: the split of every image, a tab, and its digest, label and name."""
-    splits = (("train", dataset.train), ("val", dataset.val))
-    return "".join(f"{name}\t{line}\n" for name, split in splits for line in split.listing())
+    return "".join(f"{name}\t{line}\n" for name, split in dataset.splits.items() for line in split.listing())
 
 
 def written_pictures(folder: Path) -> dict[str, list[str]]:
@@ -245,15 +245,16 @@ def written_pictures(folder: Path) -> dict[str, list[str]]:
     except FileNotFoundError:
         return {}
     pairs = [line.partition("\t") for line in lines if line]
-    return {split: [line for name, _, line in pairs if name == split] for split in ("train", "val")}
+    splits = ("train", "val", *(["test"] if any(name == "test" for name, *_ in pairs) else []))
+    return {split: [line for name, _, line in pairs if name == split] for split in splits}
 
 
 def image_changes(folder: Path, dataset: Dataset) -> dict[str, Changes]:
     """How the images differ from those that the run in `folder` began with, by split; empty if they do not."""
     found = {}
     for name, old in written_pictures(folder).items():
-        split = dataset.train if name == "train" else dataset.val
-        if old != (new := split.listing()):
+        new = dataset.splits[name].listing() if name in dataset.splits else []
+        if old != new:
             found[name] = changes_of(old, new)
     return found
 
@@ -270,8 +271,7 @@ def check_images(folder: Path, dataset: Dataset, allow_changes: bool = False) ->
 
 
 def image_change_lines(changes: dict[str, Changes]) -> list[str]:
-    kinds = {"train": "training", "val": "validation"}
-    return [f"{kinds[split]} images: {change}" for split, change in changes.items()]
+    return [f"{SPLIT_WORDS[split]} images: {change}" for split, change in changes.items()]
 
 
 def discard_outdated(run: Run, changes: dict[str, Changes]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from coadvise.config import ModelConfig
+from coadvise.config import DataConfig, ModelConfig
 from coadvise.data.sources import evaluation_split
 from coadvise.evaluation.agreement import TEACHERS, divergence_by_image
 from coadvise.evaluation.scores import correct, load_predictions, log_probabilities
@@ -105,13 +105,13 @@ def with_shifts(columns: Sequence[Column], shifts: Sequence[str]) -> tuple[Colum
     return tuple(found)
 
 
-def check_shift(folder: str, classes: Sequence[str], chosen: Sequence[str] = ()) -> None:
-    """Raises UserError if networks with these classes cannot be scored on a folder, or on its chosen classes."""
+def check_shift(folder: str, classes: Sequence[str], how: DataConfig) -> None:
+    """Raises UserError if networks with these classes cannot be scored on a folder, or on those of its classes."""
     layout = layout_of(folder)
     if layout == IMAGENET_C:
-        corrupted_splits(folder, classes, chosen)
+        corrupted_splits(folder, classes, how)
     elif layout == FOLDER:
-        evaluation_split(folder, classes, chosen)
+        evaluation_split(folder, classes, how)
     else:
         subset_split(folder, layout, classes)
 
@@ -197,7 +197,8 @@ def _rescored(row: Finished, context: Context) -> Mapping[str, Any]:
     options: dict[str, Any] = {"images": IMAGES, "corruptions": True, "severities": SEVERITIES}
     if folder is not None:
         options = {"images": IMAGES if layout_of(folder) == IMAGENET_C else None}
-    pictures = hashlib.sha256("\n".join(written_pictures(row.run).get("val", ())).encode()).hexdigest()
+    *_, scored = [[], *written_pictures(row.run).values()]
+    pictures = hashlib.sha256("\n".join(scored).encode()).hexdigest()
     request = {"data": folder, **options, "weights": weights, "pictures": pictures}
     digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:12]
     path = row.scores / f"{row.run.name}-{digest}.json"

@@ -21,7 +21,7 @@ from coadvise.config import (
     load_config,
     with_changes,
 )
-from coadvise.data.sources import resolved, source_of
+from coadvise.data.sources import resolved, short_name, source_of
 from coadvise.errors import UserError
 from coadvise.runs.canonical import NO_STUDENT, canonical_config, strip_advice
 from coadvise.runs.options import StudyOptions
@@ -64,7 +64,7 @@ class StudyPlan:
 
 
 def study_folder(options: StudyOptions) -> Path:
-    return options.out or Path("studies", Path(options.data).resolve().name)
+    return options.out or Path("studies", short_name(options.data))
 
 
 def study_config(options: StudyOptions) -> RunConfig:

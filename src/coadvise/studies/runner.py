@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,10 +10,10 @@ from typing import Any
 
 from coadvise.config import RunConfig
 from coadvise.data.scan import Dataset, scan
-from coadvise.data.sources import source_of
+from coadvise.data.sources import short_name, source_of
 from coadvise.errors import UserError
 from coadvise.runs.estimate import estimate
-from coadvise.runs.fit import training
+from coadvise.runs.fit import describe, training
 from coadvise.runs.network_job import check_part, is_done
 from coadvise.runs.options import StudyOptions, help_text
 from coadvise.runs.parallel import in_processes
@@ -64,7 +64,7 @@ def run_study_of(options: StudyOptions, listener: Listener | None = None) -> dic
     if options.shifts:  # before hours of training
         classes = source_of(config).classes
         for shift in options.shifts:
-            check_shift(shift, classes, config.data.classes)
+            check_shift(shift, classes, config.data.elsewhere())
         study = replace(study, columns=with_shifts(study.columns, options.shifts))
     listener.say(f"{study.title}: {len(plan.runs)} runs in {folder}")
     for of_paper, network in plan.networks.items():
@@ -77,7 +77,7 @@ def run_study_of(options: StudyOptions, listener: Listener | None = None) -> dic
     result = {
         "name": options.name,
         **result,
-        "data": Path(options.data).resolve().name,
+        "data": short_name(options.data),
         "networks": dict(plan.networks),
     }
     write_text(folder / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
@@ -90,10 +90,14 @@ def run_study_of(options: StudyOptions, listener: Listener | None = None) -> dic
     return result
 
 
-def estimate_study(options: StudyOptions) -> Iterator[tuple[str, float]]:
+def estimate_study(
+    options: StudyOptions, say: Callable[[str], None] = lambda text: None
+) -> Iterator[tuple[str, float]]:
     """Yields each network of a study and the seconds its training will take here; see `runs.fit.estimate_fit`."""
     config, _, plan = _planned(options)
     dataset = scan(source_of(config), config.data.image_size, config.in_memory)
+    for line in describe(dataset):
+        say(line)
     with Engine(config.engine) as engine:
         for run in plan.runs.values():
             for part, seconds in estimate(run, dataset, engine):

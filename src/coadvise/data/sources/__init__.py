@@ -1,4 +1,4 @@
-"""Where labelled pictures come from: a folder, or a named source such as the handwritten digits.
+"""Where labelled pictures come from: a folder, a table, or a named source such as the handwritten digits.
 
 To add a source, write a module with a `Split` of its own and a function that returns a `Source`, and list it in `NAMED`
 or choose it in `open_source`. Nothing outside this package knows where the bytes of a picture are.
@@ -8,13 +8,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from coadvise.config import RunConfig
-from coadvise.data.sources import digits, folder
-from coadvise.data.sources.split import Source, Split, chosen_classes, few, known_classes, relabelled
+from coadvise.config import DataConfig, RunConfig
+from coadvise.data.sources import digits, folder, table
+from coadvise.data.sources.split import (
+    Source,
+    Split,
+    chosen_classes,
+    classes_of,
+    few,
+    known_classes,
+    relabelled,
+    used_classes,
+)
+from coadvise.errors import UserError
 
 __all__ = [
-    "NAMED", "Source", "Split", "evaluation_remarks", "evaluation_split", "few", "open_source", "resolved", "source_of",
-    "typical_size",
+    "NAMED", "Source", "Split", "evaluation_remarks", "evaluation_split", "few", "open_source", "resolved",
+    "short_name", "source_of", "typical_size",
 ]  # fmt: skip
 
 
@@ -31,58 +41,89 @@ NAMED = {"digits": Named(digits.open_digits, "digits")}
 
 def source_of(config: RunConfig) -> Source:
     """The pictures of a run, as `open_source` finds them."""
-    return open_source(config.data.source, config.data.val_fraction, config.seed, config.data.classes)
+    return open_source(config.data.source, config.data, config.seed)
 
 
-def open_source(data: str | Path, val_fraction: float, seed: int, classes: Sequence[str] = ()) -> Source:
-    """Finds the classes and both splits.
+def open_source(data: str | Path, how: DataConfig | None = None, seed: int = 0) -> Source:
+    """Finds the classes and all splits.
 
     Args:
-        data: a name in `NAMED`; a folder with train/ and one of val/, valid/, test/; or a folder of class folders.
-        val_fraction: share of each class held out where the data have no splits.
-        seed: decides which pictures are held out.
-        classes: the classes to use; all of them when empty.
+        data: a name in `NAMED`; a folder with train/ and one of val/, test/ or another usual name; a folder of class
+            folders; a table, or a folder with metadata.csv or with train.txt and val.txt.
+        how: which classes and splits, and where they are.
+        seed: decides which pictures are held out where the data have no splits.
 
     Raises:
-        UserError: no such folder, no pictures, one class, a class in one split only, chosen classes that do not exist.
+        UserError: no such folder, no pictures, one class, a class without an image to train on, chosen classes that do
+            not exist.
     """
-    if (named := NAMED.get(str(data))) is None:
-        source = folder.open_folder(data, val_fraction, seed, classes, tuple(NAMED))
-    else:
+    how = how or DataConfig()
+    if (named := NAMED.get(str(data))) is not None:
         source = named.open()
-        if classes:
-            kept = chosen_classes(source.where, source.classes, classes)
-            train, val = (relabelled(split, source.classes, kept) for split in (source.train, source.val))
-            source = replace(source, classes=tuple(kept), train=train, val=val)
-    return replace(source, note=f"{source.note}; {len(classes)} chosen classes") if classes else source
+        if how.classes or how.exclude:
+            used = chosen_classes(source.where, source.classes, how.classes, how.exclude)
+            kept, own = classes_of(used), [used.get(name) for name in source.classes]
+            train, val = (relabelled(split, own, kept) for split in (source.train, source.val))
+            source = replace(source, classes=kept, train=train, val=val)
+    elif (found := table.table_in(Path(data))) is not None:
+        source = table.open_table(found, how, seed)
+    else:
+        source = folder.open_folder(_existing(data), how, seed)
+    return replace(source, note=f"{source.note}; {len(how.classes)} chosen classes") if how.classes else source
 
 
-def evaluation_split(data: str | Path, classes: Sequence[str], chosen: Sequence[str] = ()) -> Split:
-    """The pictures to score a finished network on: the validation split of `data`, or all of a plain folder of classes.
+def evaluation_split(data: str | Path, classes: Sequence[str], how: DataConfig | None = None) -> Split:
+    """The pictures to score a finished network on: the test or validation split, or all where there are no splits.
 
     Args:
         classes: those that the network knows, in its order; labels are indices into it.
-        chosen: the classes of `data` to use, of which some may be missing; all of them when empty.
+        how: which classes of `data`, of which some may be missing, and where they are.
 
     Raises:
         UserError: no such folder, a class that the network does not know, or no picture of its classes.
     """
-    if (named := NAMED.get(str(data))) is None:
-        return folder.evaluation_split(data, classes, chosen)
-    source = named.open()
-    return relabelled(source.val, source.classes, known_classes(source.where, source.classes, classes, chosen))
+    how = how or DataConfig()
+    if (named := NAMED.get(str(data))) is not None:
+        source = named.open()
+        used = used_classes(source.classes, how.classes, how.exclude)
+        known_classes(source.where, used, classes)
+        return relabelled(source.val, [used.get(name) for name in source.classes], classes)
+    if (found := table.table_in(Path(data))) is not None:
+        return table.evaluation_split(found, classes, how)
+    return folder.evaluation_split(_existing(data), classes, how)
 
 
-def evaluation_remarks(data: str | Path, classes: Sequence[str]) -> tuple[str, ...]:
+def evaluation_remarks(data: str | Path, how: DataConfig | None = None) -> tuple[str, ...]:
     """What `evaluation_split` leaves out of `data`, in lines for the user."""
-    return () if str(data) in NAMED else folder.evaluation_remarks(data, classes)
+    if str(data) in NAMED:
+        return ()
+    if (found := table.table_in(Path(data))) is not None:
+        return table.read_table(found, how or DataConfig()).remarks
+    return folder.evaluation_remarks(Path(data), how or DataConfig())
 
 
 def typical_size(data: str | Path) -> int:
     """The median shorter side, in pixels, of the first pictures below a folder; 0 where there are none."""
-    return folder.typical_size(Path(data))
+    found = table.table_in(Path(data))
+    return folder.typical_size(Path(data) if found is None else found.path.parent)
+
+
+def short_name(data: str | Path) -> str:
+    """What to call data in a file name: the name of their folder, or of the table without its ending."""
+    path = Path(data).resolve()
+    return path.stem if path.is_file() else path.name
 
 
 def resolved(data: str | Path) -> str:
     """`data` as it can be given from any directory: an absolute path, or the name of a named source."""
     return str(data) if str(data) in NAMED else str(Path(data).resolve())
+
+
+def _existing(data: str | Path) -> Path:
+    if not (root := Path(data)).is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise UserError(
+            f"data folder '{data}' {what}; give a folder of class folders, one with train/ and val/, a table "
+            f"({', '.join(folder.TABLE_ENDINGS)}), or {' or '.join(map(repr, NAMED))}"
+        )
+    return root

@@ -2,21 +2,40 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from coadvise.data import draws
+from coadvise.config import DataConfig
 from coadvise.data.images import open_image, read_file
-from coadvise.data.sources.split import Labels, Source, Split, chosen_classes, few, known_classes
+from coadvise.data.sources.split import (
+    TEST,
+    TRAIN,
+    USUAL_NAMES,
+    VAL,
+    Labels,
+    Source,
+    Split,
+    chosen_classes,
+    classes_of,
+    divided,
+    few,
+    kind_of_split,
+    known_classes,
+    named_splits,
+    split_note,
+    used_classes,
+    with_splits,
+)
 from coadvise.errors import UserError
 
+TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")  # read by sources/table.py
+# What JPEG, PNG, GIF and TIFF files begin with, whatever they are called; "BM" also begins words.
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-VALIDATION_NAMES = ("val", "valid", "test")
-SPLIT_NAMES = frozenset({*VALIDATION_NAMES, "train", "training", "validation", "testing", "eval"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,43 +64,40 @@ class FolderSplit(Split):
         return FolderSplit(self.root, tuple(self.files[int(row)] for row in rows), labels)
 
 
-def open_folder(
-    data: str | Path, val_fraction: float, seed: int, classes: Sequence[str], names: Sequence[str]
-) -> Source:
-    """The source in a folder, as `sources.open_source`; `names` are what else `data` could be, for the error."""
-    root = Path(data)
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
-        raise UserError(
-            f"data folder '{data}' {what}; give a folder of class folders, one with train/ and val/, or "
-            + " or ".join(f"'{name}'" for name in names)
-        )
-    val_name = _val_name(root)
-    if not (root / "train").is_dir():
-        return _divided(root, val_fraction, seed, classes)
-    if val_name is None:
-        raise UserError(
-            f"'{root}' has train/ but none of val/, valid/, test/; add one, or give '{root / 'train'}' to split it"
-        )
-    return _with_splits(root, val_name, classes)
+def open_folder(root: Path, how: DataConfig, seed: int) -> Source:
+    """The source in a folder, as `sources.open_source`."""
+    splits = named_splits(root, _folder_names(root), how.splits)
+    if TRAIN in splits:
+        if len(splits) == 1:
+            raise UserError(
+                f"'{root}' has {splits[TRAIN]}/ but none of {_usual(VAL, TEST)}; add one, give "
+                f"'{root / splits[TRAIN]}' to divide it, or name the other with data.splits"
+            )
+        return _with_splits(root, splits, how)
+    return _divided(root, how, seed)
 
 
-def evaluation_split(data: str | Path, classes: Sequence[str], chosen: Sequence[str]) -> Split:
+def evaluation_split(root: Path, classes: Sequence[str], how: DataConfig) -> Split:
     """As `sources.evaluation_split`."""
-    root = Path(data)
-    if not root.is_dir():
-        raise UserError(f"data folder '{data}' does not exist; give a folder of class folders or one with val/")
-    folder = root / (_val_name(root) or "")
-    split = _Listing(root, [folder], known_classes(folder, _with_images(folder), classes, chosen)).splits[0]
+    folder = _scored_folder(root, how)
+    used = used_classes(_class_names(folder, how), how.classes, how.exclude)
+    known_classes(folder, used, classes)
+    split = _Listing(root, [folder], used, classes, how).splits[0]
     if not len(split):
         raise UserError(f"'{folder}' holds no images of the student's classes ({few(classes)})")
     return split
 
 
-def evaluation_remarks(data: str | Path, classes: Sequence[str]) -> tuple[str, ...]:
+def evaluation_remarks(root: Path, how: DataConfig) -> tuple[str, ...]:
     """As `sources.evaluation_remarks`."""
-    root = Path(data)
-    return _Listing(root, [root / (_val_name(root) or "")], classes).remarks
+    folder = _scored_folder(root, how)
+    used = used_classes(_class_names(folder, how), how.classes, how.exclude)
+    return _Listing(root, [folder], used, classes_of(used), how).remarks
+
+
+def _scored_folder(root: Path, how: DataConfig) -> Path:
+    splits = named_splits(root, _folder_names(root), how.splits)
+    return root / (splits.get(TEST) or splits.get(VAL) or "")
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
@@ -98,6 +114,13 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+def image_paths(root: Path) -> list[str]:
+    """All images below a folder, relative to it, in the order of their names."""
+    skip = len(str(root)) + 1
+    below = (f"{parent}/{file}"[skip:] for parent, file, end in _files_below(root) if _is_image(parent, file, end))
+    return sorted(below)
+
+
 def typical_size(root: Path, look_at: int = 100) -> int:
     """As `sources.typical_size`."""
     sides = []
@@ -111,74 +134,120 @@ def typical_size(root: Path, look_at: int = 100) -> int:
 
 
 class _Listing:
-    """The pictures in the class folders below each of `folders`, in the order of `classes`, then of their paths.
+    """The pictures of the used classes below each of `folders`, in the order of `classes`, then of their paths.
 
     Attributes:
         splits: one for each of `folders`.
         remarks: what else is there, a line each.
     """
 
-    def __init__(self, root: Path, folders: Sequence[Path], classes: Sequence[str]) -> None:
+    def __init__(
+        self, root: Path, folders: Sequence[Path], used: Mapping[str, str], classes: Sequence[str], how: DataConfig
+    ) -> None:
         endings: Counter[str] = Counter()
+        tops = {name.split("/")[0] for name in used}
+        deepest: set[str] = set()
         self.splits = []
         for folder in folders:
-            files: list[str] = []
-            counts = []
-            for name in classes:
-                top = str(folder / name)
-                prefix = str((folder / name).relative_to(root))
-                below = list(_files_below(folder / name)) if (folder / name).is_dir() else []
-                endings.update(ending for _, _, ending in below)
-                images = [f"{prefix}{parent[len(top) :]}/{file}" for parent, file, end in below if end in EXTENSIONS]
-                files += sorted(images, key=lambda path: path.split("/"))
-                counts.append(len(images))
+            of_class: dict[str, list[str]] = {name: [] for name in classes}
+            start = len(str(folder.relative_to(root)) + "/") if folder != root else 0
+            for path, ending, is_image in _pictures(root, folder, tops):
+                if not is_image:
+                    endings[ending] += 1
+                elif (name := used.get(_class_of(path[start:], how))) is not None:
+                    of_class[name].append(path)
+                    deepest.add(path[start:].rpartition("/")[0])
+            files = [path for name in classes for path in sorted(of_class[name], key=lambda path: path.split("/"))]
+            counts = [len(of_class[name]) for name in classes]
             self.splits.append(FolderSplit(root, tuple(files), np.repeat(np.arange(len(classes)), counts)))
-        lines = [f"left out, no image by its name: {others}"] if (others := _shown(endings)) else []
+        lines = [f"left out, no image: {others}"] if (others := _shown(endings)) else []
         if empty := _without_images(folders):
             others = _other_files([folder / name for folder in folders for name in empty])
             lines.append(
                 f"left out, without an image: class folder(s) {few(empty)}" + (f" ({others})" if others else "")
             )
+        if how.depth in (None, "top") and len(deepest) > len(used):
+            lines.append(
+                f"{len(used)} top folders are the classes; {len(deepest)} folders below them hold the images, and "
+                "data.depth=leaf makes each of these a class"
+            )
         self.remarks = tuple(lines)
 
 
-def _with_splits(root: Path, val_name: str, chosen: Sequence[str]) -> Source:
-    folders = root / "train", root / val_name
-    train_classes = chosen_classes(folders[0], _with_images(folders[0]), chosen)
-    val_classes = [name for name in _with_images(folders[1]) if name in chosen or not chosen]
-    _at_least_two(folders[0], train_classes)
-    for has, lacks, odd in (
-        (*folders, sorted(set(train_classes) - set(val_classes))),
-        (*folders[::-1], sorted(set(val_classes) - set(train_classes))),
-    ):
-        if odd:
-            raise UserError(f"class folder(s) {few(odd)} are in '{has}' but not in '{lacks}'; both need the same")
-    listing = _Listing(root, folders, train_classes)
-    train, val = listing.splits
-    note = f"trained on train/, scored on {val_name}/"
-    return Source(str(root), tuple(train_classes), train, val, note, listing.remarks)
+def _class_of(path: str, how: DataConfig) -> str:
+    """The class of a picture by its path within a split."""
+    folders = path.split("/")[:-1]
+    if how.depth == "leaf":
+        return "/".join(folders)
+    return "/".join(folders[: how.depth if isinstance(how.depth, int) else 1])
 
 
-def _divided(root: Path, val_fraction: float, seed: int, chosen: Sequence[str]) -> Source:
-    classes = chosen_classes(root, _with_images(root), chosen)
-    if classes and {name.lower() for name in classes} <= SPLIT_NAMES:
+def _class_names(folder: Path, how: DataConfig) -> list[str]:
+    if how.depth in (None, "top", 1):
+        return _with_images(folder)
+    found = {_class_of(path, how) for path, _, is_image in _pictures(folder, folder, None) if is_image}
+    return sorted(found)
+
+
+def _pictures(root: Path, folder: Path, tops: Collection[str] | None) -> Iterator[tuple[str, str, bool]]:
+    """Of each file below the (chosen) folders in a folder: its path from `root`, its ending, whether it is an image."""
+    for name in _folder_names(folder) if tops is None else sorted(tops):
+        top = folder / name
+        if not top.is_dir():
+            continue
+        prefix, skip = str(top.relative_to(root)), len(str(top))
+        for parent, file, ending in _files_below(top):
+            yield f"{prefix}{parent[skip:]}/{file}", ending, _is_image(parent, file, ending)
+
+
+def _with_splits(root: Path, splits: Mapping[str, str], how: DataConfig) -> Source:
+    folders = {kind: root / splits[kind] for kind in (TRAIN, VAL, TEST) if kind in splits}
+    existing = sorted({name for folder in folders.values() for name in _class_names(folder, how)})
+    used = chosen_classes(folders[TRAIN], existing, how.classes, how.exclude)
+    _at_least_two(folders[TRAIN], classes_of(used), how)
+    listing = _Listing(root, list(folders.values()), used, classes_of(used), how)
+    parts = dict(zip(folders, listing.splits, strict=True))
+    return with_splits(root, classes_of(used), parts, split_note(splits, "/"), listing.remarks)
+
+
+def _divided(root: Path, how: DataConfig, seed: int) -> Source:
+    existing = _class_names(root, how)
+    if existing and all(kind_of_split(name) for name in existing):
         raise UserError(
-            f"'{root}' holds {few(classes)}, which look like splits, not classes; "
-            f"name them train/ and one of {', '.join(f'{name}/' for name in VALIDATION_NAMES)}"
+            f"'{root}' holds {few(existing)}, which are splits, but none to train on; name one of them as "
+            f"{_usual(TRAIN)}, or say which is which: data.splits={{train: ..., val: ...}}"
         )
-    _at_least_two(root, classes)
-    listing = _Listing(root, [root], classes)
-    everything = listing.splits[0]
-    held_out = np.zeros(len(everything), bool)
-    for label, name in enumerate(classes):
-        members = np.flatnonzero(everything.labels == label)
-        if len(members) < 2:
-            raise UserError(f"class '{name}' in '{root}' has one image; each class needs two or more to be split")
-        count = min(max(1, round(val_fraction * len(members))), len(members) - 1)
-        held_out[members[draws.permutation(seed, draws.SPLIT, label, len(members))[:count]]] = True
-    train, val = (everything.subset(np.flatnonzero(rows)) for rows in (~held_out, held_out))
-    note = f"no splits in the folder: {val_fraction:.0%} of each class held out for validation, chosen by seed {seed}"
-    return Source(str(root), tuple(classes), train, val, note, listing.remarks)
+    _refuse_parent(root, existing, how)
+    used = chosen_classes(root, existing, how.classes, how.exclude)
+    _at_least_two(root, classes_of(used), how)
+    listing = _Listing(root, [root], used, classes_of(used), how)
+    return divided(root, classes_of(used), listing.splits[0], how.val_fraction, seed, listing.remarks, "folder")
+
+
+def _refuse_parent(root: Path, existing: Sequence[str], how: DataConfig) -> None:
+    """Raises UserError for the parent of a data folder, given by mistake; an explicit `data.depth` is believed."""
+    if how.depth is not None:
+        return
+    for name in existing:
+        kinds = {kind_of_split(inner) for inner in _folder_names(root / name)}
+        if TRAIN in kinds and kinds & {VAL, TEST}:
+            raise UserError(f"'{root}' holds '{name}', which has splits of its own; give '{root / name}'")
+    nested = [name for name in existing if len(_with_images(root / name)) > 1 and not _flat_images(root / name)]
+    if len(nested) == 1 and len(existing) > 1:
+        inner = _with_images(root / nested[0])
+        raise UserError(
+            f"'{root}' holds {few(existing)}, of which only '{nested[0]}' has folders of images inside, {len(inner)} "
+            f"({few(inner)}); if those are the classes give '{root / nested[0]}', and if not data.depth=top"
+        )
+
+
+def _flat_images(folder: Path) -> bool:
+    """Whether images lie directly in a folder."""
+    return any(path.suffix.lower() in EXTENSIONS for path in folder.iterdir())
+
+
+def _usual(*kinds: str) -> str:
+    return ", ".join(f"{name}/" for kind in kinds for name in USUAL_NAMES[kind])
 
 
 def _with_images(folder: Path) -> list[str]:
@@ -197,17 +266,27 @@ def _folder_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
 
 
-def _val_name(root: Path) -> str | None:
-    """Which folder beside train/ is scored."""
-    return next((name for name in VALIDATION_NAMES if (root / name).is_dir()), None)
-
-
 def _has_images(folder: Path) -> bool:
     return next(_images_below(folder), None) is not None
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
-    return (Path(parent, file) for parent, file, ending in _files_below(folder) if ending in EXTENSIONS)
+    return (Path(parent, file) for parent, file, end in _files_below(folder) if _is_image(parent, file, end))
+
+
+def _is_image(parent: str, file: str, ending: str) -> bool:
+    """By its ending, or else by its first bytes."""
+    if ending in EXTENSIONS:
+        return True
+    try:
+        path = Path(parent, file)
+        if not path.is_file():  # reading a pipe would wait
+            return False
+        with path.open("rb") as opened:
+            begin = opened.read(12)
+    except OSError:
+        return False
+    return begin.startswith(SIGNATURES) or (begin[:4] == b"RIFF" and begin[8:] == b"WEBP")
 
 
 def _files_below(folder: Path) -> Iterator[tuple[str, str, str]]:
@@ -221,15 +300,16 @@ def _files_below(folder: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _shown(endings: Counter[str]) -> str:
-    """How many files have which endings other than those of images: "3 .heic, 1 .txt"; empty where there are none."""
-    named = {ending or "without ending": count for ending, count in endings.items() if ending not in EXTENSIONS}
+    """How many files have which endings: "3 .heic, 1 .txt"; empty where there are none."""
+    named = {ending or "without ending": count for ending, count in endings.items()}
     others = [f"{count} {name}" for name, count in sorted(named.items(), key=lambda item: (-item[1], item[0]))]
     return ", ".join(others[:5]) + (" and others" if len(others) > 5 else "")
 
 
 def _other_files(folders: Iterable[Path]) -> str:
     """As `_shown`, of all files below some folders."""
-    return _shown(Counter(ending for folder in folders for *_, ending in _files_below(folder)))
+    files = (found for folder in folders for found in _files_below(folder))
+    return _shown(Counter(ending for parent, file, ending in files if not _is_image(parent, file, ending)))
 
 
 def _cannot_list(error: OSError) -> None:
@@ -237,17 +317,24 @@ def _cannot_list(error: OSError) -> None:
         raise UserError(f"folder {str(error.filename)!r} cannot be listed: {error.strerror}; make it readable")
 
 
-def _at_least_two(folder: Path, classes: Sequence[str]) -> None:
+def _at_least_two(folder: Path, classes: Sequence[str], how: DataConfig) -> None:
     if len(classes) > 1:
         return
+    if tables := sorted(path.name for path in folder.iterdir() if path.suffix.lower() in TABLE_ENDINGS):
+        raise UserError(f"'{folder}' has no class folders, but a table: give '{folder / tables[0]}'")
     others = [folder / name for name in _folder_names(folder) if name not in classes]
     found = _other_files(others)
-    convert = f"; its other folders hold {found}: convert those that are images, to JPEG for example" if found else ""
+    advice = f"; its other folders hold {found}: convert those that are images, to JPEG for example" if found else ""
     if not classes:
         raise UserError(
             f"'{folder}' holds no class folders with images ({', '.join(sorted(EXTENSIONS))}); "
-            f"lay them out as {folder}/CLASS/IMAGE{convert}"
+            f"lay them out as {folder}/CLASS/IMAGE{advice}"
         )
+    inner = _with_images(folder / classes[0])
+    if len(inner) > 1:
+        advice = f"; '{folder / classes[0]}' has {len(inner)} ({few(inner)}): give that folder"
     raise UserError(
-        f"'{folder}' holds one class, '{classes[0]}'; at least two are needed, each in a folder of its own{convert}"
+        f"'{folder}' holds one class, '{classes[0]}'"
+        + (f", at data.depth={how.depth}" if how.depth else "")
+        + f"; at least two are needed, each in a folder of its own{advice}"
     )

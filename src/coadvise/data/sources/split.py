@@ -1,16 +1,25 @@
 """What a source of pictures gives: class names, labels, and the name and bytes of each picture by its index."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from coadvise.config import nearest
+from coadvise.config import Classes, nearest
+from coadvise.data import draws
 from coadvise.errors import UserError
 
 Labels = npt.NDArray[np.int64]
+
+TRAIN, VAL, TEST = "train", "val", "test"
+USUAL_NAMES = {  # of splits, in any case
+    TRAIN: ("train", "training"),
+    VAL: ("val", "valid", "validation", "dev"),
+    TEST: ("test", "testing", "eval"),
+}
 
 
 class Split(ABC):
@@ -47,12 +56,13 @@ class Split(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A labelled set of pictures with both splits.
+    """A labelled set of pictures with its splits.
 
     Attributes:
-        where: what the user calls it: the folder as given, or the name of a named source.
-        note: how the split came about.
-        remarks: what was left out, a line each.
+        where: what the user calls it: the folder or table as given, or the name of a named source.
+        note: how the splits came about.
+        remarks: what was left out or needs attention, a line each.
+        test: where there are three splits: the one that finished networks are scored on. Learning curves are of `val`.
     """
 
     where: str
@@ -61,48 +71,159 @@ class Source:
     val: Split
     note: str
     remarks: tuple[str, ...] = ()
+    test: Split | None = None
 
 
-def relabelled(split: Split, own: Sequence[str], classes: Sequence[str]) -> Split:
+def kind_of_split(name: str) -> str | None:
+    """Which split a folder or a value of a table is by its name; None if it has none of the usual names."""
+    return next((kind for kind, names in USUAL_NAMES.items() if name.strip().lower() in names), None)
+
+
+def named_splits(where: object, there: Sequence[str], given: Mapping[Any, str]) -> dict[str, str]:
+    """Which of the names that are there is which split.
+
+    Args:
+        given: `data.splits`; empty to go by the usual names.
+
+    Raises:
+        UserError: a given name that is not there, or two names for one split.
+    """
+    for kind, name in given.items():
+        if name not in there:
+            raise UserError(
+                f"data.splits.{kind}={name}: '{where}' has none of that name{nearest(name, list(there))}; there are "
+                f"{few(there)}"
+            )
+    if given:
+        return dict(given)
+    found: dict[str, str] = {}
+    for name in there:
+        if (kind := kind_of_split(name)) is None:
+            continue
+        if kind in found:
+            raise UserError(
+                f"'{where}' has both '{found[kind]}' and '{name}'; say which to use, such as data.splits={{train: ..., "
+                f"{kind if kind != TRAIN else VAL}: ...}}"
+            )
+        found[kind] = name
+    return found
+
+
+def split_note(splits: Mapping[str, str], ending: str = "") -> str:
+    """How given splits are used, for the user."""
+    train, scored = splits[TRAIN], splits.get(TEST) or splits[VAL]
+    note = f"trained on {train}{ending}, scored on {scored}{ending}"
+    return note + (f", learning curves on {splits[VAL]}{ending}" if TEST in splits and VAL in splits else "")
+
+
+def relabelled(split: Split, own: Sequence[str | None], classes: Sequence[str]) -> Split:
     """The pictures of `classes`, in the order of these; labels become indices into `classes`.
 
     Args:
-        own: the names of the split's present labels.
+        own: the names of the split's present labels; None for one to leave out. Several may have the same name.
     """
-    there = [own.index(name) if name in own else -1 for name in classes]
-    rows = [np.flatnonzero(split.labels == label) for label in there]
-    labels = np.repeat(np.arange(len(classes)), [len(part) for part in rows])
-    return split.subset(np.concatenate(rows), labels)
+    names = np.array([classes.index(name) if name in classes else -1 for name in own], np.int64)
+    labels = names[split.labels]
+    rows = np.argsort(labels, kind="stable")
+    rows = rows[labels[rows] >= 0]
+    return split.subset(rows, labels[rows])
 
 
-def chosen_classes(where: object, existing: Sequence[str], chosen: Sequence[str]) -> list[str]:
-    """The chosen classes in the order of the existing ones; all of these when none are chosen.
+def chosen_classes(
+    where: object, existing: Sequence[str], chosen: Classes, exclude: Collection[str] = ()
+) -> dict[str, str]:
+    """What each existing class that is used is called; `classes_of` gives the names in order.
 
     Raises:
-        UserError: a chosen class that does not exist, with the nearest that does.
+        UserError: a class that is chosen or excluded does not exist, with the nearest that does.
     """
-    if missing := sorted(set(chosen) - set(existing)):
-        listed = ", ".join(f"'{name}'{nearest(name, list(existing))}" for name in missing[:5])
-        raise UserError(
-            f"'{where}' has no images of {len(missing)} of the {len(chosen)} classes of data.classes: {listed}"
-            + (" and others" if len(missing) > 5 else "")
-            + f"; its {len(existing)} classes are {few(existing)}; choose from these, or leave data.classes out to use "
-            "all"
-        )
-    return [name for name in existing if name in set(chosen)] if chosen else list(existing)
+    names = new_names(chosen)
+    for key, wanted in (("classes", names), ("exclude", exclude)):
+        if missing := sorted(set(wanted) - set(existing)):
+            listed = ", ".join(f"'{name}'{nearest(name, list(existing))}" for name in missing[:5])
+            raise UserError(
+                f"'{where}' has no images of {len(missing)} of the {len(wanted)} classes of data.{key}: {listed}"
+                + (" and others" if len(missing) > 5 else "")
+                + f"; its {len(existing)} classes are {few(existing)}; choose from these, or leave data.{key} out"
+            )
+    return used_classes(existing, chosen, exclude)
 
 
-def known_classes(
-    where: object, existing: Sequence[str], classes: Sequence[str], chosen: Sequence[str]
-) -> Sequence[str]:
-    """`classes`, if a network of these can be scored on a source's. Raises UserError for one that it does not know."""
-    used = [name for name in existing if name in chosen or not chosen]
-    if unknown := sorted(set(used) - set(classes)):
+def new_names(chosen: Classes) -> dict[str, str]:
+    """The name that `data.classes` gives each class that it lists."""
+    if isinstance(chosen, dict):
+        return {old: new for new, olds in chosen.items() for old in olds}
+    return {name: name for name in chosen}
+
+
+def used_classes(existing: Sequence[str], chosen: Classes, exclude: Collection[str] = ()) -> dict[str, str]:
+    """As `chosen_classes`, where some of the chosen ones may be missing."""
+    names = new_names(chosen)
+    return {old: names.get(old, old) for old in existing if old not in exclude and (old in names or not names)}
+
+
+def classes_of(used: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(sorted(set(used.values())))
+
+
+def known_classes(where: object, used: Mapping[str, str], classes: Sequence[str]) -> None:
+    """Raises UserError for a class of a source that a network of `classes` does not know."""
+    if unknown := sorted(set(used.values()) - set(classes)):
         raise UserError(f"'{where}' has classes the student does not know: {few(unknown)}; it knows {few(classes)}")
-    return classes
 
 
-def few(names: Sequence[str]) -> str:
+def with_splits(
+    where: object, classes: Sequence[str], parts: Mapping[str, Split], note: str, remarks: Sequence[str]
+) -> Source:
+    """A source of given splits, "train" and at least one other.
+
+    Raises:
+        UserError: a class without an image to train on, or nothing to score on.
+    """
+    train, scored = parts[TRAIN], [kind for kind in (VAL, TEST) if kind in parts]
+    there = {kind: set(np.unique(part.labels).tolist()) for kind, part in parts.items()}
+    lines = list(remarks)
+    for kind in scored:
+        odd = [classes[label] for label in sorted(there[kind] - there[TRAIN])]
+        if odd:
+            raise UserError(
+                f"'{where}': no image of {few(odd)} to train on, but some in {kind}; add images, or leave the class "
+                "out with data.exclude"
+            )
+        if not len(parts[kind]):
+            raise UserError(f"'{where}': the {kind} split has no images of the classes {few(classes)}")
+        if lacking := [name for label, name in enumerate(classes) if label not in there[kind]]:
+            lines.append(f"warning: {kind} has no image of {few(lacking)}; nothing is measured of that there")
+    val = parts[scored[0]]
+    return Source(str(where), tuple(classes), train, val, note, tuple(lines), parts[TEST] if len(scored) > 1 else None)
+
+
+def divided(
+    where: object,
+    classes: Sequence[str],
+    everything: Split,
+    val_fraction: float,
+    seed: int,
+    remarks: Sequence[str],
+    what: str,
+) -> Source:
+    """A source whose pictures are divided here, class by class. Raises UserError for a class of one picture."""
+    held_out = np.zeros(len(everything), bool)
+    for label, name in enumerate(classes):
+        members = np.flatnonzero(everything.labels == label)
+        if len(members) < 2:
+            raise UserError(
+                f"class '{name}' in '{where}' has one image; each class needs two or more to be split; add some, or "
+                "leave it out with data.exclude"
+            )
+        count = min(max(1, round(val_fraction * len(members))), len(members) - 1)
+        held_out[members[draws.permutation(seed, draws.SPLIT, label, len(members))[:count]]] = True
+    train, val = (everything.subset(np.flatnonzero(rows)) for rows in (~held_out, held_out))
+    note = f"no splits in the {what}: {val_fraction:.0%} of each class held out for validation, chosen by seed {seed}"
+    return Source(str(where), tuple(classes), train, val, note, tuple(remarks))
+
+
+def few(names: Collection[str]) -> str:
     """The first five names for a message, and how many more there are."""
-    shown = ", ".join(f"'{name}'" for name in names[:5])
+    shown = ", ".join(f"'{name}'" for name in list(names)[:5])
     return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,364 @@
+"""Tables of paths and labels: CSV, TSV, JSON Lines, Parquet, and lists of `path, label`."""
+
+import csv
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coadvise.config import DataConfig, nearest
+from coadvise.data.sources.folder import TABLE_ENDINGS, FolderSplit, image_paths
+from coadvise.data.sources.split import (
+    TEST,
+    TRAIN,
+    VAL,
+    Source,
+    Split,
+    chosen_classes,
+    classes_of,
+    divided,
+    few,
+    known_classes,
+    named_splits,
+    split_note,
+    used_classes,
+    with_splits,
+)
+from coadvise.errors import UserError
+
+# By what columns are usually called, in this order; compared in lower case without spaces, "-" and "_".
+IMAGE_COLUMNS = (
+    "image",
+    "filename",
+    "file",
+    "path",
+    "imagepath",
+    "filepath",
+    "imagefile",
+    "imageid",
+    "imagename",
+    "id",
+    "name",
+)
+LABEL_COLUMNS = (
+    "label",
+    "class",
+    "category",
+    "target",
+    "labels",
+    "classname",
+    "labelname",
+    "species",
+    "diagnosis",
+    "kind",
+    "y",
+)
+SPLIT_COLUMNS = ("split", "set", "subset", "partition")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, or the lists of several splits.
+
+    Attributes:
+        path: the file, or the folder of the lists.
+        lists: a list of `path, label` for each split; empty for a table.
+    """
+
+    path: Path
+    lists: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a table says of the images that exist.
+
+    Attributes:
+        root: the folder that `files` are relative to.
+        files, labels, splits: one each a row; splits are None without a split column.
+        remarks: what was left out, a line each.
+    """
+
+    root: Path
+    files: tuple[str, ...]
+    labels: tuple[str, ...]
+    splits: tuple[str, ...] | None
+    remarks: tuple[str, ...]
+
+
+def table_in(data: Path) -> Table | None:
+    """The table that `data` is or, as a folder without train/, holds: metadata.csv, or train.txt with val.txt."""
+    if data.is_file() and data.suffix.lower() in TABLE_ENDINGS:
+        return Table(data, {})
+    if not data.is_dir():
+        return None
+    for ending in TABLE_ENDINGS:
+        if (path := data / f"metadata{ending}").is_file():
+            return Table(path, {})
+    texts = {path.stem: path for path in sorted(data.glob("*.txt"))}
+    splits = named_splits(data, list(texts), {}) if len(texts) > 1 else {}
+    if TRAIN in splits and len(splits) > 1 and not any((data / name).is_dir() for name in splits.values()):
+        return Table(data, {kind: texts[name] for kind, name in splits.items()})
+    return None
+
+
+def open_table(table: Table, how: DataConfig, seed: int) -> Source:
+    """The source of a table, as `sources.open_source`. Raises UserError for what `read_table` refuses."""
+    rows = read_table(table, how)
+    used = chosen_classes(table.path, sorted(set(rows.labels)), how.classes)
+    classes = classes_of(used)
+    if len(classes) < 2:
+        raise UserError(f"'{table.path}' has one label, {few(classes)}; at least two are needed")
+    if rows.splits is None:
+        everything = _split(rows, range(len(rows.files)), used, classes)
+        return divided(table.path, classes, everything, how.val_fraction, seed, rows.remarks, "table")
+    splits = _splits(table, rows.splits, how)
+    parts = {
+        kind: _split(rows, [row for row, name in enumerate(rows.splits) if name == splits[kind]], used, classes)
+        for kind in (TRAIN, VAL, TEST)
+        if kind in splits
+    }
+    return with_splits(table.path, classes, parts, split_note(splits), rows.remarks)
+
+
+def evaluation_split(table: Table, classes: Sequence[str], how: DataConfig) -> Split:
+    """As `sources.evaluation_split`."""
+    rows = read_table(table, how)
+    used = used_classes(sorted(set(rows.labels)), how.classes)
+    known_classes(table.path, used, classes)
+    chosen: Sequence[int] = range(len(rows.files))
+    if rows.splits is not None:
+        splits = _splits(table, rows.splits, how)
+        scored = splits.get(TEST) or splits[VAL]
+        chosen = [row for row, name in enumerate(rows.splits) if name == scored]
+    return _split(rows, chosen, used, classes)
+
+
+def read_table(table: Table, how: DataConfig) -> Rows:
+    """Reads a table and finds its images.
+
+    Raises:
+        UserError: it cannot be read, lacks a column, has rows without a label, or no row's image exists.
+    """
+    if table.lists:
+        found = [(kind, *line) for kind, path in table.lists.items() for line in _list_lines(path)]
+        splits, paths, labels = ([*column] for column in zip(*found, strict=True)) if found else ([], [], [])
+        base, has_splits = table.path, True
+    else:
+        records = _records(table.path)
+        columns = list(records[0]) if records else []
+        image = _column(table.path, columns, how.image_column, "image", IMAGE_COLUMNS)
+        label = _column(table.path, columns, how.label_column, "label", LABEL_COLUMNS)
+        split = _column(table.path, columns, how.split_column, "split", SPLIT_COLUMNS, needed=False)
+        paths, labels = (
+            [_text(record.get(image)) for record in records],
+            [_text(record.get(label)) for record in records],
+        )
+        splits = [_text(record.get(split)) for record in records] if split else []
+        base, has_splits = table.path.parent, bool(split)
+    root = Path(how.root) if how.root else base
+    if not root.is_dir():
+        raise UserError(f"data.root={how.root}: there is no such folder; give the folder that holds the images")
+    if unknown := sorted({*how.exclude} - {*labels}):
+        raise UserError(
+            f"data.exclude: '{table.path}' has no label '{unknown[0]}'{nearest(unknown[0], sorted(set(labels)))}; its "
+            f"labels are {few(sorted(set(labels)))}"
+        )
+    rows = [row for row, label in enumerate(labels) if label not in how.exclude]
+    if missing := [row for row in rows if not labels[row]]:
+        raise UserError(
+            f"'{table.path}': {len(missing)} row(s) have no label, the first is '{paths[missing[0]]}'; fill them in or "
+            "leave them out with data.exclude=['']"
+        )
+    return _found(
+        table, root, [(paths[row], labels[row], splits[row] if has_splits else "") for row in rows], has_splits
+    )
+
+
+def _found(table: Table, root: Path, rows: Sequence[tuple[str, str, str]], has_splits: bool) -> Rows:
+    """The rows whose images exist, each image once."""
+    files = _Files(root)
+    kept: dict[str, tuple[str, str]] = {}
+    without, doubtful = list[str](), list[str]()
+    for path, label, split in rows:
+        file = files.find(path)
+        if file is None:
+            without.append(path)
+        elif file in kept and kept[file] != (label, split):
+            doubtful.append(file)
+        else:
+            kept[file] = label, split
+    if not rows:
+        raise UserError(f"'{table.path}' has no row with a label that is used; see data.exclude")
+    if not kept:
+        raise UserError(
+            f"'{table.path}': none of its {len(rows)} images exists below '{root}', the first is '{rows[0][0]}'; give "
+            "the folder that holds them as data.root"
+        )
+    for file in doubtful:
+        kept.pop(file, None)
+    lines = []
+    if without:
+        lines.append(f"left out, without a file: {len(without)} row(s), {few(without)}")
+    if doubtful:
+        lines.append(
+            f"left out, in several rows that differ: {len(set(doubtful))} image(s), {few(sorted(set(doubtful)))}"
+        )
+    places = {file.rpartition("/")[0] for file in kept}
+    listed = {file for path, *_ in rows if (file := files.find(path))}
+    unlisted = [file for file in files.all if file.rpartition("/")[0] in places and file not in listed]
+    if unlisted:
+        lines.append(f"not in the table: {len(unlisted)} image(s), {few(unlisted)}")
+    order = sorted(kept)  # not the table's, so that a sorted copy is the same data
+    return Rows(
+        root,
+        tuple(order),
+        tuple(kept[file][0] for file in order),
+        tuple(kept[file][1] for file in order) if has_splits else None,
+        tuple(lines),
+    )
+
+
+class _Files:
+    """Finds images by the paths of a table: as given, in any folder below the root, with or without their ending."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @cached_property
+    def all(self) -> list[str]:
+        """All images below the root, relative to it."""
+        return image_paths(self.root)
+
+    @cached_property
+    def _by_end(self) -> dict[str, list[str]]:
+        """Images by their name, and by their name without its ending."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for path in self.all:
+            name = path.rpartition("/")[2]
+            for key in {name, name.rpartition(".")[0] or name}:
+                found[key].append(path)
+        return found
+
+    def find(self, given: str) -> str | None:
+        """Raises UserError if several images could be meant."""
+        path = given.strip().replace("\\", "/").removeprefix("./")
+        if not path:
+            return None
+        if os.path.isabs(path):  # noqa: PTH117
+            path = os.path.relpath(path, self.root)
+        if (self.root / path).is_file():
+            return path
+        name = path.rpartition("/")[2]
+        folder = path.rpartition("/")[0]
+        candidates = [
+            p for p in self._by_end.get(name, ()) if not folder or f"/{p}".rpartition("/")[0].endswith(f"/{folder}")
+        ]
+        if len(candidates) > 1:
+            raise UserError(
+                f"'{given}' could be {few(candidates)}; give paths with their folders, or the folder as data.root"
+            )
+        return candidates[0] if candidates else None
+
+
+def _split(rows: Rows, chosen: Sequence[int], used: Mapping[str, str], classes: Sequence[str]) -> Split:
+    place = {name: number for number, name in enumerate(classes)}
+    pairs = sorted((place[used[rows.labels[row]]], row) for row in chosen if rows.labels[row] in used)
+    labels = np.array([label for label, _ in pairs], np.int64)
+    return FolderSplit(rows.root, tuple(rows.files[row] for _, row in pairs), labels)
+
+
+def _splits(table: Table, values: Sequence[str], how: DataConfig) -> dict[str, str]:
+    if table.lists:
+        return {kind: kind for kind in table.lists}
+    there = sorted(set(values))
+    splits = named_splits(table.path, there, how.splits)
+    unknown = [name for name in there if name not in splits.values()]
+    if TRAIN not in splits or len(splits) < 2 or (unknown and not how.splits):
+        raise UserError(
+            f"'{table.path}': its split column has {few(there)}; usual are train, val and test. Say which is which by "
+            "data.splits={train: ..., val: ...}, or name another column with data.split_column"
+        )
+    return splits
+
+
+def _column(
+    path: Path, columns: Sequence[str], given: str, what: str, usual: Sequence[str], needed: bool = True
+) -> str:
+    """The name of a column; empty if there is none and none is needed."""
+    if given:
+        if given not in columns:
+            raise UserError(
+                f"'{path}' has no column '{given}'{nearest(given, columns)}; its columns are {', '.join(columns)}"
+            )
+        return given
+    plain = {re.sub(r"[\s_-]", "", name.lower()): name for name in columns}
+    for name in usual:
+        if name in plain:
+            return plain[name]
+    if not needed:
+        return ""
+    raise UserError(
+        f"'{path}' has no column that is usually the {what}'s ({', '.join(usual[:6])}, ...); its columns are "
+        f"{', '.join(columns) or 'none'}; name it with data.{what}_column"
+    )
+
+
+def _records(path: Path) -> list[Mapping[str, Any]]:
+    readers: Mapping[str, Callable[[Path], list[Mapping[str, Any]]]] = {
+        ".csv": _delimited, ".tsv": _delimited, ".jsonl": _json_lines, ".parquet": _parquet,
+    }  # fmt: skip
+    try:
+        return readers[path.suffix.lower()](path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"table '{path}' cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _delimited(path: Path) -> list[Mapping[str, Any]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        first = file.readline()
+        file.seek(0)
+        counts = Counter({mark: first.count(mark) for mark in ",;\t|"})
+        return list(csv.DictReader(file, delimiter=counts.most_common(1)[0][0]))
+
+
+def _json_lines(path: Path) -> list[Mapping[str, Any]]:
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not all(isinstance(record, dict) for record in found):
+        raise ValueError('each line must be an object such as {"image": ..., "label": ...}')
+    return found
+
+
+def _parquet(path: Path) -> list[Mapping[str, Any]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise UserError(
+            f"'{path}': reading Parquet needs the package pyarrow; install it, or save the table as CSV"
+        ) from None
+    try:
+        found: list[Mapping[str, Any]] = parquet.read_table(path).to_pylist()
+    except ArrowException as error:
+        raise ValueError(str(error)) from None
+    return found
+
+
+def _list_lines(path: Path) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        name, mark, label = line.rpartition(",") if "," in line else line.rpartition(" ")
+        if not mark or not name.strip():
+            raise UserError(f"'{path}', line {number}: '{line[:80]}' is not 'path, label'")
+        yield name.strip(), label.strip()
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
