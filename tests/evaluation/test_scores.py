@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
 from torch import Tensor, nn
 
 from coadvise.config import EngineConfig
@@ -16,6 +17,8 @@ from coadvise.data.loader import still_batches
 from coadvise.data.scan import ScannedSplit, scan
 from coadvise.data.sources import open_source
 from coadvise.evaluation.scores import (
+    class_scores,
+    confusion,
     load_predictions,
     predict_each,
     predict_logits,
@@ -108,8 +111,21 @@ def test_scores_against_the_plainest_loop(images: int, classes: int, sharpness: 
         assert found[name].top1 == pytest.approx(sum(hit for b in bins for _, hit in b) / images)
         assert found[name].top1 == top1(logits, labels, ("class", "conv"))[name]
         best = [sorted(range(classes), key=lambda k: -row[k])[:5] for row in rows.tolist()]
+        said = [max(range(classes), key=row.__getitem__) for row in rows.tolist()]
+        there = sorted({*labels.tolist()})
+        assert found[name].macro_accuracy == pytest.approx(recall_score(labels, said, labels=there, average="macro"))
+        assert found[name].macro_f1 == pytest.approx(f1_score(labels, said, labels=there, average="macro"))
         five = sum(label in five for label, five in zip(labels.tolist(), best, strict=True))
         assert found[name].top5 == pytest.approx(five / images)
+
+
+def test_scores_by_class_are_scikit_learn_s() -> None:
+    logits, labels = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 4
+    counts = confusion(logits, labels)
+    assert counts.tolist() == confusion_matrix(labels, logits.argmax(-1), labels=range(5)).tolist()
+    wanted = precision_recall_fscore_support(labels, logits.argmax(-1), labels=range(5), zero_division=0)
+    for row, precision, recall, f1, images in zip(class_scores(counts), *wanted, strict=True):
+        assert (row.images, row.precision, row.recall, row.f1) == pytest.approx((images, precision, recall, f1))
 
 
 def test_predictions_are_written_and_read_and_damage_is_found(tmp_path: Path) -> None:

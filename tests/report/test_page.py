@@ -13,7 +13,7 @@ from made_run import read_lines, write_lines
 from PIL import Image
 
 from coadvise.report import write_report
-from coadvise.report.classes import class_gains
+from coadvise.report.classes import class_gains, confusions
 from coadvise.report.disagreement import disagreements
 from coadvise.report.markup import percent, points
 from coadvise.report.page import POLICY, SECTIONS
@@ -308,6 +308,21 @@ def test_classes_are_sorted_by_their_gain_over_all_seeds(five, monkeypatch):
     ]  # fmt: skip
     monkeypatch.setattr("coadvise.report.classes.MOST_CLASSES", 2)
     assert [name for name, _ in plot_rows(class_gains(five))] == ["class 1", "class 2"]
+
+
+def test_mistakes_are_counted_in_a_matrix_or_listed(build, monkeypatch):
+    run = read_run(build(seeds=(0,), epochs=2, classes="abc", labels=np.repeat(np.arange(3), (4, 4, 2))))
+    run.predictions["students/advised-0"].predicted["class"][:] = [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+    rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', str(confusions(run)))
+    cells = [(name, re.findall(r"<td[^>]*>(.*?)</td>", row)) for name, row in rows]
+    assert [(name, [cell.replace("\u00a0", " ") for cell in row]) for name, row in cells] == [
+        ("a", ["75 %", "100 %", "86 %", "3", "1", "·"]),
+        ("b", ["50 %", "67 %", "57 %", "·", "2", "2"]),
+        ("c", ["100 %", "50 %", "67 %", "·", "·", "2"]),
+    ]
+    monkeypatch.setattr("coadvise.report.classes.MOST_CONFUSED", 2)
+    listed = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td><td>(.*?)</td>', str(confusions(run)))
+    assert listed == [("b", "c", "2"), ("a", "b", "1")]
 
 
 def test_on_disputed_images_the_right_and_the_followed_are_counted(five):

@@ -20,8 +20,9 @@ from coadvise.training.listener import Silent
 from coadvise.training.metrics import Recorder
 
 
+@pytest.mark.parametrize("sizes", [7, 6])
 def test_the_sentence_is_of_the_class_token_and_the_remark_of_the_best_teacher(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sizes: int, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(finished, tmp_path / "run")
     config = read_config(folder / "config.yaml")
@@ -35,7 +36,8 @@ def test_the_sentence_is_of_the_class_token_and_the_remark_of_the_best_teacher(
     monkeypatch.setattr("coadvise.runs.conclude.images_per_second", lambda networks, *_: dict.fromkeys(networks, 1.0))
     val: Any = UserList(labels)
     val.read = lambda row: b"no image"
-    dataset: Any = SimpleNamespace(scored=val)
+    train = SimpleNamespace(per_class=lambda classes: [20, 20, sizes])
+    dataset: Any = SimpleNamespace(scored=val, train=train, classes=("a", "b", "c"))
     record, listener = Recorder(folder, True, Silent().say), Stopper(never)
     conclude(Run(folder, config, dataset, Engine(config.engine), record, listener), parts)
     verdict = records(folder, "verdict")[-1]
@@ -46,3 +48,8 @@ def test_the_sentence_is_of_the_class_token_and_the_remark_of_the_best_teacher(
     differences = {row["answer"]: row["difference"]["mean"] for row in verdict["rows"] if row["difference"]}
     assert differences == pytest.approx(dict.fromkeys(("conv", "inv", "average"), -1 / 6) | {"class": 0.5})
     assert verdict["sentence"] in listener.said
+    unbalanced = sizes < 7  # more than three times as many images of another class
+    assert ("By macro accuracy" in verdict["sentence"]) == unbalanced
+    assert ("macro" in listener.said[0]) == unbalanced
+    if unbalanced:  # 40 and 10 of 60 are right, 14, 13 and 13 and 4, 3 and 3 of 20 each
+        assert verdict["macro_difference"]["mean"] == pytest.approx(0.5)

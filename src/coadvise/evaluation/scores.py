@@ -102,26 +102,71 @@ class Scores:
         ece: expected calibration error: the mean distance between confidence and accuracy over 15 bins of confidence of
             equal width, each weighted by its images (Guo et al., ICML 2017).
         nll: negative log-likelihood of the labels, mean over images, in nats.
+        macro_accuracy, macro_f1: means over the classes that have images, so that each class counts the same: of the
+            share of its images that are right (also called balanced accuracy), and of its F1.
     """
 
     top1: float
     top5: float
     ece: float
     nll: float
+    macro_accuracy: float
+    macro_f1: float
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """The scores of one output for one class. A ratio of nothing is 0, as scikit-learn has it.
+
+    Attributes:
+        images: images with this label.
+        precision: share of the images predicted as this class that have its label.
+        recall: share of the images with this label that are predicted as this class.
+        f1: harmonic mean of both.
+    """
+
+    images: int
+    precision: float
+    recall: float
+    f1: float
 
 
 def scores(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Scores]:
     """The scores of each token; with several tokens also of "average"."""
-    hits = correct(logits, labels)
+    hits, shares = correct(logits, labels), log_probabilities(logits)
+    by_class = {name: class_scores(confusion(values, labels)) for name, values in shares.items()}
     return {
         name: Scores(
             top1=hits[name].double().mean().item(),
             top5=_among_five(values, labels),
             ece=calibration_error(values, labels),
             nll=-values.gather(1, labels[:, None]).double().mean().item(),
+            macro_accuracy=_macro(by_class[name], "recall"),
+            macro_f1=_macro(by_class[name], "f1"),
         )
-        for name, values in log_probabilities(logits).items()
+        for name, values in shares.items()
     }
+
+
+def confusion(values: Tensor, labels: Tensor) -> Tensor:
+    """How many images of each class are predicted as each: [K, K] int64, a row a label, from logits [N, K]."""
+    classes = values.shape[1]
+    pairs = labels * classes + values.argmax(-1)
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+
+
+def class_scores(counts: Tensor) -> list[ClassScores]:
+    """The scores of each class, from a confusion matrix [K, K]."""
+    right, images, predicted = counts.diagonal().double(), counts.sum(1).double(), counts.sum(0).double()
+    precision, recall = right / predicted.clamp_min(1), right / images.clamp_min(1)
+    f1 = 2 * right / (images + predicted).clamp_min(1)
+    columns = (images.long().tolist(), precision.tolist(), recall.tolist(), f1.tolist())
+    return [ClassScores(*figures) for figures in zip(*columns, strict=True)]
+
+
+def _macro(classes: Sequence[ClassScores], figure: str) -> float:
+    there = [getattr(scores, figure) for scores in classes if scores.images]
+    return sum(there) / len(there)
 
 
 def log_probabilities(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from coadvise.evaluation.shifts import FOLDER
 
+MOST_CLASSES = 30  # that are listed one by one
 Found = Mapping[str, Any]  # of `runs.evaluate.evaluate_run`
 
 
@@ -14,6 +15,7 @@ def score_lines(found: Found) -> Iterator[str]:
     yield f"{found['images']} images of {found['data']}{what}"
     if "parts" in found:
         yield from _scores(found["parts"])
+        yield from _classes(found["by_class"])
         yield from _divergences(found["divergences"])
         yield from _agreements(found["agreements"])
     if "corruptions" in found:
@@ -23,11 +25,27 @@ def score_lines(found: Found) -> Iterator[str]:
 
 
 def _scores(parts: Found) -> Iterator[str]:
-    yield f"{'':24} {'output':10} {'top-1':>7} {'top-5':>7} {'ECE':>7} {'NLL':>7}"
+    yield f"{'':24} {'output':10} {'top-1':>7} {'top-5':>7} {'macro':>7} {'F1':>7} {'ECE':>7} {'NLL':>7}"
     for part, answers in parts.items():
         for place, (answer, score) in enumerate(answers.items()):
-            shares = " ".join(f"{score[figure]:7.2%}" for figure in ("top1", "top5", "ece"))
+            shares = " ".join(
+                f"{score[figure]:7.2%}" for figure in ("top1", "top5", "macro_accuracy", "macro_f1", "ece")
+            )
             yield f"{part if not place else '':24} {answer:10} {shares} {score['nll']:7.3f}"
+
+
+def _classes(parts: Found) -> Iterator[str]:
+    """Of the class tokens: recall and F1 a class, where there are few classes; --json has all, and precision."""
+    names = list(next(iter(parts.values())))
+    if len(names) > MOST_CLASSES:
+        return
+    yield ""
+    short = [part.partition("/")[2] for part in parts]
+    yield f"{'recall, F1':24} {'images':>7} " + " ".join(f"{name:>13}" for name in short)
+    for name in names:
+        rows = [classes[name] for classes in parts.values()]
+        cells = " ".join(f"{row['recall']:6.1%} {row['f1']:6.1%}" for row in rows)
+        yield f"{name[:24]:24} {rows[0]['images']:7} {cells}"
 
 
 def _divergences(rows: Sequence[Found]) -> Iterator[str]:

@@ -67,6 +67,18 @@ def sentence(over_images: Interval, over_seeds: Interval | None, images: int) ->
     return text + (f", {over_seeds} over seeds" if over_seeds else "") + "."
 
 
+def macro_sentence(over_images: Interval, over_seeds: Interval | None) -> str:
+    """The same by macro accuracy, for classes of unequal size."""
+    text = f"By macro accuracy, where each class counts the same: {over_images} over images"
+    return text + (f", {over_seeds} over seeds" if over_seeds else "") + "."
+
+
+def by_class_size(hits: Hits, labels: npt.NDArray[np.int64]) -> ByImage:
+    """Hits [N] weighted so that their mean is the macro accuracy: those of a rare class count more."""
+    sizes = np.bincount(labels)
+    return hits * (len(labels) / (np.count_nonzero(sizes) * sizes[labels]))
+
+
 ONE_SEED = (
     "This compares one student of each kind. Use --seeds 3 to see how much other initial weights and views change."
 )
@@ -90,7 +102,9 @@ def spread(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def comparison(hits_advised: Mapping[int, Hits], hits_alone: Mapping[int, Hits]) -> tuple[Interval, Interval | None]:
+def comparison(
+    hits_advised: Mapping[int, ByImage], hits_alone: Mapping[int, ByImage]
+) -> tuple[Interval, Interval | None]:
     """The intervals over images and over seeds, for the seeds that both kinds of student have."""
     seeds = sorted(hits_advised.keys() & hits_alone.keys())
     advised, alone = [hits_advised[s] for s in seeds], [hits_alone[s] for s in seeds]

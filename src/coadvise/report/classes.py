@@ -8,10 +8,19 @@ import numpy as np
 
 from coadvise.report.charts import Bar, Dot, Scale, axis_row, dot_row, fit_scale, key, track
 from coadvise.report.markup import Markup, count, header_row, join, paragraph, percent, points, row, table, tag
-from coadvise.report.predictors import agreement, class_accuracy, comparable, group_parts, predictors, teacher_name
-from coadvise.report.read import ADVISED, ALONE, Floats, Run, group_of, mapping, number, sequence
+from coadvise.report.predictors import (
+    agreement,
+    class_accuracy,
+    comparable,
+    confusion,
+    group_parts,
+    predictors,
+    teacher_name,
+)
+from coadvise.report.read import ADVISED, ALONE, Floats, Ints, Run, group_of, mapping, number, sequence
 
 MOST_CLASSES = 40
+MOST_CONFUSED, MOST_MISTAKES = 20, 15  # up to so many classes have the whole matrix; with more, so many mistakes
 
 Line = tuple[str, str, str, Floats]  # name, marker, tone, accuracy of each class [K]
 
@@ -49,7 +58,54 @@ def class_gains(run: Run) -> Markup:
     for end, block in zip(ends, blocks, strict=False):
         figures += [tag("h3", f"The {half} {end}")] if len(blocks) > 1 else []
         figures.append(_block(run, block, lines, gains, x))
-    return join([paragraph("lead", _finding(run, order, gains)), legend, *figures, paragraph("note", note)])
+    return join(
+        [paragraph("lead", _finding(run, order, gains)), legend, *figures, paragraph("note", note), confusions(run)]
+    )
+
+
+def confusions(run: Run) -> Markup:
+    """Recall, precision and F1 a class of the co-advised student, and what it takes for what."""
+    parts = group_parts(run, ADVISED)
+    if not parts:
+        return Markup()
+    predictions = run.predictions[parts[0]]
+    classes = max(len(run.classes), predictions.classes)
+    counts = confusion(predictions, classes)
+    heading = tag("h3", "What is taken for what")
+    note = "Co-advised student of the first seed, class token."
+    if classes > MOST_CONFUSED:
+        return join([heading, _worst(run, counts), paragraph("note", f"{note} The most frequent mistakes.")])
+    right, images, said = counts.diagonal(), counts.sum(1), counts.sum(0)
+    body = []
+    for k in range(classes):
+        cells = [
+            tag("td", count(float(counts[k, other])) if counts[k, other] else "·", style=_heat(counts[k], other))
+            for other in range(classes)
+        ]
+        ratios = [right[k] / images[k] if images[k] else None, right[k] / said[k] if said[k] else None]
+        ratios.append(2 * right[k] / (images[k] + said[k]) if images[k] + said[k] else None)
+        body.append(row(run.class_name(k), [*(percent(ratio, 0) for ratio in ratios), *cells]))
+    head = header_row(("", "recall", "precision", "F1", *(run.class_name(k) for k in range(classes))))
+    note += f" Rows are the labels, columns the predictions, of {count(float(counts.sum()))} {run.scored} images."
+    return join([heading, table(head, body, "matrix narrow"), paragraph("note", note)])
+
+
+def _heat(row_counts: Ints, column: int) -> str | None:
+    total = row_counts.sum()
+    return f"--a:{0.6 * row_counts[column] / total:.2f}" if total and row_counts[column] else None
+
+
+def _worst(run: Run, counts: Ints) -> Markup:
+    """The most frequent mistakes."""
+    mistakes = counts.copy()
+    np.fill_diagonal(mistakes, 0)
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:MOST_MISTAKES]
+    pairs = [divmod(int(place), len(counts)) for place in order if mistakes.flat[place]]
+    body = [
+        row(run.class_name(k), (run.class_name(j), count(float(counts[k, j])), percent(counts[k, j] / counts[k].sum())))
+        for k, j in pairs
+    ]
+    return table(header_row(("label", "predicted as", "images", "of the label’s")), body)
 
 
 def _finding(run: Run, order: Sequence[int], gains: Floats | None) -> str:

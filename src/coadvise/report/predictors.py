@@ -96,6 +96,14 @@ def class_accuracy(predictions: Predictions, classes: int) -> Floats:
         return np.bincount(labels[right], minlength=classes) / np.where(total > 0, total, np.nan)
 
 
+def confusion(predictions: Predictions, classes: int) -> Ints:
+    """How many images of each class the class token predicts as each [classes, classes], a row a label."""
+    labels, said = predictions.labels, predictions.predicted["class"]
+    known = (labels >= 0) & (labels < classes) & (said < classes)
+    counts = np.bincount(labels[known] * classes + said[known], minlength=classes**2)
+    return counts.reshape(classes, classes).astype(np.int64)
+
+
 def agreement(run: Run, found: Sequence[Predictor]) -> Floats:
     """The share of images for which two predictors choose the same class [P, P]."""
     chosen = [predicted(run, predictor) for predictor in found]

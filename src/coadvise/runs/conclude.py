@@ -11,13 +11,25 @@ from coadvise.advice import AVERAGE, CLASS
 from coadvise.evaluation.agreement import divergences
 from coadvise.evaluation.scores import correct, load_predictions
 from coadvise.evaluation.speed import images_per_second
-from coadvise.evaluation.verdict import ONE_SEED, Hits, Interval, comparison, sentence, spread, teacher_remark
+from coadvise.evaluation.verdict import (
+    ONE_SEED,
+    Hits,
+    Interval,
+    by_class_size,
+    comparison,
+    macro_sentence,
+    sentence,
+    spread,
+    teacher_remark,
+)
 from coadvise.models.network import load_network
 from coadvise.report import write_report
 from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part
 from coadvise.runs.run import Run
 from coadvise.storage import storing
 from coadvise.training.metrics import last_of, read_records
+
+UNBALANCED = 3  # the largest class over the smallest, from which on the verdict also speaks of macro accuracy
 
 
 def conclude(run: Run, parts: Sequence[Part]) -> None:
@@ -35,9 +47,14 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
     compared = {answer: comparison(hits, alone) for answer, hits in advised.items() if alone}
     differences = {answer: _difference(*intervals, len(seeds)) for answer, intervals in compared.items()}
     rows = _rows(parts, {part: result for part, result in results.items() if result}, speeds, differences)
-    text = "Trained without a baseline: run again with --baseline to see whether advice helped."
+    text, macro = "Trained without a baseline: run again with --baseline to see whether advice helped.", None
     if alone:
         text = sentence(*compared[CLASS], len(run.dataset.scored))
+    if alone and _unbalanced(run):
+        labels = predictions[parts[0].name][1].numpy()
+        weighted = [{s: by_class_size(hit, labels) for s, hit in hits.items()} for hits in (advised[CLASS], alone)]
+        macro = comparison(*weighted)
+        text += " " + macro_sentence(*macro)
     teachers = [part for part in parts if part.role == TEACHER]
     right = {(part.title, part.name): correct(*predictions[part.name])[CLASS].numpy() for part in teachers}
     said = (ONE_SEED if len(seeds) == 1 and alone else None, teacher_remark(right, advised[CLASS]))
@@ -45,12 +62,13 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
     logits = {part: tokens for part, (tokens, _) in predictions.items()}
     run.record.add(
         "verdict", images=len(run.dataset.scored), seeds=seeds, rows=rows,
-        difference=differences.get(CLASS), sentence=text, remark=" ".join(remarks) or None,
+        difference=differences.get(CLASS), macro_difference=_difference(*macro, len(seeds)) if macro else None,
+        sentence=text, remark=" ".join(remarks) or None,
         divergences=[asdict(divergence) for divergence in divergences(logits)],
     )  # fmt: skip
     with storing(run.folder):
         report = write_report(run.folder, run.dataset.scored.read)
-    for line in verdict_table(rows):
+    for line in verdict_table(rows, _unbalanced(run)):
         run.listener.say(line)
     run.listener.say(text)
     for remark in remarks:
@@ -58,15 +76,23 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
     run.listener.say(f"report: {report}")
 
 
-def verdict_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _unbalanced(run: Run) -> bool:
+    counts = run.dataset.train.per_class(len(run.dataset.classes))
+    return max(counts) > UNBALANCED * min(counts)
+
+
+def verdict_table(rows: Sequence[Mapping[str, Any]], unbalanced: bool = False) -> Iterator[str]:
     """The rows as aligned text. Differences are points above the student alone, with a 95 % interval over images."""
-    yield f"{'':33} {'top-1':>6} {'± sd':>5} {'difference':>10} {'parameters':>10} {'images/s':>8}"
+    macro = f" {'macro':>6}" if unbalanced else ""
+    yield f"{'':33} {'top-1':>6} {'± sd':>5} {'difference':>10}{macro} {'parameters':>10} {'images/s':>8}"
     for row in rows:
         sd = f"{100 * row['spread']:.1f}" if row["spread"] is not None else ""
         gain = row.get("difference")
         points = f"{100 * gain['mean']:+.1f} ± {100 * (gain['high'] - gain['mean']):.1f}" if gain else ""
         parameters, speed = row["parameters"] / 1e6, row["images_per_second"]
-        yield f"{row['name']:33} {100 * row['top1']:5.1f}% {sd:>5} {points:>10} {parameters:8.2f} M {speed:8.0f}"
+        share = row["macro_accuracy"]
+        macro = "" if not unbalanced else f" {100 * share:5.1f}%" if share is not None else f" {'':6}"
+        yield f"{row['name']:33} {100 * row['top1']:5.1f}% {sd:>5} {points:>10}{macro} {parameters:8.2f} M {speed:8.0f}"
 
 
 def _rows(
@@ -87,6 +113,7 @@ def _rows(
             "answer": answer,
             "top1": sum(values) / len(values),
             "spread": spread(values),
+            "macro_accuracy": _mean_of(results, same, "macro_accuracy", answer),
             "parameters": results[same[0].name]["parameters"],
             "images_per_second": statistics.median(speeds[part.name] for part in same),
             "difference": difference,
@@ -102,6 +129,12 @@ def _rows(
         what = answer if answer == AVERAGE else f"{answer} token"
         rows.append(row(f"student co-advised ({what})", advised, answer, differences.get(answer)))
     return rows
+
+
+def _mean_of(results: Mapping[str, Mapping[str, Any]], same: Sequence[Part], figure: str, answer: str) -> float | None:
+    """None for results of earlier versions, which lack the figure."""
+    values = [results[part.name].get(figure, {}).get(answer) for part in same]
+    return None if None in values else sum(values) / len(values)
 
 
 def _difference(over_images: Interval, over_seeds: Interval | None, seeds: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coadvise.advice import CLASS
 from coadvise.config import RunConfig, nearest, read_config
 from coadvise.data.loader import still_batches
 from coadvise.data.scan import scan_split
@@ -18,12 +19,14 @@ from coadvise.errors import UserError
 from coadvise.evaluation.agreement import agreements, divergences
 from coadvise.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from coadvise.evaluation.robustness import corruption_scores, count_cases, file_cases, made_cases, relative_to_alexnet
-from coadvise.evaluation.scores import in_order, predict_each, scores
+from coadvise.evaluation.scores import class_scores, confusion, in_order, predict_each, scores
 from coadvise.evaluation.shifts import FOLDER, IMAGENET_C, LAYOUTS, corrupted_splits, layout_of, subset, subset_split
 from coadvise.models.network import load_network
 from coadvise.runs.run import CONFIG, check_run, trained_parts, trained_tokens, with_resolved_source
 from coadvise.training.engine import Engine, for_this_machine
 from coadvise.training.listener import Listener, Silent
+
+MOST_CONFUSED = 200  # classes of which all confusions are given
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ def evaluate_run(
 
     Returns:
         {"data", "layout", "classes": number of classes to choose from, "images": number scored, "unreadable": files
-        that were not} and, except for ImageNet-C, {"parts": {part: {head: its `Scores`}}, "divergences":
+        that were not} and, except for ImageNet-C, {"parts": {part: {head: its `Scores`}}, "by_class": {part: {class:
+        its `ClassScores`, of the class token}}, "confusions": {part: counts by label and prediction}, "divergences":
         `Divergence`s, "agreements": `Agreement`s}; with corruptions {"corruptions": see `corruption_scores`; for
         ImageNet-C with "relative_to_alexnet" for each head}.
 
@@ -137,6 +141,10 @@ def _evaluated(ready: Networks, request: Request, listener: Listener) -> dict[st
         **_what(data, request.kind, len(classes), len(split)),
         "unreadable": list(split.unreadable),
         "parts": {part: _plain(scores(tokens, labels)) for part, tokens in logits.items()},
+        "by_class": {part: _by_class(tokens[CLASS], labels, classes) for part, tokens in logits.items()},
+        "confusions": {part: confusion(tokens[CLASS], labels).tolist() for part, tokens in logits.items()}
+        if len(classes) <= MOST_CONFUSED
+        else None,
         "divergences": [asdict(divergence) for divergence in divergences(logits)],
         "agreements": [{**asdict(pair), "error_overlap": pair.error_overlap} for pair in agreements(logits, labels)],
     }
@@ -194,6 +202,10 @@ def _evenly(count: int, images: int | None) -> list[int]:
 
 def _what(data: str, layout: str, classes: int, images: int) -> dict[str, Any]:
     return {"data": data, "layout": layout, "classes": classes, "images": images}
+
+
+def _by_class(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    return dict(zip(classes, map(asdict, class_scores(confusion(logits, labels))), strict=True))
 
 
 def _plain(found: Mapping[str, Any]) -> dict[str, Any]:

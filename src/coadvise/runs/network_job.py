@@ -31,6 +31,8 @@ from coadvise.training.engine import Engine
 from coadvise.training.loop import Advisers, Training, train
 from coadvise.training.metrics import last_of, read_records
 
+SHOWN = ("top1", "top5", "ece", "nll", "macro_accuracy", "macro_f1")  # in a result
+
 
 def check_part(
     part: Part, folder: Path, config: RunConfig, dataset: Dataset, engine: Engine, outdated: bool = False
@@ -101,7 +103,7 @@ def train_part(run: Run, part: Part) -> None:
         run.checkpoints(part).remove()
     run.record.add(
         "result", part=part.name, role=part.role, name=part.title, model=network.about["model"], seed=part.seed,
-        **{figure: {name: score[figure] for name, score in found.items()} for figure in ("top1", "top5", "ece", "nll")},
+        **{figure: {name: score[figure] for name, score in found.items()} for figure in SHOWN},
         parameters=network.parameter_count,
     )  # fmt: skip
     run.listener.say(
