@@ -127,7 +127,8 @@ class _Planner:
             if not TEACHERS[name].again:
                 found[study.networks.get(name, TEACHERS[name].paper)] = f"{name} ({_network(teacher)})"
         if row.role != TEACHER and config.student.model == self.base.student.model:
-            found[study.networks.get(STUDENT, "Transformer-Ti")] = f"student ({_network(config.student)})"
+            stems = "" if config.student.model_kwargs.get("aligned") else ", tokens not aligned"
+            found[study.networks.get(STUDENT, "Transformer-Ti")] = f"student ({_network(config.student)}{stems})"
         return found
 
     def weights_of(self, model: str) -> dict[str, object]:
@@ -156,7 +157,7 @@ class _Planner:
         given_weights = {
             name: teacher.model_copy(update=self.weights_of(teacher.model))
             for name, teacher in config.teachers.items()
-            if teacher.trained_here and not teacher.model_kwargs
+            if teacher.trained_here and not teacher.model_kwargs and study.figure is None  # a figure varies training
         }
         config = config.model_copy(update={"teachers": {**config.teachers, **given_weights}})
         if row.role == TEACHER:
