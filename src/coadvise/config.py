@@ -72,7 +72,8 @@ class DataConfig(_Section):
     """Which images, at what size, and how a folder without splits is divided."""
 
     _unwritten: ClassVar[frozenset[str]] = frozenset({
-        "classes", "exclude", "splits", "depth", "image_column", "label_column", "split_column", "root"
+        "classes", "exclude", "splits", "depth", "image_column", "label_column", "split_column", "root",
+        "balance", "class_weights",
     })  # fmt: skip
     source: str = Field(
         "", description="data folder, a table of paths and labels, or digits; given on the command line"
@@ -93,6 +94,13 @@ class DataConfig(_Section):
         "", description="tables: the column of splits; empty: by its usual names, if there is one"
     )
     root: str = Field("", description="tables: the folder of the images; empty: beside the table")
+    balance: Literal["none", "loss", "sampler"] = Field(
+        "none",
+        description="classes of unequal size: weigh the cross-entropy against the labels, or show rare ones more often",
+    )
+    class_weights: Literal["auto"] | dict[str, Annotated[float, Field(gt=0)]] = Field(
+        "auto", description="how much each class counts with balance; auto: all the same, whatever their size"
+    )
     image_size: int = Field(32, ge=8, le=1024, description="pixels, square")
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="share of each class held out where the folder has no split"
@@ -299,6 +307,15 @@ class RunConfig(_Section):
     engine: EngineConfig = EngineConfig()
 
     @model_validator(mode="after")
+    def _cache_has_one_view_a_picture(self) -> Self:
+        if self.cache is not None and self.data.balance == "sampler":
+            raise ValueError(
+                "data.balance=sampler shows some images several times an epoch, mixed with others each time, and a "
+                "logit cache keeps one answer an image; use data.balance=loss, or leave out --cache"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _advice_fits_together(self) -> Self:
         self.loss_weights  # noqa: B018  (raises if teachers of one token cannot be combined)
         return self
@@ -322,6 +339,10 @@ class RunConfig(_Section):
     def tokens(self) -> tuple[str, ...]:
         """The student's tokens besides the class token."""
         return self.loss_weights.tokens
+
+    def with_cache(self) -> "RunConfig":
+        """The same, advised by stored logits. Raises UserError if its views cannot be stored."""
+        return with_changes(self, {"cache": (self.cache or CacheConfig()).model_dump()})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

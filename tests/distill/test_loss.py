@@ -165,6 +165,19 @@ def test_each_token_of_the_labels_has_a_term():
     assert all(logits.grad is not None and logits.grad.abs().sum() > 0 for logits in tokens.values())
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_classes_can_count_differently(soft):
+    logits, labels, weights = torch.randn(6, 3, dtype=torch.float64), torch.randint(3, (6,)), (0.5, 1.0, 4.0)
+    target = torch.rand(6, 3, dtype=torch.float64).softmax(-1) if soft else labels
+    shares = target if soft else torch.eye(3, dtype=torch.float64)[labels]
+    wanted = -(shares * torch.tensor(weights) * logits.log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(cross_entropy(logits, target, weights), wanted)
+    torch.testing.assert_close(cross_entropy(logits, target, (1.0, 1.0, 1.0)), cross_entropy(logits, target))
+    tokens = {"class": logits, "conv": logits}
+    found = co_advise_loss(tokens, {"conv": logits + 1}, target, LossWeights(1, {"conv": Advice()}), weights)
+    torch.testing.assert_close(found["class"], wanted)
+
+
 def test_average_is_a_probability():
     tokens = {"class": torch.randn(4, 5), "conv": torch.randn(4, 5)}
     found = average_probabilities(tokens)

@@ -327,6 +327,37 @@ def test_with_three_splits_curves_are_of_val_and_the_verdict_of_test(
         fit(images, preset=tiny_preset, out=run, baseline=True)
 
 
+@pytest.mark.parametrize("balance", ["loss", "sampler"])
+def test_rare_classes_can_count_more(balance: str, tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
+    """Teachers' and students' alike; a stopped run goes on to the same numbers."""
+    images = Path(shutil.copytree(tiny_images, tmp_path / "images"))
+    for number in range(2, 8):
+        (images / "train" / "red" / f"{number}.png").unlink()
+    common: dict[str, Any] = {"preset": tiny_preset, "baseline": True, "overrides": [f"data.balance={balance}"]}
+    run = fit(images, out=tmp_path / "run", **common)
+    plain = fit(images, preset=tiny_preset, baseline=True, out=tmp_path / "plain")
+    for part in ALL_PARTS:
+        losses = [
+            [record["losses"]["class"] for record in records(folder, "train") if record["part"] == part]
+            for folder in (run, plain)
+        ]
+        assert losses[0] != losses[1]
+    assert "By macro accuracy" in records(run, "verdict")[-1]["sentence"]
+    with pytest.raises(Interrupted):
+        fit(images, out=tmp_path / "again", listener=Stopper(lambda *at: at == ("students/advised-0", 2)), **common)
+    same_run(fit(images, out=tmp_path / "again", **common), run)
+    for more, says in (
+        ({"overrides": ["data.balance=loss", "data.class_weights={rd: 2}"]}, "'rd', did you mean 'red'"),
+        (
+            {"overrides": ["data.balance=sampler"], "cache": tmp_path / "cache"},
+            "data.balance=sampler.*data.balance=loss",
+        ),
+    ):
+        with pytest.raises(UserError, match=says):
+            fit(images, out=tmp_path / "new", **{**common, **more})
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_with_other_contents_is_left_alone(tiny_images: Path, tiny_preset: str, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")

@@ -8,7 +8,7 @@ Random numbers are drawn on the CPU and applied where the pixels are: on the CUD
 fit there, which gives the same views up to the device's rounding.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from coadvise.config import AugmentConfig
 from coadvise.data import draws
+from coadvise.data.balance import balanced_order
 from coadvise.data.images import Pixels, UnreadableImageError, square, to_array
 from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, Pipeline
 from coadvise.data.scan import ScannedSplit
@@ -71,8 +72,17 @@ class Views(TorchDataset[Batch]):
     epoch, with its own label and index.
     """
 
-    def __init__(self, split: ScannedSplit, augment: AugmentConfig, classes: int, image_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        split: ScannedSplit,
+        augment: AugmentConfig,
+        classes: int,
+        image_size: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+    ) -> None:
         self.split, self.augment, self.classes, self.image_size, self.seed = split, augment, classes, image_size, seed
+        self.weights = weights  # how often each class is shown; None: every image once an epoch
         self._resident: Tensor | None = None  # all pixels, on the device that makes the views
         self._order: tuple[int, Indices] = (-1, np.empty(0, np.int64))
         self._pipeline = Pipeline(augment, image_size) if augment.kind == "deit" else None
@@ -94,7 +104,7 @@ class Views(TorchDataset[Batch]):
 
     def resident(self, device: torch.device) -> "Views":
         """The same views made on any device, from a copy of all pixels there."""
-        views = Views(self.split, self.augment, self.classes, self.image_size, self.seed)
+        views = Views(self.split, self.augment, self.classes, self.image_size, self.seed, self.weights)
         views._resident = torch.from_numpy(self.split.pixels).to(device)
         return views
 
@@ -103,10 +113,12 @@ class Views(TorchDataset[Batch]):
         return epoch % self.augment.recycle if self.augment.recycle else epoch
 
     def order(self, epoch: int) -> Indices:
-        """The rows of the images in an epoch's order, [N]."""
+        """The rows of the images in an epoch's order, [N]: each once, or by the weights of their classes."""
         epoch = self.drawn(epoch)
-        if self._order[0] != epoch:
+        if self._order[0] != epoch and self.weights is None:
             self._order = (epoch, draws.permutation(self.seed, draws.ORDER, epoch, len(self)))
+        elif self._order[0] != epoch:
+            self._order = (epoch, balanced_order(self.seed, epoch, self.split.labels, self.weights or ()))
         return self._order[1]
 
     def __getitem__(self, request: tuple[int, Indices]) -> Batch:

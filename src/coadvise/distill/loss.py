@@ -11,13 +11,18 @@ from coadvise.advice import CLASS, Advice, LossWeights
 from coadvise.data.views import Batch
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in float32 or better.
+def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Sequence[float] | None = None) -> Tensor:
+    """Mean cross-entropy over the batch, in float32 or better.
 
     Args:
         logits: [B, K].
         labels: [B] class indices, or [B, K] probabilities (mixed or smoothed labels).
+        class_weights: how much each class counts; divided by B, not by their sum in the batch.
     """
+    if class_weights is not None:
+        weight = torch.tensor(class_weights, device=logits.device, dtype=_wide(logits).dtype)
+        target = labels if labels.ndim == 1 else labels.to(weight.dtype)
+        return F.cross_entropy(_wide(logits), target, weight, reduction="none").mean()
     return F.cross_entropy(_wide(logits), labels if labels.ndim == 1 else labels.to(_wide(logits).dtype))
 
 
@@ -41,7 +46,11 @@ def hard_advice(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def co_advise_loss(
-    tokens: Mapping[str, Tensor], teacher_logits: Mapping[str, Tensor], labels: Tensor, weights: LossWeights
+    tokens: Mapping[str, Tensor],
+    teacher_logits: Mapping[str, Tensor],
+    labels: Tensor,
+    weights: LossWeights,
+    class_weights: Sequence[float] | None = None,
 ) -> dict[str, Tensor]:
     """Eq. (1): L = λ_0 · CE(class, y) + Σ_k λ_k · τ_k² · KL(teacher_k ‖ token_k).
 
@@ -52,6 +61,7 @@ def co_advise_loss(
         teacher_logits: logits [B, K] by teacher.
         labels: [B] class indices or [B, K] probabilities.
         weights: λ and τ; exactly one `Advice` per teacher.
+        class_weights: how much each class counts in the cross-entropy; the KL terms have no classes to weigh.
 
     Returns:
         "total" with its gradient, and every term by name, detached and before its λ: "class", one entry per teacher,
@@ -67,11 +77,11 @@ def co_advise_loss(
         )
     if missing := sorted(set(weights.tokens) - tokens.keys()):
         raise ValueError(f"no student token for the teacher(s) or labels {missing}; the student has {sorted(tokens)}")
-    class_loss = cross_entropy(tokens[CLASS], labels)
+    class_loss = cross_entropy(tokens[CLASS], labels, class_weights)
     parts = {CLASS: class_loss.detach()}
     total = weights.label * class_loss
     for token in (name for name in weights.label_tokens if name != CLASS):
-        term = cross_entropy(tokens[token], labels)
+        term = cross_entropy(tokens[token], labels, class_weights)
         parts[f"{token} labels"] = term.detach()
         total = total + weights.label * term
     for token, names in weights.by_token.items():
@@ -124,7 +134,8 @@ class CoAdvice:
     """The losses of a training step by Eq. (1); without advice, the cross-entropy against the labels."""
 
     weights: LossWeights
+    class_weights: Sequence[float] | None = None
 
     def __call__(self, student: nn.Module, batch: Batch, advice: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`co_advise_loss` of a batch of images; advice is logits [B, K] by teacher."""
-        return co_advise_loss(student(batch.images), advice, batch.labels, self.weights)
+        return co_advise_loss(student(batch.images), advice, batch.labels, self.weights, self.class_weights)

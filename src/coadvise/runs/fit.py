@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coadvise.data.balance import class_weights
 from coadvise.data.quarantine import check_share
 from coadvise.data.scan import Dataset, scan, scored_and_trained_on
 from coadvise.data.sources import source_of
@@ -157,6 +158,7 @@ def _check(plan: RunPlan, dataset: Dataset, engine: Engine, outdated: bool) -> N
         what = SPLIT_WORDS[name]
         if lost := split.unreadable:
             check_share(what, len(lost), len(split) + len(lost), config.data.max_unreadable, lost[0])
+    class_weights(config.data, dataset.classes, dataset.train.per_class(len(dataset.classes)))
     sizes = [check_part(part, folder, config, dataset, engine, outdated) for part in plan.parts]
     check_space(folder, sizes, plan.jobs)
     for name in config.engine.trackers:

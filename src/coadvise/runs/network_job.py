@@ -14,7 +14,6 @@ from coadvise.config import RecipeConfig, RunConfig
 from coadvise.data import draws
 from coadvise.data.loader import whole_batch
 from coadvise.data.scan import Dataset
-from coadvise.data.views import Views
 from coadvise.distill.logit_cache import StoredLogits, form_of
 from coadvise.distill.loss import CoAdvice
 from coadvise.distill.teachers import Teachers, check_classes
@@ -129,8 +128,7 @@ def _job(run: Run, part: Part, network: Network) -> Training:
     advised = part.role == ADVISED
     if part.role == TEACHER:
         seed = teacher_seed(config.seed, part.teacher)
-        augment = config.teachers[part.teacher].augment or config.augment
-        views = Views(run.dataset.train, augment, len(run.dataset.classes), config.data.image_size, seed)
+        views = run.views(config.teachers[part.teacher].augment or config.augment, seed)
     else:
         seed, views = part.seed, run.student_views(part.seed)
     return Training(
@@ -140,7 +138,7 @@ def _job(run: Run, part: Part, network: Network) -> Training:
         recipe=recipe_of(part, config),
         views=views.on(run.engine.device),
         teachers=_advisers(run, part.seed) if advised else Teachers({}),
-        losses=CoAdvice(loss_weights_of(part, config)),
+        losses=CoAdvice(loss_weights_of(part, config), run.class_weights if config.data.balance == "loss" else None),
         evaluate=partial(_evaluate, run, part),
         workers=config.data.workers,
         checkpoint_seconds=config.engine.checkpoint_seconds,

@@ -6,7 +6,7 @@ Bad input is refused here, before PyTorch is imported.
 from dataclasses import dataclass
 from pathlib import Path
 
-from coadvise.config import CacheConfig, RunConfig, load_config
+from coadvise.config import RunConfig, load_config
 from coadvise.data.sources import NAMED, short_name, source_of, typical_size
 from coadvise.errors import UserError
 from coadvise.runs.options import FitOptions
@@ -74,7 +74,7 @@ def plan_fit(options: FitOptions) -> RunPlan:
     if options.cache is None and config.cache is not None:
         raise UserError("this configuration advises students by stored logits (cache); give --cache DIR")
     if options.cache is not None and config.cache is None:
-        config = config.model_copy(update={"cache": CacheConfig()})  # logits are rounded, so it changes the results
+        config = config.with_cache()  # logits are rounded, so it changes the results
     source_of(config)
     name = f"{short_name(options.data)}-{Path(chosen).stem}-seed{config.seed}"
     return RunPlan(

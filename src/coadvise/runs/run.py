@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from coadvise.advice import AVERAGE, CLASS
-from coadvise.config import HARMLESS_KEYS, RunConfig, differences, read_config
+from coadvise.config import HARMLESS_KEYS, AugmentConfig, RunConfig, differences, read_config
+from coadvise.data.balance import class_weights
 from coadvise.data.quarantine import Quarantine
 from coadvise.data.scan import Changes, Dataset, changes_of
 from coadvise.data.sources import resolved
@@ -66,8 +67,18 @@ class Run:
 
     def student_views(self, seed: int) -> Views:
         """What students of a seed are trained on, advised or alone."""
-        config, classes = self.config, len(self.dataset.classes)
-        return Views(self.dataset.train, config.augment, classes, config.data.image_size, seed)
+        return self.views(self.config.augment, seed)
+
+    def views(self, augment: AugmentConfig, seed: int) -> Views:
+        """Training views; classes of unequal size come as often as `data.balance` says."""
+        size, classes = self.config.data.image_size, len(self.dataset.classes)
+        sampled = self.class_weights if self.config.data.balance == "sampler" else None
+        return Views(self.dataset.train, augment, classes, size, seed, sampled)
+
+    @property
+    def class_weights(self) -> tuple[float, ...] | None:
+        classes = self.dataset.classes
+        return class_weights(self.config.data, classes, self.dataset.train.per_class(len(classes)))
 
     def checkpoints(self, part: Part) -> Checkpoints:
         return Checkpoints(self.folder / "checkpoints" / part.name.replace("/", "."))

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from coadvise.advice import AVERAGE, CLASS
 from coadvise.config import (
-    CacheConfig,
     ModelConfig,
     RunConfig,
     TeacherConfig,
@@ -72,7 +71,7 @@ def study_config(options: StudyOptions) -> RunConfig:
     study_named(options.name)
     config = load_config(options.preset or default_preset(options.data), options.overrides, options.seed, options.data)
     if options.cache:
-        config = config.model_copy(update={"cache": config.cache or CacheConfig()})
+        config = config.with_cache()
     if options.networks == "paper":
         check_paper_size(config.data.image_size)
     if options.weights not in (None, PRETRAINED):
