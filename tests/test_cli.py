@@ -172,12 +172,12 @@ def test_names_that_would_command_the_terminal_are_shown_as_text(
     red = "\x1b[31mred\x07"
     data = make_images(tmp_path / "data", classes=("<script>alert(1)<", red, "caf\udce9"))
     (data / "train" / red / "\x1b[2J\n.png").write_bytes(b"")
-    (data / "train" / red / "photograph.HEIC").touch()
+    (data / "train" / red / "photograph.CR2").touch()
     monkeypatch.chdir(tmp_path)
     code, out, err = cli("fit", "data", "--preset", tiny_preset, *ONE_EPOCH)
     assert (code, err) == (0, "")
     assert "\\x1b[31mred" in out
-    assert "1 .heic" in out
+    assert "1 .cr2" in out
     run, image = Path("runs/data-tiny-seed0"), data / "val" / red / "0.png"
     for output in (out, cli("predict", run, image)[1], cli("evaluate", run)[1], cli("predict", run, image.parent)[1]):
         assert output
@@ -318,8 +318,8 @@ def test_a_users_errors_are_one_line_each(
     assert not run.exists()
     good = next((tiny_images / "val" / "red").iterdir())
     (tmp_path / "phone").mkdir()
-    (tmp_path / "phone" / "1.HEIC").touch()
-    refused(cli("predict", finished, tmp_path / "phone"), str(tmp_path / "phone"), "1 .heic")
+    (tmp_path / "phone" / "1.CR2").touch()
+    refused(cli("predict", finished, tmp_path / "phone"), str(tmp_path / "phone"), "1 .cr2")
     refused(cli("predict", finished, good, "--answer", "best"), "'best'", "class, conv, inv")
     refused(cli("predict", finished, good, "--part", "teachers/con"), "'teachers/con'", "teachers/conv, teachers/inv")
     for command in (("predict", nothing, good), ("evaluate", nothing), ("cache", nothing)):

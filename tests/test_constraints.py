@@ -19,7 +19,7 @@ def test_the_oldest_versions_are_those_that_are_asked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [
         *project["dependencies"],
-        *(line for extra in ("onnx", "parquet") for line in project["optional-dependencies"][extra]),
+        *(line for extra in ("heic", "onnx", "parquet") for line in project["optional-dependencies"][extra]),
     ]
     pinned = (ROOT / "constraints" / "oldest.txt").read_text()
     oldest = dict(re.findall(r"^([\w-]+)==([\d.]+)$", pinned, re.MULTILINE))

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pillow_heif import register_heif_opener
 from sklearn.datasets import load_digits
 
 from coadvise.config import DataConfig
@@ -26,7 +27,7 @@ from coadvise.data.sources import (
     resolved,
     typical_size,
 )
-from coadvise.data.sources.folder import image_files
+from coadvise.data.sources.folder import EXTENSIONS, HEIF_EXTENSIONS, image_files
 from coadvise.errors import UserError
 
 
@@ -99,17 +100,17 @@ def test_images_lie_at_any_depth_with_any_usual_ending_and_hidden_ones_do_not_co
 def test_what_is_left_out_is_named(tmp_path: Path) -> None:
     lay_out(tmp_path, {"a": 2, "b": 2})
     assert opened(tmp_path, 0.5, 0).remarks == ()
-    touch(tmp_path, "a/1.HEIC", "a/deep/2.heic", "b/notes.txt", "b/README", "b/.hidden.heic", ".git/x", "list.csv")
-    touch(tmp_path, "phone/1.heic", "phone/2.heic", "empty/.x")
+    touch(tmp_path, "a/1.CR2", "a/deep/2.cr2", "b/notes.txt", "b/README", "b/.hidden.cr2", ".git/x", "list.csv")
+    touch(tmp_path, "phone/1.cr2", "phone/2.cr2", "empty/.x")
     remarks = opened(tmp_path, 0.5, 0).remarks
-    assert "2 .heic, 1 .txt, 1 without ending" in remarks[0]
-    assert "'empty', 'phone' (2 .heic)" in remarks[1]
+    assert "2 .cr2, 1 .txt, 1 without ending" in remarks[0]
+    assert "'empty', 'phone' (2 .cr2)" in remarks[1]
     assert evaluation_remarks(tmp_path) == remarks
 
 
 def test_too_few_classes_because_of_a_format(tmp_path: Path) -> None:
-    touch(tmp_path, "a/1.heic", "b/1.heic", "c/1.png")
-    with pytest.raises(UserError, match=r"one class, 'c'.*other folders hold 2 \.heic"):
+    touch(tmp_path, "a/1.cr2", "b/1.cr2", "c/1.png")
+    with pytest.raises(UserError, match=r"one class, 'c'.*other folders hold 2 \.cr2"):
         opened(tmp_path, 0.5, 0)
 
 
@@ -231,10 +232,10 @@ def test_chosen_classes_that_do_not_exist_are_named_with_the_nearest(tmp_path: P
 
 
 def test_files_are_themselves_and_folders_the_images_below(tmp_path: Path) -> None:
-    touch(tmp_path, "b/deep/2.JPG", "b/1.png", "b/notes.txt", "b/.hidden.png", "x", "empty/1.heic")
+    touch(tmp_path, "b/deep/2.JPG", "b/1.png", "b/notes.txt", "b/.hidden.png", "x", "empty/1.cr2")
     found = image_files([tmp_path / "x", tmp_path / "b"])
     assert found == [tmp_path / name for name in ("x", "b/1.png", "b/deep/2.JPG")]
-    with pytest.raises(UserError, match=r"empty' holds no image \(\.bmp.*\), but 1 \.heic$"):
+    with pytest.raises(UserError, match=r"empty' holds no image \(\.bmp.*\), but 1 \.cr2$"):
         image_files([tmp_path / "empty"])
 
 
@@ -312,6 +313,20 @@ def test_images_are_known_by_their_first_bytes(tmp_path: Path) -> None:
     source = opened(tmp_path)
     assert len(source.train) + len(source.val) == 1 + 4 + 2
     assert source.remarks == ("left out, no image: 1 .txt",)
+
+
+def test_photographs_of_phones_need_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_heif_opener()
+    lay_out(tmp_path, {"a": 2, "b": 2})
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(tmp_path / "a" / "x.HEIC", quality=100)
+    (name,) = (name for name in evaluation_split(tmp_path, ("a", "b")).names() if name.endswith("HEIC"))
+    image = decode((tmp_path / name).read_bytes(), name)
+    assert (image.size, image.mode) == ((40, 30), "RGB")
+    assert np.abs(np.asarray(image).astype(int) - (200, 30, 30)).max() < 8
+    monkeypatch.setattr("coadvise.data.sources.folder.EXTENSIONS", EXTENSIONS - HEIF_EXTENSIONS)
+    assert opened(tmp_path).remarks == (
+        "left out, no image: 1 .heic; .heic needs the extra heic: pip install 'coadvise[heic]'",
+    )
 
 
 def test_classes_are_left_out_merged_and_renamed(tmp_path: Path) -> None:

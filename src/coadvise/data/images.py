@@ -4,6 +4,8 @@ import io
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from coadvise.errors import UserError
 Pixels = npt.NDArray[np.uint8]
 
 # Formats that are decoded, whatever a file is called. Pillow knows more; EPS for example starts Ghostscript.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+HEIF = find_spec("pillow_heif") is not None  # photographs of many phones; the extra `heic`
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", *(["HEIF"] if HEIF else []))
 MOST_BYTES = 2**30  # of an encoded image; more than any with MAX_IMAGE_PIXELS needs
 MOST_OBLONG = 32  # longer side over shorter; of a longer strip only the middle is used, since resizing it needs memory
 _BACKGROUND = "white"  # behind transparent parts, as web pages show them; the colour stored there is arbitrary
@@ -78,11 +81,20 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 @contextmanager
 def open_image(content: bytes) -> Iterator[Image.Image]:
     """An image whose header alone is decoded. Raises whatever Pillow does, and ValueError for too many pixels."""
+    _teach_pillow_heif()
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         most = Image.MAX_IMAGE_PIXELS  # up to twice this Pillow itself only warns
         if most is not None and image.width * image.height > most:
             raise ValueError(f"decompression bomb: {image.width} x {image.height} pixels, at most {most} are decoded")
         yield image
+
+
+@cache
+def _teach_pillow_heif() -> None:
+    if HEIF:
+        from pillow_heif import register_heif_opener  # not at the top: commands that open no image start faster
+
+        register_heif_opener()
 
 
 def readable(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:

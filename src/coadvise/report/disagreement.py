@@ -141,7 +141,8 @@ def thumbnail(run: Run, row: int, name: str | None) -> Markup:
 
 
 def _encoded(encoded: bytes) -> tuple[str, bytes, bool]:
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
+    known = [*FORMATS, *(["HEIF"] if "HEIF" in Image.OPEN else [])]  # Pillow was taught it where pictures are read
+    with Image.open(io.BytesIO(encoded), formats=known) as picture:
         if Image.MAX_IMAGE_PIXELS is not None and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
             raise ValueError("a decompression bomb")
         picture.draft("RGB", (LARGE, LARGE))

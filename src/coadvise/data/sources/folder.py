@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from coadvise.config import DataConfig
-from coadvise.data.images import open_image, read_file
+from coadvise.data.images import HEIF, open_image, read_file
 from coadvise.data.sources.split import (
     TEST,
     TRAIN,
@@ -35,7 +35,10 @@ from coadvise.errors import UserError
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")  # read by sources/table.py
 # What JPEG, PNG, GIF and TIFF files begin with, whatever they are called; "BM" also begins words.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+HEIF_EXTENSIONS = frozenset({".heic", ".heif"})
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+if HEIF:
+    EXTENSIONS |= HEIF_EXTENSIONS
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,7 +306,8 @@ def _shown(endings: Counter[str]) -> str:
     """How many files have which endings: "3 .heic, 1 .txt"; empty where there are none."""
     named = {ending or "without ending": count for ending, count in endings.items()}
     others = [f"{count} {name}" for name, count in sorted(named.items(), key=lambda item: (-item[1], item[0]))]
-    return ", ".join(others[:5]) + (" and others" if len(others) > 5 else "")
+    text = ", ".join(others[:5]) + (" and others" if len(others) > 5 else "")
+    return text + ("; .heic needs the extra heic: pip install 'coadvise[heic]'" if HEIF_EXTENSIONS & {*endings} else "")
 
 
 def _other_files(folders: Iterable[Path]) -> str:
