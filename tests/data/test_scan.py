@@ -13,7 +13,7 @@ from samples import files
 from tiny import make_images
 
 from coadvise.data import scan as scan_module
-from coadvise.data.scan import changes_of, scan, scan_split, scored_and_trained_on
+from coadvise.data.scan import changes_of, scan, scan_split, scored_and_trained_on, under_two_labels
 from coadvise.data.sources import Source, open_source
 from coadvise.data.store import presized
 from coadvise.errors import UserError
@@ -82,6 +82,18 @@ def test_pictures_both_trained_and_scored_on_are_found(tmp_path: Path) -> None:
     root = make_images(tmp_path, train=3, val=2)
     shutil.copy(root / "train" / "red" / "2.png", root / "val" / "blue" / "1.png")
     assert scored_and_trained_on(scan(open_source(root), 16, True)) == [("val/blue/1.png", "train/red/2.png")]
+
+
+def test_pictures_under_two_labels_are_found(tmp_path: Path) -> None:
+    root = make_images(tmp_path, train=3, val=2)
+    assert under_two_labels(scan(open_source(root), 16, True)) == []
+    shutil.copy(root / "train" / "red" / "2.png", root / "train" / "red" / "1.png")  # twice, but right
+    shutil.copy(root / "train" / "red" / "2.png", root / "val" / "blue" / "1.png")
+    shutil.copy(root / "train" / "green" / "0.png", root / "train" / "blue" / "0.png")
+    assert sorted(under_two_labels(scan(open_source(root), 16, True))) == [
+        ("train/blue/0.png", "train/green/0.png"),
+        ("train/red/1.png", "val/blue/1.png"),
+    ]
 
 
 def test_a_listing_tells_what_changed(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from coadvise.data import draws
 from coadvise.data.sources.split import Labels, few
 from coadvise.errors import UserError
 
+UNBALANCED = 3  # the largest class over the smallest, from which on their sizes are spoken of
+
 
 def class_weights(how: DataConfig, classes: Sequence[str], images: Sequence[int]) -> tuple[float, ...] | None:
     """How much each class counts; None where all images count the same.

@@ -238,6 +238,18 @@ def scored_and_trained_on(dataset: Dataset) -> list[tuple[str, str]]:
     ]
 
 
+def under_two_labels(dataset: Dataset) -> list[tuple[str, str]]:
+    """Names of pictures that are the same, byte for byte, but have different labels, in any split: two of each."""
+    first: dict[str, tuple[int, str]] = {}
+    found: dict[str, tuple[str, str]] = {}
+    for split in dataset.splits.values():
+        for row, (digest, label) in enumerate(zip(split.digests, split.labels.tolist(), strict=True)):
+            seen, name = first.setdefault(digest, (label, split.name(row)))
+            if seen != label:
+                found.setdefault(digest, (name, split.name(row)))
+    return list(found.values())
+
+
 def _store(
     folder: Path, source: Source, name: str, kind: str, make: Make | None, announce: Callable[[], None] = lambda: None
 ) -> Store:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from coadvise.advice import AVERAGE, CLASS
+from coadvise.data.balance import UNBALANCED
 from coadvise.evaluation.agreement import divergences
 from coadvise.evaluation.scores import correct, load_predictions
 from coadvise.evaluation.speed import images_per_second
@@ -28,8 +29,6 @@ from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part
 from coadvise.runs.run import Run
 from coadvise.storage import storing
 from coadvise.training.metrics import last_of, read_records
-
-UNBALANCED = 3  # the largest class over the smallest, from which on the verdict also speaks of macro accuracy
 
 
 def conclude(run: Run, parts: Sequence[Part]) -> None:

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from coadvise.data.balance import class_weights
+from coadvise.data.balance import UNBALANCED, class_weights
 from coadvise.data.quarantine import check_share
-from coadvise.data.scan import Dataset, scan, scored_and_trained_on
+from coadvise.data.scan import Dataset, scan, scored_and_trained_on, under_two_labels
 from coadvise.data.sources import source_of
 from coadvise.errors import UserError
 from coadvise.runs.build_cache import check_caches, fill_caches
@@ -220,6 +220,19 @@ def describe(dataset: Dataset) -> Iterator[str]:
         yield (
             f"{len(both)} of the {len(dataset.scored)} {scored_are} images are also training images, byte for byte "
             f"(for example {scored!r} and {trained!r}); scores on them say little: remove them from one of the two"
+        )
+    if doubtful := under_two_labels(dataset):
+        one, other = doubtful[0]
+        yield (
+            f"{len(doubtful)} picture(s) stand under two labels, byte for byte (for example {one!r} and {other!r}); "
+            "remove the wrong ones"
+        )
+    counts = dataset.train.per_class(len(dataset.classes))
+    if max(counts) > UNBALANCED * min(counts):
+        largest, smallest = (dataset.classes[counts.index(extreme(counts))] for extreme in (max, min))
+        yield (
+            f"classes are of unequal size: '{largest}' has {max(counts)} training images, '{smallest}' {min(counts)}; "
+            "data.balance=loss makes each count the same"
         )
     if dataset.scored.unreadable:
         yield f"scores are over the {len(dataset.scored)} {scored_are} images that can be read"
