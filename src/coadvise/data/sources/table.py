@@ -178,12 +178,14 @@ def read_table(table: Table, how: DataConfig) -> Rows:
             "leave them out with data.exclude=['']"
         )
     return _found(
-        table, root, [(paths[row], labels[row], splits[row] if has_splits else "") for row in rows], has_splits
+        table, root, [(paths[row], labels[row], splits[row] if has_splits else "") for row in rows], has_splits, paths
     )
 
 
-def _found(table: Table, root: Path, rows: Sequence[tuple[str, str, str]], has_splits: bool) -> Rows:
-    """The rows whose images exist, each image once."""
+def _found(
+    table: Table, root: Path, rows: Sequence[tuple[str, str, str]], has_splits: bool, listed_paths: Sequence[str]
+) -> Rows:
+    """The rows whose images exist, each image once. `listed_paths` are those of all rows, also of labels left out."""
     files = _Files(root)
     kept: dict[str, tuple[str, str]] = {}
     without, doubtful = list[str](), list[str]()
@@ -212,7 +214,7 @@ def _found(table: Table, root: Path, rows: Sequence[tuple[str, str, str]], has_s
             f"left out, in several rows that differ: {len(set(doubtful))} image(s), {few(sorted(set(doubtful)))}"
         )
     places = {file.rpartition("/")[0] for file in kept}
-    listed = {file for path, *_ in rows if (file := files.find(path))}
+    listed = {file for path in listed_paths if (file := files.find(path))}
     unlisted = [file for file in files.all if file.rpartition("/")[0] in places and file not in listed]
     if unlisted:
         lines.append(f"not in the table: {len(unlisted)} image(s), {few(unlisted)}")
