@@ -59,7 +59,7 @@ def photographs(folder: Path, count: int) -> Source:
         path = folder / ("train" if number < count else "val") / f"class{number % CLASSES}" / f"{number:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, quality=90)
-    return open_source(folder, 0.2, 0)
+    return open_source(folder)
 
 
 class InMemory(list[tuple[Image.Image, int]]):

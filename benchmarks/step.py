@@ -66,7 +66,7 @@ def student(name: str, advised: bool) -> Network:
     network = build_network(ModelConfig(model=name), CLASSES, SIZE, seed=0, tokens=TOKENS)
     if not advised:
         assert isinstance(network.model, TokenModel)
-        network.model.freeze_advised_heads()
+        network.model.train_heads(["class"])
     return network
 
 
