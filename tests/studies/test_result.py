@@ -100,8 +100,14 @@ def test_a_table_shows_units_the_paper_s_figures_and_notes() -> None:
             "name": name,
             "beyond": name != "a",
             "figures": {
-                "top1": {"mean": mean, "spread": 0.01, "paper": paper, "printed": "82.0" if paper else ""},
-                "kl": {"mean": 0.25, "spread": None, "paper": None, "printed": ""},
+                "top1": {
+                    "mean": mean,
+                    "spread": 0.01,
+                    "paper": paper,
+                    "printed": "82.0" if paper else "",
+                    "seeds": [0, 1],
+                },
+                "kl": {"mean": 0.25, "spread": None, "paper": None, "printed": "", "seeds": [0]},
             },
         }
         for name, mean, paper in (("a", 0.5, 82.0), ("b", 0.5, None), ("c", None, None))
@@ -121,7 +127,7 @@ def test_a_table_shows_units_the_paper_s_figures_and_notes() -> None:
         "columns": [percent, nats], "rows": rows, "claims": claims,
     }  # fmt: skip
     lines = list(markdown(result))
-    assert "Measured on d; the paper's figures are of ImageNet-100." in lines
+    assert "Measured on d, 2 seeds a row; the paper's figures are of ImageNet-100." in lines
     assert "In place of the paper's networks: ResNet-18: conv." in lines
     assert "| row | top-1 | paper (ImageNet-100) | KL |" in lines
     assert "| a | 50.0 ± 1.0 % | 82.0 % | 0.250 |" in lines

@@ -163,7 +163,9 @@ def markdown(result: Mapping[str, Any]) -> Iterator[str]:
         heads += [column["heading"], f"paper ({there})"] if name in given else [column["heading"]]
     yield f"# {result['title']}"
     yield ""
-    yield f"Measured on {here}" + (f"; the paper's figures are of {there}." if given else ".")
+    seeds = max((len(figure["seeds"]) for row in result["rows"] for figure in row["figures"].values()), default=0)
+    measured_on = f"Measured on {here}, {seeds} seed{'s' * (seeds != 1)} a row"
+    yield measured_on + (f"; the paper's figures are of {there}." if given else ".")
     if result["networks"]:
         yield "In place of the paper's networks: " + "; ".join(f"{k}: {v}" for k, v in result["networks"].items()) + "."
     yield ""
@@ -180,9 +182,9 @@ def markdown(result: Mapping[str, Any]) -> Iterator[str]:
             if name in given:
                 cells.append(f"{figure['printed']}{column['unit']}" if figure["printed"] else "")
         yield _line(cells)
-    yield ""
-    yield from (column["note"] for column in columns.values() if column["note"])
-    yield from result["notes"]
+    if notes := [*(column["note"] for column in columns.values() if column["note"]), *result["notes"]]:
+        yield ""
+        yield from notes
     if result["claims"]:
         yield ""
         yield from _table_head(
