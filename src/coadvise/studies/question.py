@@ -172,8 +172,8 @@ class Study:
         if value is None:
             return ""
         all_digits = [len(str(row.paper[column]).partition(".")[2]) for row in self.rows if column in row.paper]
-        whole = any(isinstance(row.paper.get(column), int) for row in self.rows)
-        return f"{value:g}" if whole else f"{value:.{max(all_digits)}f}"
+        mixed = next(found.exact for found in self.columns if found.name == column)  # sizes and speeds, of any digits
+        return f"{value:g}" if mixed else f"{value:.{max(all_digits)}f}"
 
     def lines(self) -> Iterator[str]:
         """What `coadvise studies NAME` prints: the paper's table and claims."""
