@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 
 import coadvise.models  # noqa: F401  (registers the networks with timm)
 from benchmarks.floor import operations
+from coadvise.models.network import on_meta
 from coadvise.studies import STUDIES
 from coadvise.studies.networks import PAPER_MODELS
 
@@ -39,14 +39,6 @@ class Entry:
     def create(self) -> nn.Module:
         """Builds it with 1000 classes and random weights, in evaluation mode."""
         return timm.create_model(self.model, **self.arguments).eval()
-
-    def create_on_meta(self) -> nn.Module:
-        """Builds it with shapes alone, on PyTorch's meta device."""
-        try:
-            with torch.device("meta"):
-                return self.create()
-        except NotImplementedError:  # timm before 1.0.30 computes RegNets' widths as tensors
-            return self.create().to("meta")
 
     def difference(self, millions: float) -> str:
         """How our parameters differ from the paper's: by rounding, by truncation, or by `reason`."""
@@ -94,7 +86,7 @@ ENTRIES = tuple(_entries())
 
 def count(entry: Entry) -> tuple[int, int]:
     """The parameters, and the multiply-accumulates of one image."""
-    model = entry.create_on_meta()
+    model = on_meta(entry.create)
     return sum(p.numel() for p in model.parameters()), operations(model, SIZE) // 2
 
 

@@ -134,6 +134,8 @@ def test_what_does_not_fit_together_is_counted_and_named(folder: Path) -> None:
         "left out, in several rows that differ: 1 image(s), 'images/1.png'",
         "not in the table: 1 image(s), 'images/7.png'",
     )
+    other = DataConfig(exclude=("Skip", "not there"))  # a network's own choice, in data that may lack a label
+    assert len(evaluation_split(folder / "t.csv", ("a", "b"), other)) == 5
     merged = opened(folder / "t.csv", classes={"x": ["a"], "y": ["b", "Skip"]})
     assert merged.classes == ("x", "y")
 
@@ -147,7 +149,7 @@ FAULTS: dict[str, tuple[Row, Sequence[Row], dict[str, Any], str]] = {
     "no folder": (HEAD, PAIRS, {"root": "nowhere"}, r"data.root=nowhere"),
     "no label": (HEAD, [*PAIRS, ("images/7.png", "")], {}, r"1 row\(s\) have no label.*'images/7.png'.*data.exclude"),
     "one label": (HEAD, [(path, "a") for path, _ in PAIRS], {}, r"one label, 'a'"),
-    "no such label": (HEAD, PAIRS, {"exclude": ["c"]}, r"data.exclude.*no label 'c'"),
+    "no such label": (HEAD, PAIRS, {"exclude": ["c"]}, r"data.exclude: 'c'; its 2 classes are 'a', 'b'"),
     "all excluded": (HEAD, PAIRS, {"exclude": ["a", "b"]}, r"no row with a label that is used"),
     "unknown split": (("image", "label", "split"), [(*p, "fold1") for p in PAIRS], {}, r"'fold1'; usual are train"),
     "empty": (HEAD, [], {}, r"no column that is usually the image's"),

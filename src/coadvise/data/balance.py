@@ -9,7 +9,12 @@ from coadvise.data import draws
 from coadvise.data.sources.split import Labels, few
 from coadvise.errors import UserError
 
-UNBALANCED = 3  # the largest class over the smallest, from which on their sizes are spoken of
+UNBALANCED = 3
+
+
+def unbalanced(images: Sequence[int]) -> bool:
+    """Whether the largest class has more than `UNBALANCED` times the images of the smallest."""
+    return max(images) > UNBALANCED * min(images)
 
 
 def class_weights(how: DataConfig, classes: Sequence[str], images: Sequence[int]) -> tuple[float, ...] | None:

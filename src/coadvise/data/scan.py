@@ -104,7 +104,11 @@ class Dataset:
     @property
     def scored(self) -> ScannedSplit:
         """What finished networks are scored on: the test images where there are some apart from the validation's."""
-        return self.val if self.test is None else self.test
+        return self.splits[self.scored_name]
+
+    @property
+    def scored_name(self) -> str:
+        return "val" if self.test is None else "test"
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -115,10 +115,12 @@ class Views(TorchDataset[Batch]):
     def order(self, epoch: int) -> Indices:
         """The rows of the images in an epoch's order, [N]: each once, or by the weights of their classes."""
         epoch = self.drawn(epoch)
-        if self._order[0] != epoch and self.weights is None:
-            self._order = (epoch, draws.permutation(self.seed, draws.ORDER, epoch, len(self)))
-        elif self._order[0] != epoch:
-            self._order = (epoch, balanced_order(self.seed, epoch, self.split.labels, self.weights or ()))
+        if self._order[0] != epoch:
+            if self.weights is None:
+                order = draws.permutation(self.seed, draws.ORDER, epoch, len(self))
+            else:
+                order = balanced_order(self.seed, epoch, self.split.labels, self.weights)
+            self._order = (epoch, order)
         return self._order[1]
 
     def __getitem__(self, request: tuple[int, Indices]) -> Batch:

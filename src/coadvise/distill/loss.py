@@ -11,19 +11,19 @@ from coadvise.advice import CLASS, Advice, LossWeights
 from coadvise.data.views import Batch
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Sequence[float] | None = None) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Mean cross-entropy over the batch, in float32 or better.
 
     Args:
         logits: [B, K].
         labels: [B] class indices, or [B, K] probabilities (mixed or smoothed labels).
-        class_weights: how much each class counts; divided by B, not by their sum in the batch.
+        class_weights: [K], how much each class counts; the sum is divided by B, not by the weights in the batch.
     """
-    if class_weights is not None:
-        weight = torch.tensor(class_weights, device=logits.device, dtype=_wide(logits).dtype)
-        target = labels if labels.ndim == 1 else labels.to(weight.dtype)
-        return F.cross_entropy(_wide(logits), target, weight, reduction="none").mean()
-    return F.cross_entropy(_wide(logits), labels if labels.ndim == 1 else labels.to(_wide(logits).dtype))
+    wide = _wide(logits)
+    target = labels if labels.ndim == 1 else labels.to(wide.dtype)
+    if class_weights is None:
+        return F.cross_entropy(wide, target)
+    return F.cross_entropy(wide, target, class_weights.to(wide.dtype), reduction="none").mean()
 
 
 def advice_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -50,7 +50,7 @@ def co_advise_loss(
     teacher_logits: Mapping[str, Tensor],
     labels: Tensor,
     weights: LossWeights,
-    class_weights: Sequence[float] | None = None,
+    class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Eq. (1): L = λ_0 · CE(class, y) + Σ_k λ_k · τ_k² · KL(teacher_k ‖ token_k).
 
@@ -61,7 +61,7 @@ def co_advise_loss(
         teacher_logits: logits [B, K] by teacher.
         labels: [B] class indices or [B, K] probabilities.
         weights: λ and τ; exactly one `Advice` per teacher.
-        class_weights: how much each class counts in the cross-entropy; the KL terms have no classes to weigh.
+        class_weights: [K], how much each class counts in the cross-entropy. The KL terms are not weighted.
 
     Returns:
         "total" with its gradient, and every term by name, detached and before its λ: "class", one entry per teacher,
@@ -134,7 +134,7 @@ class CoAdvice:
     """The losses of a training step by Eq. (1); without advice, the cross-entropy against the labels."""
 
     weights: LossWeights
-    class_weights: Sequence[float] | None = None
+    class_weights: Tensor | None = None
 
     def __call__(self, student: nn.Module, batch: Batch, advice: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`co_advise_loss` of a batch of images; advice is logits [B, K] by teacher."""

@@ -1,7 +1,7 @@
 """A model with its normalisation and its class names."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,6 +111,15 @@ def build_network(
     if tokens is not None and not isinstance(network.model, TokenModel):
         raise UserError(f"model '{config.model}' has no tokens for teachers to advise{_STUDENTS}")
     return network
+
+
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` builds, with shapes alone, on PyTorch's meta device."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:  # timm before 1.0.30 computes RegNets' widths as tensors
+        return build().to("meta")
 
 
 def load_network(folder: Path) -> Network:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from coadvise.advice import AVERAGE, CLASS
-from coadvise.data.balance import UNBALANCED
+from coadvise.data.balance import unbalanced
 from coadvise.evaluation.agreement import divergences
 from coadvise.evaluation.scores import correct, load_predictions
 from coadvise.evaluation.speed import images_per_second
@@ -49,7 +49,8 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
     text, macro = "Trained without a baseline: run again with --baseline to see whether advice helped.", None
     if alone:
         text = sentence(*compared[CLASS], len(run.dataset.scored))
-    if alone and _unbalanced(run):
+    unequal = unbalanced(run.dataset.train.per_class(len(run.dataset.classes)))
+    if alone and unequal:
         labels = predictions[parts[0].name][1].numpy()
         weighted = [{s: by_class_size(hit, labels) for s, hit in hits.items()} for hits in (advised[CLASS], alone)]
         macro = comparison(*weighted)
@@ -67,7 +68,7 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
     )  # fmt: skip
     with storing(run.folder):
         report = write_report(run.folder, run.dataset.scored.read)
-    for line in verdict_table(rows, _unbalanced(run)):
+    for line in verdict_table(rows, unequal):
         run.listener.say(line)
     run.listener.say(text)
     for remark in remarks:
@@ -75,14 +76,9 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
     run.listener.say(f"report: {report}")
 
 
-def _unbalanced(run: Run) -> bool:
-    counts = run.dataset.train.per_class(len(run.dataset.classes))
-    return max(counts) > UNBALANCED * min(counts)
-
-
-def verdict_table(rows: Sequence[Mapping[str, Any]], unbalanced: bool = False) -> Iterator[str]:
+def verdict_table(rows: Sequence[Mapping[str, Any]], with_macro: bool = False) -> Iterator[str]:
     """The rows as aligned text. Differences are points above the student alone, with a 95 % interval over images."""
-    macro = f" {'macro':>6}" if unbalanced else ""
+    macro = f" {'macro':>6}" if with_macro else ""
     yield f"{'':33} {'top-1':>6} {'± sd':>5} {'difference':>10}{macro} {'parameters':>10} {'images/s':>8}"
     for row in rows:
         sd = f"{100 * row['spread']:.1f}" if row["spread"] is not None else ""
@@ -90,7 +86,7 @@ def verdict_table(rows: Sequence[Mapping[str, Any]], unbalanced: bool = False) -
         points = f"{100 * gain['mean']:+.1f} ± {100 * (gain['high'] - gain['mean']):.1f}" if gain else ""
         parameters, speed = row["parameters"] / 1e6, row["images_per_second"]
         share = row["macro_accuracy"]
-        macro = "" if not unbalanced else f" {100 * share:5.1f}%" if share is not None else f" {'':6}"
+        macro = "" if not with_macro else f" {100 * share:5.1f}%" if share is not None else f" {'':6}"
         yield f"{row['name']:33} {100 * row['top1']:5.1f}% {sd:>5} {points:>10}{macro} {parameters:8.2f} M {speed:8.0f}"
 
 

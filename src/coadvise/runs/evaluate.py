@@ -136,13 +136,14 @@ def _evaluated(ready: Networks, request: Request, listener: Listener) -> dict[st
         raise UserError(f"none of the {len(numbers)} images can be read; first fault: {split.unreadable[0]}")
     labels = torch.from_numpy(split.labels)
     logits = ready.logits(still_batches(split, size, workers=workers), classes)
+    confusions = {part: confusion(tokens[CLASS], labels) for part, tokens in logits.items()}
     data = request.data or f"{ready.config.data.source} (validation)"
     result = {
         **_what(data, request.kind, len(classes), len(split)),
         "unreadable": list(split.unreadable),
         "parts": {part: _plain(scores(tokens, labels)) for part, tokens in logits.items()},
-        "by_class": {part: _by_class(tokens[CLASS], labels, classes) for part, tokens in logits.items()},
-        "confusions": {part: confusion(tokens[CLASS], labels).tolist() for part, tokens in logits.items()}
+        "by_class": {part: _by_class(counts, classes) for part, counts in confusions.items()},
+        "confusions": {part: counts.tolist() for part, counts in confusions.items()}
         if len(classes) <= MOST_CONFUSED
         else None,
         "divergences": [asdict(divergence) for divergence in divergences(logits)],
@@ -204,8 +205,8 @@ def _what(data: str, layout: str, classes: int, images: int) -> dict[str, Any]:
     return {"data": data, "layout": layout, "classes": classes, "images": images}
 
 
-def _by_class(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    return dict(zip(classes, map(asdict, class_scores(confusion(logits, labels))), strict=True))
+def _by_class(counts: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    return dict(zip(classes, map(asdict, class_scores(counts)), strict=True))
 
 
 def _plain(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from coadvise.data.balance import UNBALANCED, class_weights
+from coadvise.data.balance import class_weights, unbalanced
 from coadvise.data.quarantine import check_share
 from coadvise.data.scan import Dataset, scan, scored_and_trained_on, under_two_labels
 from coadvise.data.sources import source_of
@@ -214,7 +214,7 @@ def describe(dataset: Dataset) -> Iterator[str]:
             yield f"  left out, cannot be read: {fault}"
         if len(split.unreadable) > 5:
             yield f"  and {len(split.unreadable) - 5} more; all are listed in {DATA}"
-    scored_are = SPLIT_WORDS[[*dataset.splits][-1]]
+    scored_are = SPLIT_WORDS[dataset.scored_name]
     if both := scored_and_trained_on(dataset):
         scored, trained = both[0]
         yield (
@@ -228,7 +228,7 @@ def describe(dataset: Dataset) -> Iterator[str]:
             "remove the wrong ones"
         )
     counts = dataset.train.per_class(len(dataset.classes))
-    if max(counts) > UNBALANCED * min(counts):
+    if unbalanced(counts):
         largest, smallest = (dataset.classes[counts.index(extreme(counts))] for extreme in (max, min))
         yield (
             f"classes are of unequal size: '{largest}' has {max(counts)} training images, '{smallest}' {min(counts)}; "

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,15 @@ from coadvise.distill.logit_cache import StoredLogits, form_of
 from coadvise.distill.loss import CoAdvice
 from coadvise.distill.teachers import Teachers, check_classes
 from coadvise.errors import UserError
-from coadvise.evaluation.scores import in_order, load_predictions, predict_logits, save_predictions, scores, top1
+from coadvise.evaluation.scores import (
+    Scores,
+    in_order,
+    load_predictions,
+    predict_logits,
+    save_predictions,
+    scores,
+    top1,
+)
 from coadvise.models import TokenModel
 from coadvise.models.network import Network, build_network, check_answers, load_network
 from coadvise.models.pretrained import given_network, start_from
@@ -30,7 +38,7 @@ from coadvise.training.engine import Engine
 from coadvise.training.loop import Advisers, Training, train
 from coadvise.training.metrics import last_of, read_records
 
-SHOWN = ("top1", "top5", "ece", "nll", "macro_accuracy", "macro_f1")  # in a result
+FIGURES = tuple(field.name for field in fields(Scores))  # of a result
 
 
 def check_part(
@@ -102,7 +110,7 @@ def train_part(run: Run, part: Part) -> None:
         run.checkpoints(part).remove()
     run.record.add(
         "result", part=part.name, role=part.role, name=part.title, model=network.about["model"], seed=part.seed,
-        **{figure: {name: score[figure] for name, score in found.items()} for figure in SHOWN},
+        **{figure: {name: score[figure] for name, score in found.items()} for figure in FIGURES},
         parameters=network.parameter_count,
     )  # fmt: skip
     run.listener.say(
@@ -138,7 +146,7 @@ def _job(run: Run, part: Part, network: Network) -> Training:
         recipe=recipe_of(part, config),
         views=views.on(run.engine.device),
         teachers=_advisers(run, part.seed) if advised else Teachers({}),
-        losses=CoAdvice(loss_weights_of(part, config), run.class_weights if config.data.balance == "loss" else None),
+        losses=CoAdvice(loss_weights_of(part, config), run.loss_class_weights),
         evaluate=partial(_evaluate, run, part),
         workers=config.data.workers,
         checkpoint_seconds=config.engine.checkpoint_seconds,

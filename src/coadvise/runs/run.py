@@ -13,6 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from coadvise.advice import AVERAGE, CLASS
 from coadvise.config import HARMLESS_KEYS, AugmentConfig, RunConfig, differences, read_config
 from coadvise.data.balance import class_weights
@@ -72,11 +75,17 @@ class Run:
     def views(self, augment: AugmentConfig, seed: int) -> Views:
         """Training views; classes of unequal size come as often as `data.balance` says."""
         size, classes = self.config.data.image_size, len(self.dataset.classes)
-        sampled = self.class_weights if self.config.data.balance == "sampler" else None
+        sampled = self._class_weights if self.config.data.balance == "sampler" else None
         return Views(self.dataset.train, augment, classes, size, seed, sampled)
 
     @property
-    def class_weights(self) -> tuple[float, ...] | None:
+    def loss_class_weights(self) -> Tensor | None:
+        """How much each class counts in the cross-entropy, [K] on the engine's device."""
+        weights = self._class_weights if self.config.data.balance == "loss" else None
+        return None if weights is None else torch.tensor(weights, device=self.engine.device)
+
+    @property
+    def _class_weights(self) -> tuple[float, ...] | None:
         classes = self.dataset.classes
         return class_weights(self.config.data, classes, self.dataset.train.per_class(len(classes)))
 
@@ -213,7 +222,7 @@ def data_record(dataset: Dataset, image_size: int) -> dict[str, Any]:
         name: {"images": len(split), "per_class": split.per_class(count), "unreadable": list(split.unreadable)}
         for name, split in dataset.splits.items()
     }
-    splits[[*splits][-1]]["paths"] = dataset.scored.split.names()
+    splits[dataset.scored_name]["paths"] = dataset.scored.split.names()
     return {
         "root": dataset.source.where,
         "folder": resolved(dataset.source.where),  # where a relative root was

@@ -4,11 +4,11 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from coadvise.config import DataConfig, ModelConfig
 from coadvise.data.sources import evaluation_split
@@ -17,7 +17,7 @@ from coadvise.evaluation.scores import correct, load_predictions, log_probabilit
 from coadvise.evaluation.shifts import FOLDER, IMAGENET_C, corrupted_splits, layout_of, subset_split
 from coadvise.evaluation.speed import images_per_second
 from coadvise.evaluation.verdict import ByImage
-from coadvise.models.network import Network, build_network
+from coadvise.models.network import Network, build_network, on_meta
 from coadvise.runs.evaluate import evaluate_run
 from coadvise.runs.plan import Part
 from coadvise.runs.run import trained_parts, written_pictures
@@ -158,8 +158,8 @@ def paper_network(name: str) -> Network:
 
 
 def _parameters(rows: Sequence[Finished], context: Context) -> list[dict[int, Value]]:
-    with torch.device("meta"):
-        return [{0: float(paper_network(row.network).parameter_count)} for row in rows]
+    networks = [on_meta(partial(paper_network, row.network)) for row in rows]
+    return [{0: float(sum(weights.numel() for weights in network.parameters()))} for network in networks]
 
 
 def _images_per_second(rows: Sequence[Finished], context: Context) -> list[dict[int, Value]]:

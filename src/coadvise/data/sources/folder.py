@@ -246,7 +246,7 @@ def _refuse_parent(root: Path, existing: Sequence[str], how: DataConfig) -> None
 
 def _flat_images(folder: Path) -> bool:
     """Whether images lie directly in a folder."""
-    return any(path.suffix.lower() in EXTENSIONS for path in folder.iterdir())
+    return any(_is_image(str(folder), path.name, path.suffix.lower()) for path in folder.iterdir() if path.is_file())
 
 
 def _usual(*kinds: str) -> str:

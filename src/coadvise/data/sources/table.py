@@ -83,6 +83,7 @@ class Rows:
     Attributes:
         root: the folder that `files` are relative to.
         files, labels, splits: one each a row; splits are None without a split column.
+        all_labels: sorted, those of `data.exclude` and of rows without an image among them.
         remarks: what was left out, a line each.
     """
 
@@ -90,6 +91,7 @@ class Rows:
     files: tuple[str, ...]
     labels: tuple[str, ...]
     splits: tuple[str, ...] | None
+    all_labels: tuple[str, ...]
     remarks: tuple[str, ...]
 
 
@@ -112,7 +114,8 @@ def table_in(data: Path) -> Table | None:
 def open_table(table: Table, how: DataConfig, seed: int) -> Source:
     """The source of a table, as `sources.open_source`. Raises UserError for what `read_table` refuses."""
     rows = read_table(table, how)
-    used = chosen_classes(table.path, sorted(set(rows.labels)), how.classes)
+    chosen_classes(table.path, rows.all_labels, how.classes, how.exclude)  # refuses those that do not exist
+    used = used_classes(sorted(set(rows.labels)), how.classes)
     classes = classes_of(used)
     if len(classes) < 2:
         raise UserError(f"'{table.path}' has one label, {few(classes)}; at least two are needed")
@@ -166,26 +169,20 @@ def read_table(table: Table, how: DataConfig) -> Rows:
     root = Path(how.root) if how.root else base
     if not root.is_dir():
         raise UserError(f"data.root={how.root}: there is no such folder; give the folder that holds the images")
-    if unknown := sorted({*how.exclude} - {*labels}):
-        raise UserError(
-            f"data.exclude: '{table.path}' has no label '{unknown[0]}'{nearest(unknown[0], sorted(set(labels)))}; its "
-            f"labels are {few(sorted(set(labels)))}"
-        )
     rows = [row for row, label in enumerate(labels) if label not in how.exclude]
     if missing := [row for row in rows if not labels[row]]:
         raise UserError(
             f"'{table.path}': {len(missing)} row(s) have no label, the first is '{paths[missing[0]]}'; fill them in or "
             "leave them out with data.exclude=['']"
         )
-    return _found(
-        table, root, [(paths[row], labels[row], splits[row] if has_splits else "") for row in rows], has_splits, paths
-    )
+    used = [(paths[row], labels[row], splits[row] if has_splits else "") for row in rows]
+    return _found(table, root, used, has_splits, list(zip(paths, labels, strict=True)))
 
 
 def _found(
-    table: Table, root: Path, rows: Sequence[tuple[str, str, str]], has_splits: bool, listed_paths: Sequence[str]
+    table: Table, root: Path, rows: Sequence[tuple[str, str, str]], has_splits: bool, every: Sequence[tuple[str, str]]
 ) -> Rows:
-    """The rows whose images exist, each image once. `listed_paths` are those of all rows, also of labels left out."""
+    """The rows whose images exist, each image once. `every` has path and label of all rows, also of those left out."""
     files = _Files(root)
     kept: dict[str, tuple[str, str]] = {}
     without, doubtful = list[str](), list[str]()
@@ -214,7 +211,7 @@ def _found(
             f"left out, in several rows that differ: {len(set(doubtful))} image(s), {few(sorted(set(doubtful)))}"
         )
     places = {file.rpartition("/")[0] for file in kept}
-    listed = {file for path in listed_paths if (file := files.find(path))}
+    listed = {file for path, _ in every if (file := files.find(path))}
     unlisted = [file for file in files.all if file.rpartition("/")[0] in places and file not in listed]
     if unlisted:
         lines.append(f"not in the table: {len(unlisted)} image(s), {few(unlisted)}")
@@ -224,6 +221,7 @@ def _found(
         tuple(order),
         tuple(kept[file][0] for file in order),
         tuple(kept[file][1] for file in order) if has_splits else None,
+        tuple(sorted({label for _, label in every})),
         tuple(lines),
     )
 
