@@ -119,6 +119,15 @@ def test_a_folder_with_metadata_or_with_lists(folder: Path) -> None:
         opened(folder)
 
 
+def test_lists_beside_class_folders_are_not_used(tmp_path: Path) -> None:
+    for name in ("cats/1.png", "cats/2.png", "dogs/1.png", "dogs/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("train.txt", "test.txt", "eval.txt"):
+        (tmp_path / name).write_text("cats/1\n")
+    assert opened(tmp_path).classes == ("cats", "dogs")
+
+
 def test_what_does_not_fit_together_is_counted_and_named(folder: Path) -> None:
     rows = [
         *PAIRS[:6],
@@ -131,7 +140,7 @@ def test_what_does_not_fit_together_is_counted_and_named(folder: Path) -> None:
     assert labels(source) == {path: label for path, label in PAIRS[:6] if path != "images/1.png"}
     assert source.remarks == (
         "left out, without a file: 1 row(s), 'images/none.png'",
-        "left out, in several rows that differ: 1 image(s), 'images/1.png'",
+        "left out, since their rows disagree: 1 image(s), 'images/1.png'",
         "not in the table: 1 image(s), 'images/7.png'",
     )
     other = DataConfig(exclude=("Skip", "not there"))  # a network's own choice, in data that may lack a label

@@ -224,8 +224,8 @@ def describe(dataset: Dataset) -> Iterator[str]:
     if doubtful := under_two_labels(dataset):
         one, other = doubtful[0]
         yield (
-            f"{len(doubtful)} picture(s) stand under two labels, byte for byte (for example {one!r} and {other!r}); "
-            "remove the wrong ones"
+            f"{len(doubtful)} image(s) have two labels: identical files in different classes (for example {one!r} and "
+            f"{other!r}); remove the wrong copies"
         )
     counts = dataset.train.per_class(len(dataset.classes))
     if unbalanced(counts):

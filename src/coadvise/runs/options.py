@@ -144,8 +144,8 @@ class StudyOptions(RunOptions):
     weights: Annotated[
         str | None,
         Help(
-            "Weights of the paper's networks, so that they are not trained but scored: a folder of files such as "
-            "resnet50.pth, or 'pretrained' for timm's. For ImageNet's classes.",
+            "Score given weights of the paper's networks instead of training them: a folder of files such as "
+            "resnet50.pth, or 'pretrained' for timm's. For ImageNet's classes only.",
             TRAINING,
         ),
     ] = None
@@ -157,9 +157,7 @@ class StudyOptions(RunOptions):
     ] = ()
 
     paper_rows: Annotated[bool, Help("Only the paper's rows, without those beyond the paper.", TRAINING)] = False
-    so_far: Annotated[
-        bool, Help("Train nothing: show the rows whose networks are finished, as far as they are.", OUTPUT)
-    ] = False
+    so_far: Annotated[bool, Help("Train nothing; show the results of the networks that are finished.", OUTPUT)] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -116,7 +116,7 @@ def nearest_pairs(ones: Sequence[str], others: Sequence[str], column: str, most:
     return weights
 
 
-def reversed_(rows: Callable[[Means], Weights]) -> Callable[[Means], Weights]:
+def negated(rows: Callable[[Means], Weights]) -> Callable[[Means], Weights]:
     """The same rows with the other sign."""
     return lambda means: {row: -weight for row, weight in rows(means).items()}
 

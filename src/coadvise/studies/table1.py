@@ -3,7 +3,7 @@
 from coadvise.runs.plan import TEACHER
 from coadvise.studies.columns import CORRUPTION_ERROR, SHIFTED, TOP1
 from coadvise.studies.networks import TEACHERS
-from coadvise.studies.question import Claim, Row, Study, nearest_pairs, reversed_
+from coadvise.studies.question import Claim, Row, Study, nearest_pairs, negated
 
 FIGURES = {
     "conv": (68.74, 2.60, 31.90, 65.58),
@@ -38,10 +38,10 @@ STUDY = Study(
         Claim(
             EQUAL + "convolution networks make fewer errors under corruptions",
             "3.1",
-            reversed_(INVOLUTION_LESS),
+            negated(INVOLUTION_LESS),
             CORRUPTION_ERROR.name,
         ),
-        Claim(EQUAL + "involution networks are better on ImageNet-A", "3.1", reversed_(INVOLUTION_LESS), "imagenet_a"),
+        Claim(EQUAL + "involution networks are better on ImageNet-A", "3.1", negated(INVOLUTION_LESS), "imagenet_a"),
     ],
     SHIFTED,
 )

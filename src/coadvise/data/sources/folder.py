@@ -187,7 +187,7 @@ def _class_of(path: str, how: DataConfig) -> str:
 
 def _class_names(folder: Path, how: DataConfig) -> list[str]:
     if how.depth in (None, "top", 1):
-        return _with_images(folder)
+        return with_images(folder)
     found = {_class_of(path, how) for path, _, is_image in _pictures(folder, folder, None) if is_image}
     return sorted(found)
 
@@ -235,9 +235,9 @@ def _refuse_parent(root: Path, existing: Sequence[str], how: DataConfig) -> None
         kinds = {kind_of_split(inner) for inner in _folder_names(root / name)}
         if TRAIN in kinds and kinds & {VAL, TEST}:
             raise UserError(f"'{root}' holds '{name}', which has splits of its own; give '{root / name}'")
-    nested = [name for name in existing if len(_with_images(root / name)) > 1 and not _flat_images(root / name)]
+    nested = [name for name in existing if len(with_images(root / name)) > 1 and not _flat_images(root / name)]
     if len(nested) == 1 and len(existing) > 1:
-        inner = _with_images(root / nested[0])
+        inner = with_images(root / nested[0])
         raise UserError(
             f"'{root}' holds {few(existing)}, of which only '{nested[0]}' has folders of images inside, {len(inner)} "
             f"({few(inner)}); if those are the classes give '{root / nested[0]}', and if not data.depth=top"
@@ -253,7 +253,7 @@ def _usual(*kinds: str) -> str:
     return ", ".join(f"{name}/" for kind in kinds for name in USUAL_NAMES[kind])
 
 
-def _with_images(folder: Path) -> list[str]:
+def with_images(folder: Path) -> list[str]:
     """Names of the folders in `folder` that hold at least one image file at any depth."""
     return [name for name in _folder_names(folder) if _has_images(folder / name)]
 
@@ -334,7 +334,7 @@ def _at_least_two(folder: Path, classes: Sequence[str], how: DataConfig) -> None
             f"'{folder}' holds no class folders with images ({', '.join(sorted(EXTENSIONS))}); "
             f"lay them out as {folder}/CLASS/IMAGE{advice}"
         )
-    inner = _with_images(folder / classes[0])
+    inner = with_images(folder / classes[0])
     if len(inner) > 1:
         advice = f"; '{folder / classes[0]}' has {len(inner)} ({few(inner)}): give that folder"
     raise UserError(

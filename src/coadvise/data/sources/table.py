@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from coadvise.config import DataConfig, nearest
-from coadvise.data.sources.folder import TABLE_ENDINGS, FolderSplit, image_paths
+from coadvise.data.sources.folder import TABLE_ENDINGS, FolderSplit, image_paths, with_images
 from coadvise.data.sources.split import (
     TEST,
     TRAIN,
@@ -96,7 +96,7 @@ class Rows:
 
 
 def table_in(data: Path) -> Table | None:
-    """The table that `data` is or, as a folder without train/, holds: metadata.csv, or train.txt with val.txt."""
+    """The table that `data` is, or a folder holds: metadata.csv, or train.txt and val.txt without class folders."""
     if data.is_file() and data.suffix.lower() in TABLE_ENDINGS:
         return Table(data, {})
     if not data.is_dir():
@@ -104,6 +104,8 @@ def table_in(data: Path) -> Table | None:
     for ending in TABLE_ENDINGS:
         if (path := data / f"metadata{ending}").is_file():
             return Table(path, {})
+    if len(with_images(data)) > 1:  # class folders, whatever lists lie beside them
+        return None
     texts = {path.stem: path for path in sorted(data.glob("*.txt"))}
     splits = named_splits(data, list(texts), {}) if len(texts) > 1 else {}
     if TRAIN in splits and len(splits) > 1 and not any((data / name).is_dir() for name in splits.values()):
@@ -208,7 +210,7 @@ def _found(
         lines.append(f"left out, without a file: {len(without)} row(s), {few(without)}")
     if doubtful:
         lines.append(
-            f"left out, in several rows that differ: {len(set(doubtful))} image(s), {few(sorted(set(doubtful)))}"
+            f"left out, since their rows disagree: {len(set(doubtful))} image(s), {few(sorted(set(doubtful)))}"
         )
     places = {file.rpartition("/")[0] for file in kept}
     listed = {file for path, _ in every if (file := files.find(path))}
