@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,12 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[s
 def write_text(path: Path, text: str) -> None:
     """Writes or replaces a text file."""
     write_bytes(path, text.encode())
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Writes or replaces a text file, line by line."""
+    with _replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

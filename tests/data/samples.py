@@ -32,7 +32,7 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
 def files(*paths: Path | str, labels: Iterable[int] = ()) -> FolderSplit:
     """Files as a split, all of class 0 unless labels are given; they need not exist."""
     found = np.array([*labels] or [0] * len(paths), np.int64)
-    return FolderSplit(Path(), tuple(map(str, paths)), found)
+    return FolderSplit.of(Path(), map(str, paths), found)
 
 
 def made_split(images: int, size: int = 12, classes: int = 3) -> ScannedSplit:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from samples import files
+from samples import encoded, files
 from tiny import make_images
 
 from coadvise.data import scan as scan_module
@@ -101,7 +101,7 @@ def test_a_listing_tells_what_changed(tmp_path: Path) -> None:
     train = root / "train"
     (train / "red" / "3.png").write_bytes(b"broken")
     (train / "red" / "new\nline.png").write_bytes((train / "red" / "0.png").read_bytes())
-    before = scan(open_source(root), 16, False).train.listing()
+    before = [*scan(open_source(root), 16, False).train.listing()]
     assert len(before) == 13
     assert all(line.isprintable() for line in before)
     Image.new("RGB", (9, 9)).save(train / "red" / "3.png")  # readable now
@@ -123,6 +123,86 @@ def test_changes_are_those_of_sets(old: dict[str, str], new: dict[str, str]) -> 
     assert {*changes.removed} == old.keys() - new.keys()
     assert {*changes.replaced} == {name for name in new.keys() & old.keys() if new[name] != old[name]}
     assert bool(changes) == (old != new)
+
+
+# headers -------------------------------------------------------------------------------------------------------------
+
+
+def photo(width: int, height: int, form: str, **options: object) -> bytes:
+    rng = np.random.default_rng(width)
+    return encoded(Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)), form, **options)
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+CONTENTS = {
+    "small.jpg": photo(20, 30, "JPEG"),
+    "large.jpg": photo(300, 400, "JPEG", quality=95),
+    "turned.jpg": photo(20, 30, "JPEG", exif=TURNED),
+    "large.png": photo(200, 300, "PNG"),
+    "one.webp": photo(20, 30, "WEBP"),
+    "one.gif": photo(20, 30, "GIF"),
+    "one.tif": photo(20, 30, "TIFF"),
+    "zeros.jpg": photo(20, 30, "JPEG") + bytes(9),
+    "trailer.jpg": photo(20, 30, "JPEG") + b"more",
+    "cut.jpg": photo(300, 400, "JPEG", quality=95)[:-5000],
+    "cut.png": photo(200, 300, "PNG")[:-500],
+    "cut.webp": photo(20, 30, "WEBP")[:-20],
+    "cut.gif": photo(20, 30, "GIF")[:-300],
+    "empty.jpg": b"",
+    "page.jpg": b"<html>",
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_a_header_tells_what_decoding_does(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(CONTENTS[name])
+    split = files(path)
+    [(decoded, _)] = scan_module._decode(split, None, [0])
+    [(by_header, _)] = scan_module._look_at_headers(split, [0])
+    assert isinstance(by_header, str) == (not name.startswith(("small", "large", "turned", "one", "zeros", "trailer")))
+    if isinstance(by_header, str):
+        assert by_header == decoded
+    else:
+        assert by_header[:3] == decoded[:3]
+        assert by_header.content in (decoded.content, 0)
+        assert by_header.content or len(CONTENTS[name]) > 2**16
+
+
+def test_no_picture_to_train_on_is_decoded_at_a_start(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(make_images(tmp_path, train=3, val=2))
+    decoded: list[str] = []
+    decode = scan_module.decode
+    monkeypatch.setattr(scan_module, "decode", lambda content, name: decoded.append(name) or decode(content, name))
+    dataset = scan(source, 16, in_memory=False)
+    assert decoded == source.val.names()
+    assert dataset.train.identity == scan_split(source.train, 16, in_memory=False).identity
+
+
+def test_whole_contents_are_read_only_where_they_are_asked_for(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_images(tmp_path / "images", train=2, val=1)
+    large = root / "train" / "blue" / "large.jpg"
+    large.write_bytes(CONTENTS["large.jpg"])
+    whole = scan_split(open_source(root).train, 16, in_memory=False)
+    scanned = scan(open_source(root), 16, in_memory=False).train
+    assert (scanned.contents == 0).tolist() == [path.endswith("large.jpg") for path in scanned.split.names()]
+    assert scanned.sha256 == whole.sha256
+    monkeypatch.setattr(scan_module, "_bytes", None)
+    assert scan(open_source(root), 16, in_memory=False).train.sha256 == whole.sha256
+    changed = bytearray(CONTENTS["large.jpg"])
+    changed[len(changed) // 2] ^= 1  # where neither end nor the size tells
+    assert len(changed) > 2**16
+    large.write_bytes(changed)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    again = scan(open_source(root), 16, in_memory=False).train
+    assert again.identity == scanned.identity
+    assert again.sha256 != whole.sha256
 
 
 # what is kept --------------------------------------------------------------------------------------------------------
@@ -155,21 +235,23 @@ def test_pictures_are_decoded_once_whatever_process_or_run_asks(
     elif in_memory:
         assert np.array_equal(first.train.pixels, scan_split(source.train, 16, in_memory=True).pixels)
     assert len(first.train.unreadable) == 1
-    assert first.train.digests == scan_split(source.train, 16, in_memory=False).digests
+    assert first.train.identity == scan_split(source.train, 16, in_memory=False).identity
 
-    decoded = []
-    decode = scan_module.decode
-    monkeypatch.setattr(scan_module, "decode", lambda content, name: decoded.append(name) or decode(content, name))
+    read = []
+    for kind in ("_decode_one", "_look_at_header"):
+        one = getattr(scan_module, kind)
+        spy = lambda split, *rest, one=one: read.append(split.name(rest[-1])) or one(split, *rest)  # noqa: E731
+        monkeypatch.setattr(scan_module, kind, spy)
     again = scan(source, 16, in_memory, presize, said.append)
-    assert not decoded
+    assert not read
     assert len(said) == bool(presize)
     for one, other in ((first.train, again.train), (first.val, again.val)):
-        assert one.listing() == other.listing()
-        assert (one.unreadable, one.sizes, one.digests) == (other.unreadable, other.sizes, other.digests)
+        assert [*one.listing()] == [*other.listing()]
+        assert (one.unreadable, one.sizes, one.identity) == (other.unreadable, other.sizes, other.identity)
     name = source.train.name(5)
     Image.new("RGB", (50, 50), (1, 2, 3)).save(tmp_path / "images" / name)
-    new = scan(source, 16, in_memory, presize, said.append).train
-    assert name in decoded
+    new = scan(open_source(tmp_path / "images"), 16, in_memory, presize, said.append).train
+    assert {*read} == {name, "train/red/0.png"}  # no other, but for the one that could not be read
     row = new.split.names().index(name)
     assert new.digests[row] != first.train.digests[row]
     assert new.picture(row).getpixel((0, 0)) == (1, 2, 3)

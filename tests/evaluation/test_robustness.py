@@ -38,7 +38,7 @@ def split(files: Split) -> ScannedSplit:
 
 
 def with_bad(paths: Sequence[Path], labels: Sequence[int]) -> Split:
-    return FolderSplit(Path(), tuple(map(str, paths)), np.array(labels))
+    return FolderSplit.of(Path(), map(str, paths), np.array(labels))
 
 
 def brightest(batches: Iterable[Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -108,7 +108,7 @@ def test_unreadable_files_are_named_and_all_of_them_is_an_error(
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     unreadable: list[str] = []
-    good = [files.root / file for file in files.files]
+    good = [files.path(row) for row in range(len(files))]
     mixed = with_bad((bad, *good), (0, *files.labels))
     (case,) = file_cases({("snow", 3): mixed}, 16, unreadable, workers=0)
     assert case.labels.tolist() == list(files.labels)

@@ -1,16 +1,19 @@
 """Encoded images to pixels."""
 
+import hashlib
 import io
+import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from coadvise.errors import UserError
 
@@ -39,12 +42,25 @@ def read_image(path: Path) -> Image.Image:
 
 def read_file(path: Path) -> bytes:
     """A regular file's bytes. Raises OSError, also for what is no regular file or larger than any image."""
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode):
-        raise OSError("not a regular file")  # reading a pipe would wait
+    with open_file(path) as file:
+        return file.read()
+
+
+def open_file(path: Path | bytes) -> BinaryIO:
+    """A regular file, not buffered. Raises OSError, also for what is no regular file or larger than any image."""
+    file = cast(BinaryIO, open(path, "rb", buffering=0, opener=_open_now))  # noqa: SIM115
+    about = os.fstat(file.fileno())
+    fault = "not a regular file" if not stat.S_ISREG(about.st_mode) else ""
     if about.st_size > MOST_BYTES:
-        raise OSError(f"{about.st_size} bytes, and at most {MOST_BYTES} are read")
-    return path.read_bytes()
+        fault = f"{about.st_size} bytes, and at most {MOST_BYTES} are read"
+    if fault:
+        file.close()
+        raise OSError(fault)
+    return file
+
+
+def _open_now(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait
 
 
 def decode(content: bytes, name: str) -> Image.Image:
@@ -79,10 +95,10 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def open_image(content: bytes) -> Iterator[Image.Image]:
+def open_image(content: bytes | BinaryIO) -> Iterator[Image.Image]:
     """An image whose header alone is decoded. Raises whatever Pillow does, and ValueError for too many pixels."""
     _teach_pillow_heif()
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS) as image:
         most = Image.MAX_IMAGE_PIXELS  # up to twice this Pillow itself only warns
         if most is not None and image.width * image.height > most:
             raise ValueError(f"decompression bomb: {image.width} x {image.height} pixels, at most {most} are decoded")
@@ -152,3 +168,39 @@ def _rgb(image: Image.Image) -> Image.Image:
         above = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", above.size, _BACKGROUND), above).convert("RGB")
     return image.convert("RGB")
+
+
+ENDS = 2**15  # bytes at the beginning and at the end of a large file that tell files apart
+
+
+def digest_of(begin: bytes, end: bytes, size: int) -> int:
+    """The first 64 bits of the sha256 of a picture's bytes; of a file over 2 · ENDS, of its two ends and its size.
+
+    Args:
+        begin: at least the first 2 · ENDS bytes, or all.
+        end: at least the last ENDS bytes, if it is larger than that.
+    """
+    told = begin if size <= 2 * ENDS else begin[:ENDS] + end[-ENDS:] + size.to_bytes(8, "little")
+    return first_bits(told)
+
+
+def first_bits(content: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
+
+
+def is_whole(image: Image.Image, begin: bytes, end: bytes, size: int) -> bool:
+    """Whether a file ends as its format says; False also if only decoding can tell."""
+    if image.format in ("JPEG", "MPO"):
+        return end.rstrip(b"\0").endswith(b"\xff\xd9")
+    if image.format == "PNG":
+        return end.endswith(b"IEND\xae\x42\x60\x82")
+    return image.format == "WEBP" and int.from_bytes(begin[4:8], "little") + 8 <= size
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height after `upright_rgb`, by the header."""
+    if "exif" in image.info:
+        with suppress(Exception):  # a broken EXIF block says nothing about the pixels
+            if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+                return image.height, image.width
+    return image.size

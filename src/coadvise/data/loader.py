@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from coadvise.data.images import Pixels, UnreadableImageError, square, to_array
 from coadvise.data.scan import ScannedSplit
-from coadvise.data.views import Batch, Indices, Views
+from coadvise.data.views import Batch, Request, Views
 from coadvise.data.workers import mark_reading, worker_batches
 from coadvise.errors import UserError
 
@@ -68,7 +68,7 @@ def whole_batch(batch_size: int, images: int, accumulate: int, processes: int) -
 
 
 class _Requests:
-    """The requests to `Views`, in order: (epoch, positions) of each micro-batch."""
+    """The requests to `Views`, in order, one a micro-batch."""
 
     def __init__(self, loader: TrainingLoader, first: int, last: int) -> None:
         self.loader, self.first, self.last = loader, first, last
@@ -76,19 +76,20 @@ class _Requests:
     def __len__(self) -> int:
         return (self.last - self.first) * self.loader.accumulate
 
-    def __iter__(self) -> Iterator[tuple[int, Indices]]:
+    def __iter__(self) -> Iterator[Request]:
         own = self.loader
         for step in range(self.first, self.last):
             epoch, within = divmod(step, own.steps_per_epoch)
             positions = np.arange(within * own.batch_size, (within + 1) * own.batch_size)
             chunks = np.split(positions, own.accumulate * own.processes)
-            yield from ((epoch, chunk) for chunk in chunks[own.rank :: own.processes])
+            yield from (own.views.request(epoch, chunk) for chunk in chunks[own.rank :: own.processes])
 
 
 def epoch_batches(views: Views, epoch: int, batch_size: int, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
     """All views of an epoch, in its order."""
     positions = np.arange(len(views))
-    requests = [(epoch, positions[start : start + batch_size]) for start in range(0, len(views), batch_size)]
+    starts = range(0, len(views), batch_size)
+    requests = [views.request(epoch, positions[start : start + batch_size]) for start in starts]
     workers, pin = _loader_options(views, workers, pin)
     return worker_batches(views, workers, views.split.name, sampler=requests, pin_memory=pin)
 

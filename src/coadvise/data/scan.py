@@ -1,23 +1,41 @@
-"""Decodes every picture once before training: which can be read, how large they are, what they hold."""
+"""The first look at every picture: which can be read, how large they are, what they hold.
+
+Pictures that are kept decoded, or scored, are decoded once. Of others only the header and both ends are read.
+"""
 
 import contextlib
 import hashlib
+import io
+import itertools
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from coadvise.data.images import Pixels, UnreadableImageError, decode, fault, open_image, square, to_array
+from coadvise.data.images import (
+    ENDS,
+    Pixels,
+    UnreadableImageError,
+    decode,
+    digest_of,
+    fault,
+    first_bits,
+    is_whole,
+    open_image,
+    square,
+    to_array,
+    upright_size,
+)
 from coadvise.data.sources import Source, Split, resolved
-from coadvise.data.store import Outcome, Seen, Store, fingerprint, open_store, presized, presized_size
+from coadvise.data.sources.split import TRAIN, Keys, Labels
+from coadvise.data.store import Decode, Decoded, Outcome, Seen, Store, open_store, presized, presized_size
 from coadvise.errors import UserError
 from coadvise.machine import available_cores, cache_folder
 
@@ -28,6 +46,10 @@ MEMORY_LIMIT = 4 * 2**30  # bytes of decoded images kept in memory
 MEASURED = 2000  # pictures whose headers are read to foresee how much space presized ones take
 
 
+def _none() -> Keys:
+    return np.empty(0, np.uint64)
+
+
 @dataclass(frozen=True)
 class ScannedSplit:
     """The readable pictures of a split, by row.
@@ -36,21 +58,25 @@ class ScannedSplit:
         split: the readable pictures, in the source's order.
         labels: [N] int64, indices into the source's classes.
         pixels: [N, 3, S, S] uint8, or None where images are decoded when they are needed.
-        unreadable: one line for each picture that could not be decoded: its name and why.
+        unreadable: one line for each picture that could not be read: its name and why.
         sizes: how many images there are of each (width, height).
         presized: the images decoded and no larger than needed, or None where they are decoded again for every view.
-        digests: 16 hexadecimal digits for each readable picture, of its bytes.
+        digests: [N] uint64, of each readable picture's bytes, or of a large file's ends and size: see `digest_of`.
         left_out: the unreadable pictures.
+        contents: [N] uint64, of all bytes of each; 0 where not all were read.
+        kept: where the scan is kept.
     """
 
     split: Split
-    labels: npt.NDArray[np.int64]
+    labels: Labels
     pixels: Pixels | None
     unreadable: tuple[str, ...]
     sizes: Counter[tuple[int, int]]
     presized: Store | None = None
-    digests: tuple[str, ...] = ()
+    digests: Keys = field(default_factory=_none)
     left_out: Split | None = None
+    contents: Keys = field(default_factory=_none)
+    kept: Store | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,19 +98,38 @@ class ScannedSplit:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the readable pictures' digests, in order; names do not count."""
-        return hashlib.sha256("".join(self.digests).encode()).hexdigest()
+        """Of all bytes of the readable pictures, in order; names do not count. Files are read where needed, once.
 
-    def listing(self) -> list[str]:
+        Raises:
+            UnreadableImageError: a file can no longer be read.
+        """
+        contents = self.contents
+        if not contents.all() and self.kept is not None:
+            contents = self.kept.contents(self._read_whole)
+        elif len(missing := np.flatnonzero(contents == 0)):
+            contents = contents.copy()
+            contents[missing] = [*self._read_whole(missing.tolist())]
+        return hashlib.sha256(contents.astype(">u8").tobytes().hex().encode()).hexdigest()
+
+    def _read_whole(self, rows: list[int]) -> Iterator[int]:
+        return _threaded(lambda row: first_bits(_bytes(self.split, row)), rows)
+
+    @cached_property
+    def identity(self) -> str:
+        """A sha256 that differs where `listing` does, found faster."""
+        whole = hashlib.sha256(self.digests.tobytes())
+        for split in filter(None, (self.split, self.left_out)):
+            whole.update(split.labels.tobytes())
+            for row in range(len(split)):
+                whole.update(f"{split.name(row)}\0".encode())
+        return whole.hexdigest()
+
+    def listing(self) -> Iterator[str]:
         """A line `DIGEST LABEL NAME` for each picture; the digest of an unreadable one is "-"."""
-        splits = [(self.split, self.digests)]
-        if self.left_out is not None:
-            splits.append((self.left_out, ("-",) * len(self.left_out)))
-        return [
-            f"{digest} {label} {_one_line(split.name(row))}"
-            for split, digests in splits
-            for row, (digest, label) in enumerate(zip(digests, split.labels.tolist(), strict=True))
-        ]
+        for row in range(len(self)):
+            yield f"{self.digests[row]:016x} {self.labels[row]} {_one_line(self.split.name(row))}"
+        if (lost := self.left_out) is not None:
+            yield from (f"- {lost.labels[row]} {_one_line(lost.name(row))}" for row in range(len(lost)))
 
 
 @dataclass(frozen=True)
@@ -133,7 +178,7 @@ class Changes:
         return ", ".join(parts) or "in another order"
 
 
-def changes_of(old: Sequence[str], new: Sequence[str]) -> Changes:
+def changes_of(old: Iterable[str], new: Iterable[str]) -> Changes:
     """What changed from one `ScannedSplit.listing` to another; the order of pictures does not count."""
     before, after = ({name: about for *about, name in (line.split(" ", 2) for line in lines)} for lines in (old, new))
     return Changes(
@@ -146,9 +191,9 @@ def changes_of(old: Sequence[str], new: Sequence[str]) -> Changes:
 def scan(
     source: Source, image_size: int, in_memory: bool, presize: int = 0, say: Callable[[str], None] = lambda text: None
 ) -> Dataset:
-    """Decodes every picture once, in threads, or takes what another process or run kept in the user's cache folder.
+    """Looks at every picture once, in threads, or takes what another process or run kept in the user's cache folder.
 
-    Where nothing can be kept there, each process decodes for itself.
+    Where nothing can be kept there, each process looks for itself.
 
     Args:
         image_size: pixels.
@@ -179,13 +224,14 @@ def scan(
 
 def scan_split(split: Split, image_size: int, in_memory: bool) -> ScannedSplit:
     """Decodes every picture of a split; leaves out those that cannot be read. Nothing is kept on disk."""
+    every = range(len(split))
     if not in_memory:
-        return _scanned(split, [outcome for outcome, _ in _decode(split, None)])
+        return _scanned(split, [outcome for outcome, _ in _decode(split, None, every)])
     _check_memory(len(split), image_size)
     pixels = np.empty((len(split), 3, image_size, image_size), np.uint8)
     outcomes: list[Outcome] = []
     kept = 0
-    for outcome, array in _decode(split, partial(_square, size=image_size)):
+    for outcome, array in _decode(split, partial(_square, size=image_size), every):
         outcomes.append(outcome)
         if array is not None:
             pixels[kept] = array
@@ -196,16 +242,21 @@ def scan_split(split: Split, image_size: int, in_memory: bool) -> ScannedSplit:
 def _shared_split(source: Source, name: str, image_size: int | None) -> ScannedSplit:
     """A split scanned once for all processes and runs, with pixels of a size or without."""
     split: Split = getattr(source, name)
-    make, need = None, 0
+    kind, need = "decoded", 0
+    look: Decode = partial(_decode, split, None)
     if image_size is not None:
-        make, need = partial(_square, size=image_size), _check_memory(len(split), image_size)
+        kind, need = f"{image_size} square", _check_memory(len(split), image_size)
+        look = partial(_decode, split, partial(_square, size=image_size))
+    elif name == TRAIN:  # what fails later is replaced in training; a score must be over all that it says
+        kind, look = "headers", partial(_look_at_headers, split)
     folder = cache_folder()
     if folder is not None and shutil.disk_usage(folder).free > need:
         with contextlib.suppress(OSError):
-            kind = "seen" if image_size is None else f"{image_size} square"
-            store = _store(folder, source, name, kind, make)
+            store = _store(folder, source, name, kind, look)
             pixels = None if image_size is None else store.stacked((3, image_size, image_size))
-            return _scanned(split, store.outcomes, pixels)
+            return _from_store(split, store, pixels)
+    if kind == "headers":
+        return _scanned(split, [outcome for outcome, _ in look(np.arange(len(split)))])
     return scan_split(split, image_size or 0, in_memory=image_size is not None)
 
 
@@ -218,55 +269,55 @@ def presized_split(
     if folder is None:
         raise UserError(f"there is no folder for presized images, ~/.cache/coadvise cannot be written; {remedy}")
 
-    def announce() -> None:
+    def decode(rows: Labels) -> Decoded:
         need, free = _presized_bytes(split, side), shutil.disk_usage(folder).free
         room = f"{need / 2**30:.2f} GiB in '{folder}', where {free / 2**30:.2f} GiB are free"
         if need > free:
             raise UserError(f"{len(split)} presized images ({side} px) need {room}; {remedy}")
-        say(f"presizing {len(split)} images to {side} px, once: {room}")
+        say(f"presizing {len(rows)} images to {side} px, once: {room}")
+        return _decode(split, partial(presized, side=side), rows)
 
     try:
-        store = _store(folder, source, name, f"{side} presized", partial(presized, side=side), announce)
+        store = _store(folder, source, name, f"{side} presized", decode)
     except OSError as error:
         raise UserError(f"presized images cannot be kept in '{folder}' ({error.strerror or error}); {remedy}") from None
-    return _scanned(split, store.outcomes, presized=store)
+    return _from_store(split, store, presized=store)
 
 
 def scored_and_trained_on(dataset: Dataset) -> list[tuple[str, str]]:
-    """Names of scored pictures that are training pictures too, byte for byte: the one and the other."""
-    trained = dict(zip(dataset.train.digests, range(len(dataset.train)), strict=True))
-    return [
-        (dataset.scored.name(row), dataset.train.name(trained[digest]))
-        for row, digest in enumerate(dataset.scored.digests)
-        if digest in trained
-    ]
+    """Names of scored pictures that are training pictures too, by their digests: the one and the other."""
+    scored, train = dataset.scored, dataset.train
+    order = np.argsort(train.digests, kind="stable")
+    both = np.flatnonzero(np.isin(scored.digests, train.digests))
+    places = order[np.searchsorted(train.digests, scored.digests[both], sorter=order)]
+    return [(scored.name(row), train.name(place)) for row, place in zip(both.tolist(), places.tolist(), strict=True)]
 
 
 def under_two_labels(dataset: Dataset) -> list[tuple[str, str]]:
-    """Names of pictures that are the same, byte for byte, but have different labels, in any split: two of each."""
-    first: dict[str, tuple[int, str]] = {}
-    found: dict[str, tuple[str, str]] = {}
-    for split in dataset.splits.values():
-        for row, (digest, label) in enumerate(zip(split.digests, split.labels.tolist(), strict=True)):
-            seen, name = first.setdefault(digest, (label, split.name(row)))
-            if seen != label:
-                found.setdefault(digest, (name, split.name(row)))
+    """Names of pictures that are the same by their digests but have different labels, in any split: two of each."""
+    splits = [*dataset.splits.values()]
+    digests, labels = (np.concatenate([getattr(split, what) for split in splits]) for what in ("digests", "labels"))
+    starts = np.cumsum([0, *map(len, splits)])
+    order = np.lexsort((labels, digests))
+    same, other = order[:-1], order[1:]
+    pairs = (digests[same] == digests[other]) & (labels[same] != labels[other])
+
+    def name(at: int) -> str:
+        number = int(np.searchsorted(starts, at, side="right")) - 1
+        return splits[number].name(at - int(starts[number]))
+
+    found: dict[int, tuple[str, str]] = {}
+    for one, two in zip(same[pairs].tolist(), other[pairs].tolist(), strict=True):
+        found.setdefault(int(digests[one]), (name(min(one, two)), name(max(one, two))))
     return list(found.values())
 
 
-def _store(
-    folder: Path, source: Source, name: str, kind: str, make: Make | None, announce: Callable[[], None] = lambda: None
-) -> Store:
+def _store(folder: Path, source: Source, name: str, kind: str, look: Decode) -> Store:
     """The store of a split, one for each source, choice of its classes, way of dividing it, and kind."""
     split: Split = getattr(source, name)
     what = repr((resolved(source.where), source.classes, source.note, kind))
     place = hashlib.sha256(what.encode()).hexdigest()[:12]
-
-    def decode() -> Iterator[tuple[Outcome, Pixels | None]]:
-        announce()
-        return _decode(split, make)
-
-    return open_store(folder / "images" / f"{name}-{kind.replace(' ', '-')}-{place}", fingerprint(split, kind), decode)
+    return open_store(folder / "images" / f"{name}-{kind.replace(' ', '-')}-{place}", split.keys(), kind, look)
 
 
 def _check_memory(images: int, image_size: int) -> int:
@@ -280,21 +331,42 @@ def _check_memory(images: int, image_size: int) -> int:
     return need
 
 
-def _scanned(
-    split: Split, outcomes: Sequence[Outcome], pixels: Pixels | None = None, presized: Store | None = None
-) -> ScannedSplit:
+def _scanned(split: Split, outcomes: Sequence[Outcome], pixels: Pixels | None = None) -> ScannedSplit:
     seen = [outcome for outcome in outcomes if isinstance(outcome, Seen)]
-    faults = np.array([isinstance(outcome, str) for outcome in outcomes], bool)
-    readable = split.subset(np.flatnonzero(~faults)) if faults.any() else split
-    return ScannedSplit(
-        split=readable,
-        labels=readable.labels,
+    return replace(
+        _readable(split, {row: outcome for row, outcome in enumerate(outcomes) if isinstance(outcome, str)}),
         pixels=pixels,
-        unreadable=tuple(outcome for outcome in outcomes if isinstance(outcome, str)),
         sizes=Counter((one.width, one.height) for one in seen),
+        digests=np.array([one.digest for one in seen], np.uint64),
+        contents=np.array([one.content for one in seen], np.uint64),
+    )
+
+
+def _from_store(
+    split: Split, store: Store, pixels: Pixels | None = None, presized: Store | None = None
+) -> ScannedSplit:
+    seen = store.table if not store.faults else store.table[store.readable]
+    found, counts = np.unique(seen["width"].astype(np.int64) << 32 | seen["height"], return_counts=True)
+    sizes = zip((found >> 32).tolist(), (found & (2**32 - 1)).tolist(), strict=True)
+    return replace(
+        _readable(split, store.faults),
+        pixels=pixels,
+        sizes=Counter(dict(zip(sizes, counts.tolist(), strict=True))),
         presized=presized,
-        digests=tuple(one.digest for one in seen),
-        left_out=split.subset(np.flatnonzero(faults)) if faults.any() else None,
+        digests=seen["digest"],
+        contents=seen["content"],
+        kept=store,
+    )
+
+
+def _readable(split: Split, faults: Mapping[int, str]) -> ScannedSplit:
+    """The pictures without a fault, by their row."""
+    if not faults:
+        return ScannedSplit(split, split.labels, None, (), Counter())
+    rows = np.array(sorted(faults))
+    kept = split.subset(np.delete(np.arange(len(split)), rows))
+    return ScannedSplit(
+        kept, kept.labels, None, tuple(faults[row] for row in rows.tolist()), Counter(), left_out=split.subset(rows)
     )
 
 
@@ -317,32 +389,61 @@ def _presized_bytes(split: Split, side: int) -> int:
     return sum(_threaded(one, some)) * len(split) // len(some)
 
 
+def _bytes(split: Split, index: int) -> bytes:
+    """A picture as it is encoded. Raises UnreadableImageError."""
+    try:
+        return split.read(index)
+    except OSError as error:
+        raise UnreadableImageError(fault(split.name(index), error)) from None
+
+
 def _decoded(split: Split, index: int) -> tuple[bytes, Image.Image]:
     """A picture's bytes and its image, upright RGB. Raises UnreadableImageError."""
-    name = split.name(index)
+    content = _bytes(split, index)
+    return content, decode(content, split.name(index))
+
+
+def _decode(split: Split, make: Make | None, rows: Sequence[int] | Labels) -> Decoded:
+    return _threaded(partial(_decode_one, split, make), rows)
+
+
+def _decode_one(split: Split, make: Make | None, index: int) -> tuple[Outcome, Pixels | None]:
     try:
-        content = split.read(index)
-    except OSError as error:
-        raise UnreadableImageError(fault(name, error)) from None
-    return content, decode(content, name)
+        content, image = _decoded(split, index)
+    except UnreadableImageError as error:
+        return str(error), None
+    seen = Seen(*image.size, digest_of(content, content, len(content)), first_bits(content))
+    return seen, make(image) if make else None
 
 
-def _decode(split: Split, make: Make | None) -> Iterator[tuple[Outcome, Pixels | None]]:
-    def one(index: int) -> tuple[Outcome, Pixels | None]:
-        try:
-            content, image = _decoded(split, index)
-        except UnreadableImageError as error:
-            return str(error), None
-        digest = hashlib.sha256(content).hexdigest()[:16]
-        return Seen(*image.size, digest), make(image) if make else None
-
-    return _threaded(one, range(len(split)))
+def _look_at_headers(split: Split, rows: Sequence[int] | Labels) -> Decoded:
+    return _threaded(partial(_look_at_header, split), rows)
 
 
-def _threaded(one: Callable[[int], T], indices: Sequence[int]) -> Iterator[T]:
+def _look_at_header(split: Split, index: int) -> tuple[Outcome, None]:
+    """A picture by its header and both ends of its file; decoded if these leave a doubt, for they name no fault."""
+    with contextlib.suppress(Exception), split.open(index) as file:
+        begin = end = file.read(2 * ENDS + 1)
+        size = len(begin)
+        if size > 2 * ENDS:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(-ENDS, io.SEEK_END)
+            end = file.read()
+        with open_image(begin if size == len(begin) else file) as image:
+            if is_whole(image, begin, end, size):
+                content = first_bits(begin) if size <= 2 * ENDS else 0
+                return Seen(*upright_size(image), content or digest_of(begin, end, size), content), None
+    return _decode_one(split, None, index)[0], None
+
+
+def _threaded(one: Callable[[int], T], indices: Sequence[int] | Labels) -> Iterator[T]:
+    def several(numbers: Sequence[int] | Labels) -> list[T]:
+        return [one(int(number)) for number in numbers]
+
     with ThreadPoolExecutor(min(16, available_cores())) as pool:
         for start in range(0, len(indices), 512):  # in slices, so that results do not pile up
-            yield from pool.map(one, indices[start : start + 512])
+            parts = [indices[at : at + 16] for at in range(start, min(start + 512, len(indices)), 16)]
+            yield from itertools.chain.from_iterable(pool.map(several, parts))
 
 
 def _one_line(name: str) -> str:

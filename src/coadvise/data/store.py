@@ -1,11 +1,11 @@
-"""What decoding a split once found, kept in the user's cache folder for all processes and runs.
+"""What the scan found of a split, kept in the user's cache folder for all processes and runs.
 
-A store is a folder with `FINGERPRINT.json`, which holds each picture's size and digest or why it cannot be read, and
-`FINGERPRINT.pixels`, decoded images one after the other in a memory-mapped file (empty where only the former is kept).
-The JSON file is renamed into place last. The fingerprint is a hash of every picture's name and stamp (for a file its
-size, times, inode and mode), of the code that decodes, and of Pillow's version: if any of these changes, the store is
-made again, and the old one is deleted unless a process uses it. Each time a store is opened its pixels are compared
-with their sha256; a damaged store is made again.
+A store is a folder with `FINGERPRINT.json`, `FINGERPRINT.table`, a row of numbers for each picture, and
+`FINGERPRINT.pixels`, decoded images one after the other (empty where none are kept). The last two are mapped into
+memory, which processes share. The JSON file is renamed into place last. The fingerprint is a hash of every picture's
+name and stamp (for a file its size, times, inode and mode), of the code that decodes, and of Pillow's version. If some
+pictures changed, a new store is made: the others' rows come from the old one, which is deleted unless a process uses
+it. Each time a store is opened it is compared with its sha256; a damaged store is made again.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,89 +27,140 @@ from PIL import Image, features
 
 from coadvise.data import images
 from coadvise.data.images import Pixels
-from coadvise.data.sources import Split
+from coadvise.data.sources.split import Keys
 from coadvise.machine import available_cores
 
-FORMAT = 2
+FORMAT = 3
 _BLOCK = 64 * 2**20  # bytes hashed at a time, by one thread
+_ROW = np.dtype([
+    ("key", "<u8"), ("width", "<i4"), ("height", "<i4"), ("digest", "<u8"), ("content", "<u8"), ("shape", "<i4", (3,)),
+])  # fmt: skip
+_ENDINGS = (".pixels", ".table", ".json")  # in the order in which they are renamed into place
 
 
 class Seen(NamedTuple):
-    """A picture that could be decoded: its size in pixels, and the first 16 hexadecimal digits of its bytes' sha256."""
+    """A picture that can be read: its size in pixels, and the first 64 bits of two sha256.
+
+    Attributes:
+        digest: see `scan.digest_of`.
+        content: of all its bytes; 0 if not all were read.
+    """
 
     width: int
     height: int
-    digest: str
+    digest: int
+    content: int = 0
 
 
 Outcome = str | Seen  # of a picture; a text is why it cannot be read
 Decoded = Iterable[tuple[Outcome, Pixels | None]]  # with what is kept of it, if anything
+Decode = Callable[[npt.NDArray[np.int64]], Decoded]  # of some rows of a split, in this order
 
 
 @dataclass(frozen=True)
 class Store:
     """What was found of a split, and what was kept of its readable pictures: uint8 arrays of three dimensions.
 
-    Pickles as its path, without its pixels.
+    Pickles as its path, without its table and pixels.
 
     Attributes:
         path: the file of pixels.
-        outcomes: one for each picture of the split, unreadable ones included.
-        shapes: [N, 3], of each array; N is 0 where no pixels are kept.
+        faults: why pictures cannot be read, by their row in the split.
     """
 
     path: Path
-    outcomes: tuple[Outcome, ...]
-    shapes: npt.NDArray[np.int64]
+    faults: dict[int, str]
 
     def __len__(self) -> int:
-        return len(self.shapes)
+        return len(self._shapes)
 
     def __getitem__(self, row: int) -> Pixels:
-        """One array; a view of the file."""
+        """One array, counted over the readable pictures; a view of the file."""
         start, stop = self._ends[row : row + 2]
-        return self._mapped[start:stop].reshape(self.shapes[row])
+        return self._mapped[start:stop].reshape(self._shapes[row])
 
     def stacked(self, shape: tuple[int, int, int]) -> Pixels:
         """All arrays [N, *shape], as a view of the file; they must be of that one shape."""
-        assert (self.shapes == shape).all(), "images of several shapes cannot be stacked"
+        assert (self._shapes == shape).all(), "images of several shapes cannot be stacked"
         return self._mapped.reshape(len(self), *shape)
 
     @cached_property
+    def table(self) -> npt.NDArray[np.void]:
+        """[N], a row for each picture, with the fields of `Seen`; of unreadable ones only the key counts."""
+        return _map(self.path.with_suffix(".table"), _ROW)
+
+    @cached_property
+    def readable(self) -> npt.NDArray[np.bool_]:
+        """[N], which pictures can be read."""
+        good = np.ones(len(self.table), bool)
+        good[list(self.faults)] = False
+        return good
+
+    @cached_property
+    def _shapes(self) -> npt.NDArray[np.int64]:
+        shapes = self.table["shape"]
+        return shapes[shapes[:, 0] > 0].astype(np.int64)
+
+    @cached_property
     def _ends(self) -> npt.NDArray[np.int64]:
-        return np.concatenate([[0], np.cumsum(self.shapes.prod(axis=1))]).astype(np.int64)
+        return np.concatenate([[0], np.cumsum(self._shapes.prod(axis=1, dtype=np.int64))])
 
     @cached_property
     def _mapped(self) -> Pixels:
-        if not len(self):
-            return np.empty(0, np.uint8)
-        # Copy on write: nothing writes, but PyTorch warns of arrays that are read-only.
-        return np.asarray(np.memmap(self.path, np.uint8, mode="c"))
+        return _map(self.path, np.dtype(np.uint8))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "outcomes": self.outcomes, "shapes": self.shapes}
+        return {"path": self.path, "faults": self.faults}
+
+    def contents(self, find: Callable[[list[int]], Iterable[int]]) -> Keys:
+        """`Seen.content` of every readable picture; those that were not known are kept from now on.
+
+        Args:
+            find: gives those of some readable pictures, counted from 0.
+        """
+        known, kept = self.table["content"][self.readable], self.path.with_suffix(".contents")
+        with contextlib.suppress(OSError):
+            earlier = np.fromfile(kept, "<u8")
+            if len(earlier) == len(known) + 1 and earlier[-1] == _sum(earlier[:-1]):
+                known = earlier[:-1]
+        if len(missing := np.flatnonzero(known == 0)):
+            known[missing] = np.fromiter(find(missing.tolist()), np.uint64, len(missing))
+            beside = kept.with_name(f".{kept.name}.{os.getpid()}")
+            with contextlib.suppress(OSError):
+                np.append(known, _sum(known)).tofile(beside)
+                beside.rename(kept)
+        return known
 
 
-def fingerprint(split: Split, kind: str) -> str:
-    """Of all that decides what a store holds; `kind` says what is kept of an image."""
-    codecs = [f"{name} {features.version(name)}" for name in ("pil", "jpg", "libjpeg_turbo", "zlib", "webp", "libtiff")]
-    code = [Path(module).read_text() for module in (images.__file__, __file__)]
-    whole = hashlib.sha256(json.dumps([FORMAT, kind, codecs, code]).encode())
-    for index in range(len(split)):
-        whole.update(f"{split.name(index)}\0{split.stamp(index)}\0".encode())
-    return whole.hexdigest()[:32]
-
-
-def open_store(folder: Path, name: str, decode: Callable[[], Decoded]) -> Store:
-    """The store with a fingerprint, made first unless a whole one exists. Other processes wait meanwhile.
+def fingerprint(keys: Keys, kind: str) -> str:
+    """Of all that decides what a store holds.
 
     Args:
-        name: the fingerprint.
-        decode: called if the store has to be made; yields one item for each picture of the split, in order.
+        keys: of the split.
+        kind: what is kept of an image.
+    """
+    return hashlib.sha256(_maker(kind).encode() + keys.astype("<u8").tobytes()).hexdigest()[:32]
+
+
+def _maker(kind: str) -> str:
+    """What decodes, and how."""
+    codecs = [f"{name} {features.version(name)}" for name in ("pil", "jpg", "libjpeg_turbo", "zlib", "webp", "libtiff")]
+    code = [Path(module).read_text() for module in (images.__file__, __file__)]
+    return hashlib.sha256(json.dumps([FORMAT, kind, codecs, code]).encode()).hexdigest()
+
+
+def open_store(folder: Path, keys: Keys, kind: str, decode: Decode) -> Store:
+    """The store of pictures, made first unless a whole one exists. Other processes wait meanwhile.
+
+    Args:
+        keys: [N] of the pictures.
+        kind: what is kept of an image; all stores of a folder are of one.
+        decode: called with the rows that no older store knows, if there are any.
 
     Raises:
         OSError: it cannot be written or read; nothing half-written is left.
     """
+    name = fingerprint(keys, kind)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
@@ -118,21 +169,13 @@ def open_store(folder: Path, name: str, decode: Callable[[], Decoded]) -> Store:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (store := _read(folder, name)) is not None:
             return store
-        pixels, about = folder / f".{name}.pixels", folder / f".{name}.json"
         try:
-            about.write_text(json.dumps(_write(pixels, decode())))
-            for path in (pixels, about):
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            for path in (pixels, about):
-                path.rename(folder / path.name[1:])
+            _write(folder, name, keys, _maker(kind), decode)
         finally:
-            pixels.unlink(missing_ok=True)
-            about.unlink(missing_ok=True)
+            for ending in _ENDINGS:
+                (folder / f".{name}{ending}").unlink(missing_ok=True)
         for path in folder.iterdir():  # of other fingerprints
-            if path.name not in (".lock", f"{name}.pixels", f"{name}.json") and not _in_use(
-                path.with_suffix(".pixels")
-            ):
+            if path.name != ".lock" and path.stem != name and not _in_use(path.with_suffix(".pixels")):
                 path.unlink(missing_ok=True)
         store = _read(folder, name)
         if store is None:
@@ -151,32 +194,81 @@ def presized_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _write(path: Path, decoded: Decoded) -> dict[str, Any]:
-    outcomes: list[Outcome] = []
-    shapes: list[tuple[int, ...]] = []
-    with path.open("wb") as file:
-        for outcome, array in decoded:
-            outcomes.append(outcome)
+def _write(folder: Path, name: str, keys: Keys, maker: str, decode: Decode) -> None:
+    pixels, table_file, about = (folder / f".{name}{ending}" for ending in _ENDINGS)
+    table = np.zeros(len(keys), _ROW)
+    table["key"] = keys
+    faults: dict[int, str] = {}
+    with pixels.open("wb") as file:
+        for row, (outcome, array) in enumerate(_outcomes(keys, _older(folder, maker), decode)):
+            if isinstance(outcome, str):
+                faults[row] = outcome
+            else:
+                table[row] = keys[row], *outcome, (0, 0, 0) if array is None else array.shape
             if array is not None:
-                shapes.append(array.shape)
                 file.write(np.ascontiguousarray(array).data)
-    return {"format": FORMAT, "outcomes": outcomes, "shapes": shapes, "sha256": _digests(path)}
+    table.tofile(table_file)
+    about.write_text(
+        json.dumps(
+            {"format": FORMAT, "maker": maker, "faults": faults, "sha256": [*map(_digests, (pixels, table_file))]}
+        )
+    )
+    for ending in _ENDINGS:
+        with (folder / f".{name}{ending}").open("rb") as written:
+            os.fsync(written.fileno())
+    for ending in _ENDINGS:
+        (folder / f".{name}{ending}").rename(folder / f"{name}{ending}")
+
+
+def _outcomes(keys: Keys, old: Store | None, decode: Decode) -> Iterator[tuple[Outcome, Pixels | None]]:
+    """Of all pictures, in order: from an older store where it knows them."""
+    if old is None or not len(old.table):
+        yield from decode(np.arange(len(keys)))
+        return
+    known = old.table["key"]
+    order = np.argsort(known)
+    place = order[np.minimum(np.searchsorted(known, keys, sorter=order), len(known) - 1)]
+    hit = (known[place] == keys) & old.readable[place]
+    number = np.cumsum(old.readable) - 1
+    missing = np.flatnonzero(~hit)
+    fresh = iter(decode(missing) if len(missing) else ())
+    for at, there in zip(place.tolist(), hit.tolist(), strict=True):
+        if not there:
+            yield next(fresh)
+            continue
+        found = old.table[at]
+        yield Seen(*(int(found[field]) for field in Seen._fields)), old[number[at]] if len(old) else None
+
+
+def _older(folder: Path, maker: str) -> Store | None:
+    """The newest whole store that the same code made."""
+    for about in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads(about.read_text())["maker"] == maker and (store := _read(folder, about.stem)) is not None:
+                return store
+    return None
 
 
 def _read(folder: Path, name: str) -> Store | None:
     """A store that is whole, or None."""
-    path = folder / f"{name}.pixels"
+    pixels, table, about = (folder / f"{name}{ending}" for ending in _ENDINGS)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        about = json.loads((folder / f"{name}.json").read_text())
-        shapes = np.array(about["shapes"], np.int64).reshape(-1, 3)
-        whole = path.stat().st_size == shapes.prod(axis=1).sum() and _digests(path) == about["sha256"]
-        if about["format"] == FORMAT and whole:
-            outcomes = tuple(outcome if isinstance(outcome, str) else Seen(*outcome) for outcome in about["outcomes"])
-            store, held = Store(path, outcomes, shapes), os.open(path, os.O_RDONLY)
+        found = json.loads(about.read_text())
+        if found["format"] == FORMAT and found["sha256"] == [*map(_digests, (pixels, table))]:
+            store = Store(pixels, {int(row): fault for row, fault in found["faults"].items()})
+            held = os.open(pixels, os.O_RDONLY)
             fcntl.flock(held, fcntl.LOCK_SH)  # until it is released no process deletes the file
             weakref.finalize(store, os.close, held)
             return store
     return None
+
+
+def _map(path: Path, kind: np.dtype[Any]) -> npt.NDArray[Any]:
+    """A file's content, mapped into memory."""
+    if not path.stat().st_size:
+        return np.empty(0, kind)
+    # Copy on write: nothing writes, but PyTorch warns of arrays that are read-only.
+    return np.asarray(np.memmap(path, kind, mode="c"))
 
 
 def _in_use(pixels: Path) -> bool:
@@ -199,3 +291,7 @@ def _digests(path: Path) -> list[str]:
 
     with ThreadPoolExecutor(min(4, available_cores())) as pool:
         return list(pool.map(one, range(0, path.stat().st_size, _BLOCK)))
+
+
+def _sum(values: Keys) -> np.uint64:
+    return np.uint64(images.first_bits(values.tobytes()))

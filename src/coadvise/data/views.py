@@ -10,7 +10,7 @@ fit there, which gives the same views up to the device's rounding.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -65,8 +65,22 @@ class Batch:
         return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
+class Request(NamedTuple):
+    """Some views of an epoch.
+
+    Attributes:
+        epoch: whose views they are.
+        places: their positions in its order, and then, where images are mixed, those of their partners.
+        rows: of the images there.
+    """
+
+    epoch: int
+    places: Indices
+    rows: Indices
+
+
 class Views(TorchDataset[Batch]):
-    """Training views of a split, indexed by (epoch, positions in that epoch's order).
+    """Training views of a split, indexed by a request, or by (epoch, positions in that epoch's order).
 
     An image that can no longer be read is replaced by the next in the split that can: that image's own view of the
     epoch, with its own label and index.
@@ -123,18 +137,29 @@ class Views(TorchDataset[Batch]):
             self._order = (epoch, order)
         return self._order[1]
 
-    def __getitem__(self, request: tuple[int, Indices]) -> Batch:
-        epoch, positions = self.drawn(request[0]), request[1]
-        order, augment = self.order(epoch), self.augment
-        unreadable: dict[int, str] = {}
-        mixing = augment.mixup > 0 or augment.cutmix > 0
-        if not mixing:
-            images, index = self._single_views(epoch, order[positions], unreadable)
-        else:
+    def request(self, epoch: int, positions: Indices) -> "Request":
+        """What to index the views with. Loader processes so need no order, which takes 10 MB for a million images."""
+        epoch, order, places = self.drawn(epoch), self.order(epoch), positions
+        if self._mixing:
             partners = positions ^ 1
             partners[partners >= len(order)] = len(order) - 1  # the last of an odd number is mixed with itself
-            every, where = np.unique(np.concatenate([positions, partners]), return_inverse=True)
-            views, shown = self._single_views(epoch, order[every], unreadable)
+            places = np.concatenate([positions, partners])
+        return Request(epoch, places, order[places])
+
+    @property
+    def _mixing(self) -> bool:
+        return self.augment.mixup > 0 or self.augment.cutmix > 0
+
+    def __getitem__(self, request: "Request | tuple[int, Indices]") -> Batch:
+        epoch, places, rows = request if isinstance(request, Request) else self.request(*request)
+        augment, mixing = self.augment, self._mixing
+        positions = places[: len(places) // 2] if mixing else places
+        unreadable: dict[int, str] = {}
+        if not mixing:
+            images, index = self._single_views(epoch, rows, unreadable)
+        else:
+            _, first, where = np.unique(places, return_index=True, return_inverse=True)
+            views, shown = self._single_views(epoch, rows[first], unreadable)
             own, other = _sent(where, views.device).chunk(2)
             index, partner = np.split(shown[where], 2)
             images, share = self._mix(epoch, positions, views[own], views[other])

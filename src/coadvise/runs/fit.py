@@ -29,9 +29,9 @@ from coadvise.runs.run import (
     check_images,
     check_space,
     discard_outdated,
+    identity,
     image_change_lines,
     open_record,
-    picture_list,
 )
 from coadvise.training.engine import Engine, resolve_precision
 from coadvise.training.listener import Listener, Silent
@@ -94,7 +94,7 @@ def estimate_fit(plan: RunPlan, say: Callable[[str], None] = lambda text: None) 
     """
     plan = _with_precision(plan)
     config = plan.config
-    dataset = scan(source_of(config), config.data.image_size, config.in_memory)
+    dataset = scan(plan.source or source_of(config), config.data.image_size, config.in_memory)
     for line in describe(dataset):
         say(line)
     with Engine(config.engine) as engine:
@@ -122,7 +122,8 @@ def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]
     changed = check_folder(folder, config, plan.allow_changes)
     if not engine.is_main:  # only one process talks
         listener = Silent()
-    dataset = scan(source_of(config), config.data.image_size, config.in_memory, config.data.presize, listener.say)
+    source = plan.source or source_of(config)
+    dataset = scan(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
     for line in describe(dataset) if plan.introduce else ():
         listener.say(line)
     image_changes = check_images(folder, dataset, plan.allow_changes)
@@ -130,7 +131,7 @@ def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]
     _check(plan, dataset, engine, outdated="train" in image_changes)
 
     with engine.graceful_shutdown(), engine.detect_lost_ranks(), lock_folder(folder, engine):
-        if not engine.equal_on_all_ranks(picture_list(dataset)):
+        if not engine.equal_on_all_ranks(str(identity(dataset))):
             raise UserError(
                 f"the processes do not read the same images in '{dataset.source.where}'; this one {len(dataset.train)} "
                 f"for training and {len(dataset.val)} for validation; check the disk of each host"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coadvise.config import RunConfig, load_config
-from coadvise.data.sources import NAMED, short_name, source_of, typical_size
+from coadvise.data.sources import NAMED, Source, short_name, source_of, typical_size
 from coadvise.errors import UserError
 from coadvise.runs.options import FitOptions
 
@@ -46,6 +46,7 @@ class RunPlan:
         allow_changes: continue although the configuration or the images changed.
         introduce: tell the user about the data and the folder.
         chosen_preset: the preset that was chosen by the size of the images; "" if the user named one.
+        source: the images, if planning found them already.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class RunPlan:
     allow_changes: bool = False
     introduce: bool = True
     chosen_preset: str = ""
+    source: Source | None = None
 
     @property
     def teachers(self) -> tuple[Part, ...]:
@@ -75,7 +77,7 @@ def plan_fit(options: FitOptions) -> RunPlan:
         raise UserError("this configuration advises students by stored logits (cache); give --cache DIR")
     if options.cache is not None and config.cache is None:
         config = config.with_cache()  # logits are rounded, so it changes the results
-    source_of(config)
+    source = source_of(config)
     name = f"{short_name(options.data)}-{Path(chosen).stem}-seed{config.seed}"
     return RunPlan(
         folder=options.out or Path("runs", name),
@@ -86,6 +88,7 @@ def plan_fit(options: FitOptions) -> RunPlan:
         jobs=options.jobs,
         allow_changes=options.allow_changes,
         chosen_preset="" if options.preset else chosen,
+        source=source,
     )
 
 

@@ -6,7 +6,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,7 +30,7 @@ from coadvise.models.network import Network
 from coadvise.models.tokens import TokenModel
 from coadvise.runs.lock import LOCK
 from coadvise.runs.plan import Part
-from coadvise.storage import MANIFEST, contents, storing, write_text
+from coadvise.storage import MANIFEST, contents, storing, write_lines, write_text
 from coadvise.training.checkpoint import KEEP, Checkpoints
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Listener
@@ -38,6 +38,7 @@ from coadvise.training.metrics import Recorder, last_of, read_records
 from coadvise.training.trackers import tracker
 
 CONFIG, DATA, PICTURES = "config.yaml", "data.json", "pictures.tsv"
+IDENTITY = "pictures"  # in data.json
 SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test"}  # what the user reads
 _BEGUN = (LOCK, f".{CONFIG}.part")  # all that a run leaves which was killed while it began
 
@@ -102,8 +103,10 @@ class Run:
         """Writes what the run is: configuration, data and machine. `changed` lists what differs from its last start."""
         if self.engine.is_main:
             write_text(self.folder / CONFIG, self.config.to_yaml())
-            write_text(self.folder / DATA, json.dumps(data_record(self.dataset, self.config.data.image_size), indent=1))
-            write_text(self.folder / PICTURES, picture_list(self.dataset))
+            about = data_record(self.dataset, self.config.data.image_size) | {IDENTITY: identity(self.dataset)}
+            if written_data(self.folder) != about:
+                write_lines(self.folder / PICTURES, picture_list(self.dataset))
+                write_text(self.folder / DATA, json.dumps(about, indent=1))
             Quarantine(self.folder, self.dataset.train, self.config.data.max_unreadable).begin()
         cache = str(self.cache) if self.cache else None
         self.record.add("run", **_run_record(self.engine, seeds), changed=changed, cache=cache)
@@ -253,9 +256,15 @@ def with_resolved_source(folder: Path, config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"source": there})})
 
 
-def picture_list(dataset: Dataset) -> str:
-    """What `pictures.tsv` holds: the split of every image, a tab, and its digest, label and name."""
-    return "".join(f"{name}\t{line}\n" for name, split in dataset.splits.items() for line in split.listing())
+def picture_list(dataset: Dataset) -> Iterator[str]:
+    """The lines of `pictures.tsv`: the split of every image, a tab, and its digest, label and name."""
+    for name, split in dataset.splits.items():
+        yield from (f"{name}\t{line}" for line in split.listing())
+
+
+def identity(dataset: Dataset) -> dict[str, str]:
+    """What tells without reading `pictures.tsv` whether the images are those of a run."""
+    return {name: split.identity for name, split in dataset.splits.items()}
 
 
 def written_pictures(folder: Path) -> dict[str, list[str]]:
@@ -271,9 +280,11 @@ def written_pictures(folder: Path) -> dict[str, list[str]]:
 
 def image_changes(folder: Path, dataset: Dataset) -> dict[str, Changes]:
     """How the images differ from those that the run in `folder` began with, by split; empty if they do not."""
+    if (folder / PICTURES).is_file() and written_data(folder).get(IDENTITY) == identity(dataset):
+        return {}
     found = {}
     for name, old in written_pictures(folder).items():
-        new = dataset.splits[name].listing() if name in dataset.splits else []
+        new = [*dataset.splits[name].listing()] if name in dataset.splits else []
         if old != new:
             found[name] = changes_of(old, new)
     return found

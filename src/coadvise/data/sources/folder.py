@@ -1,21 +1,27 @@
 """Folders of labelled pictures: one with train/ and val/, or one of class folders that is divided here."""
 
 import os
+import struct
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from coadvise.config import DataConfig
-from coadvise.data.images import HEIF, open_image, read_file
+from coadvise.data.images import HEIF, open_file, open_image, read_file
+from coadvise.data.sources.names import Names
 from coadvise.data.sources.split import (
     TEST,
     TRAIN,
     USUAL_NAMES,
     VAL,
+    Keys,
     Labels,
     Source,
     Split,
@@ -23,6 +29,7 @@ from coadvise.data.sources.split import (
     classes_of,
     divided,
     few,
+    key,
     kind_of_split,
     known_classes,
     named_splits,
@@ -43,28 +50,66 @@ if HEIF:
 
 @dataclass(frozen=True, eq=False)
 class FolderSplit(Split):
-    """Image files below a folder; `files` are relative to it."""
+    """Image files below a folder.
+
+    Attributes:
+        files: their paths from `root`, as the file system has them.
+        found: [N] uint64, `keys` of the time when the folder was listed; None to look again.
+    """
 
     root: Path
-    files: tuple[str, ...]
+    files: Names
     labels: Labels
+    found: Keys | None = None
+
+    @classmethod
+    def of(cls, root: Path, files: Iterable[str], labels: Labels) -> "FolderSplit":
+        """Files by their paths from `root`."""
+        return cls(root, Names.of(map(os.fsencode, files)), labels)
 
     def name(self, index: int) -> str:
-        return os.fsencode(self.files[index]).decode(errors="backslashreplace")
+        return self.files[index].decode(errors="backslashreplace")
+
+    def path(self, index: int) -> Path:
+        return self.root / os.fsdecode(self.files[index])
 
     def read(self, index: int) -> bytes:
-        return read_file(self.root / self.files[index])
+        with self.open(index) as file:
+            return file.read()
+
+    def open(self, index: int) -> BinaryIO:
+        return open_file(os.path.join(os.fsencode(self.root), self.files[index]))  # noqa: PTH118 - quicker than a Path
 
     def stamp(self, index: int) -> str:
-        try:
-            about = (self.root / self.files[index]).stat()
-        except OSError as error:
-            return f"errno {error.errno}"
-        return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} {about.st_ino} {about.st_mode}"
+        return _stamp(self.path(index)).hex()
+
+    def keys(self) -> Keys:
+        if self.found is not None:
+            return self.found
+        return _keys(key(self.files[index] + _stamp(self.path(index))) for index in range(len(self)))
 
     def subset(self, rows: Sequence[int] | Labels, labels: Labels | None = None) -> "FolderSplit":
-        labels = self.labels[np.asarray(rows, np.int64)] if labels is None else labels
-        return FolderSplit(self.root, tuple(self.files[int(row)] for row in rows), labels)
+        rows = np.asarray(rows, np.int64)
+        labels = self.labels[rows] if labels is None else labels
+        return FolderSplit(self.root, self.files.take(rows), labels, None if self.found is None else self.found[rows])
+
+
+def _stamp(file: Path | os.DirEntry[str]) -> bytes:
+    """What differs when a file may have changed: size, times, inode, mode."""
+    try:
+        about = file.stat()
+    except OSError as error:
+        return struct.pack("<q", error.errno or 0)
+    return struct.pack(
+        "<5q", about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino & (2**63 - 1), about.st_mode
+    )
+
+
+def _keys(keys: Iterable[bytes]) -> Keys:
+    whole = bytearray()
+    for one in keys:
+        whole += one
+    return np.frombuffer(whole, "<u8")
 
 
 def open_folder(root: Path, how: DataConfig, seed: int) -> Source:
@@ -119,9 +164,8 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 def image_paths(root: Path) -> list[str]:
     """All images below a folder, relative to it, in the order of their names."""
-    skip = len(str(root)) + 1
-    below = (f"{parent}/{file}"[skip:] for parent, file, end in _files_below(root) if _is_image(parent, file, end))
-    return sorted(below)
+    skip = len(os.path.join(root, ""))  # noqa: PTH118 - a Path drops the last slash
+    return sorted(entry.path[skip:] for entry in _files_below(root) if _is_image(entry))
 
 
 def typical_size(root: Path, look_at: int = 100) -> int:
@@ -149,20 +193,37 @@ class _Listing:
     ) -> None:
         endings: Counter[str] = Counter()
         tops = {name.split("/")[0] for name in used}
+        places = {name: number for number, name in enumerate(classes)}
         deepest: set[str] = set()
         self.splits = []
         for folder in folders:
-            of_class: dict[str, list[str]] = {name: [] for name in classes}
             start = len(str(folder.relative_to(root)) + "/") if folder != root else 0
-            for path, ending, is_image in _pictures(root, folder, tops):
-                if not is_image:
-                    endings[ending] += 1
-                elif (name := used.get(_class_of(path[start:], how))) is not None:
-                    of_class[name].append(path)
-                    deepest.add(path[start:].rpartition("/")[0])
-            files = [path for name in classes for path in sorted(of_class[name], key=lambda path: path.split("/"))]
-            counts = [len(of_class[name]) for name in classes]
-            self.splits.append(FolderSplit(root, tuple(files), np.repeat(np.arange(len(classes)), counts)))
+            label_of: dict[str, int | None] = {}  # by the folder that holds a picture, from `folder`
+            labels, keys = array("q"), bytearray()
+
+            def chosen(
+                folder: Path = folder, start: int = start, label_of: dict[str, int | None] = label_of,
+                labels: "array[int]" = labels, keys: bytearray = keys,
+            ) -> Iterator[bytes]:  # fmt: skip
+                """Paths of the pictures of used classes; the arrays are filled meanwhile."""
+                for path, entry in _pictures(root, folder, tops):
+                    if not _is_image(entry):
+                        endings[_ending(entry)] += 1
+                        continue
+                    place = path.rpartition("/")[0][start:]
+                    if place not in label_of:
+                        label_of[place] = places.get(used.get(_class_of(place, how), ""))
+                    if (label := label_of[place]) is not None:
+                        labels.append(label)
+                        name = os.fsencode(path)
+                        keys.extend(key(name + _stamp(entry)))
+                        yield name
+
+            files = Names.of(chosen())
+            deepest.update(place for place, label in label_of.items() if label is not None)
+            found = FolderSplit(root, files, np.array(labels, np.int64), np.frombuffer(keys, "<u8"))
+            order = np.argsort(found.labels, kind="stable")  # paths are sorted within a class
+            self.splits.append(found if np.array_equal(order, np.arange(len(order))) else found.subset(order))
         lines = [f"left out, no image: {others}"] if (others := _shown(endings)) else []
         if empty := _without_images(folders):
             others = _other_files([folder / name for folder in folders for name in empty])
@@ -177,30 +238,29 @@ class _Listing:
         self.remarks = tuple(lines)
 
 
-def _class_of(path: str, how: DataConfig) -> str:
-    """The class of a picture by its path within a split."""
-    folders = path.split("/")[:-1]
+def _class_of(place: str, how: DataConfig) -> str:
+    """The class of pictures by the folder that holds them, from their split."""
     if how.depth == "leaf":
-        return "/".join(folders)
-    return "/".join(folders[: how.depth if isinstance(how.depth, int) else 1])
+        return place
+    return "/".join(place.split("/")[: how.depth if isinstance(how.depth, int) else 1])
 
 
 def _class_names(folder: Path, how: DataConfig) -> list[str]:
     if how.depth in (None, "top", 1):
         return with_images(folder)
-    found = {_class_of(path, how) for path, _, is_image in _pictures(folder, folder, None) if is_image}
-    return sorted(found)
+    below = (path.rpartition("/")[0] for path, entry in _pictures(folder, folder, None) if _is_image(entry))
+    return sorted({_class_of(place, how) for place in below})
 
 
-def _pictures(root: Path, folder: Path, tops: Collection[str] | None) -> Iterator[tuple[str, str, bool]]:
-    """Of each file below the (chosen) folders in a folder: its path from `root`, its ending, whether it is an image."""
+def _pictures(root: Path, folder: Path, tops: Collection[str] | None) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Each file below the (chosen) folders in a folder, with its path from `root`."""
     for name in _folder_names(folder) if tops is None else sorted(tops):
         top = folder / name
         if not top.is_dir():
             continue
         prefix, skip = str(top.relative_to(root)), len(str(top))
-        for parent, file, ending in _files_below(top):
-            yield f"{prefix}{parent[skip:]}/{file}", ending, _is_image(parent, file, ending)
+        for entry in _files_below(top):
+            yield prefix + entry.path[skip:], entry
 
 
 def _with_splits(root: Path, splits: Mapping[str, str], how: DataConfig) -> Source:
@@ -246,7 +306,8 @@ def _refuse_parent(root: Path, existing: Sequence[str], how: DataConfig) -> None
 
 def _flat_images(folder: Path) -> bool:
     """Whether images lie directly in a folder."""
-    return any(_is_image(str(folder), path.name, path.suffix.lower()) for path in folder.iterdir() if path.is_file())
+    with os.scandir(folder) as entries:
+        return any(entry.is_file() and _is_image(entry) for entry in entries)
 
 
 def _usual(*kinds: str) -> str:
@@ -274,32 +335,47 @@ def _has_images(folder: Path) -> bool:
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
-    return (Path(parent, file) for parent, file, end in _files_below(folder) if _is_image(parent, file, end))
+    return (Path(entry.path) for entry in _files_below(folder) if _is_image(entry))
 
 
-def _is_image(parent: str, file: str, ending: str) -> bool:
+def _ending(entry: os.DirEntry[str]) -> str:
+    dot = entry.name.rfind(".")
+    return entry.name[dot:].lower() if dot > 0 else ""
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
     """By its ending, or else by its first bytes."""
-    if ending in EXTENSIONS:
+    if _ending(entry) in EXTENSIONS:
         return True
     try:
-        path = Path(parent, file)
-        if not path.is_file():  # reading a pipe would wait
-            return False
-        with path.open("rb") as opened:
+        with open_file(Path(entry.path)) as opened:
             begin = opened.read(12)
     except OSError:
         return False
     return begin.startswith(SIGNATURES) or (begin[:4] == b"RIFF" and begin[8:] == b"WEBP")
 
 
-def _files_below(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """Each file's folder, name and ending; strings, since there may be millions."""
-    # os.walk does not follow links, so a loop of links ends.
-    for parent, folders, files in os.walk(folder, onerror=_cannot_list):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for file in sorted(files):  # the same order on every disk
-            if not file.startswith("."):
-                yield parent, file, os.path.splitext(file)[1].lower()  # noqa: PTH122 - a Path takes three times as long
+def _files_below(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    """Files at any depth, in the order of their paths' parts. Linked folders stay out, so a loop of links ends."""
+    try:
+        with os.scandir(folder) as found:
+            entries = [entry for entry in found if entry.name[0] != "."]
+    except OSError as error:
+        _cannot_list(error)
+        return
+    entries.sort(key=attrgetter("name"))  # nothing is slow here: there may be millions
+    for entry in entries:
+        if not _is_folder(entry):
+            yield entry
+        elif not entry.is_symlink():
+            yield from _files_below(entry.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that goes in a loop
+        return False
 
 
 def _shown(endings: Counter[str]) -> str:
@@ -313,7 +389,7 @@ def _shown(endings: Counter[str]) -> str:
 def _other_files(folders: Iterable[Path]) -> str:
     """As `_shown`, of all files below some folders."""
     files = (found for folder in folders for found in _files_below(folder))
-    return _shown(Counter(ending for parent, file, ending in files if not _is_image(parent, file, ending)))
+    return _shown(Counter(_ending(entry) for entry in files if not _is_image(entry)))
 
 
 def _cannot_list(error: OSError) -> None:

@@ -1,9 +1,11 @@
 """What a source of pictures gives: class names, labels, and the name and bytes of each picture by its index."""
 
+import hashlib
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ from coadvise.data import draws
 from coadvise.errors import UserError
 
 Labels = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint64]
 
 TRAIN, VAL, TEST = "train", "val", "test"
 USUAL_NAMES = {  # of splits, in any case
@@ -42,6 +45,10 @@ class Split(ABC):
     def read(self, index: int) -> bytes:
         """The encoded picture. Raises OSError."""
 
+    def open(self, index: int) -> BinaryIO:
+        """The encoded picture as a file, of which only a part may be read. Raises OSError."""
+        return io.BytesIO(self.read(index))
+
     @abstractmethod
     def stamp(self, index: int) -> str:
         """Text that differs when the picture may have changed, found without reading it."""
@@ -52,6 +59,16 @@ class Split(ABC):
 
     def names(self) -> list[str]:
         return [self.name(index) for index in range(len(self))]
+
+    def keys(self) -> Keys:
+        """[N] uint64, hashes of each picture's name and stamp."""
+        about = (f"{self.name(index)}\0{self.stamp(index)}".encode() for index in range(len(self)))
+        return np.frombuffer(b"".join(map(key, about)), "<u8")
+
+
+def key(about: bytes) -> bytes:
+    """A hash of 8 bytes: among a million pictures, two have the same by a chance of one in ten million."""
+    return hashlib.blake2b(about, digest_size=8).digest()
 
 
 @dataclass(frozen=True, eq=False)

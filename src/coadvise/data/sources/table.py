@@ -274,7 +274,7 @@ def _split(rows: Rows, chosen: Sequence[int], used: Mapping[str, str], classes: 
     place = {name: number for number, name in enumerate(classes)}
     pairs = sorted((place[used[rows.labels[row]]], row) for row in chosen if rows.labels[row] in used)
     labels = np.array([label for label, _ in pairs], np.int64)
-    return FolderSplit(rows.root, tuple(rows.files[row] for _, row in pairs), labels)
+    return FolderSplit.of(rows.root, (rows.files[row] for _, row in pairs), labels)
 
 
 def _splits(table: Table, values: Sequence[str], how: DataConfig) -> dict[str, str]:
