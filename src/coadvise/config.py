@@ -76,7 +76,7 @@ class DataConfig(_Section):
         "balance", "class_weights",
     })  # fmt: skip
     source: str = Field(
-        "", description="data folder, a table of paths and labels, or digits; given on the command line"
+        "", description="data folder, a table of paths and labels, hf:NAME, or digits; given on the command line"
     )
     classes: Annotated[Classes, BeforeValidator(_classes)] = Field(
         (), description="classes to use; a mapping also merges and renames: {bin: [trash, metal]}; empty uses all"
@@ -88,10 +88,10 @@ class DataConfig(_Section):
     depth: Literal["top", "leaf"] | Annotated[int, Field(ge=1)] | None = Field(
         None, description="which folders are classes: the top ones (default), those that hold the images, or a level"
     )
-    image_column: str = Field("", description="tables: the column of paths; empty: by its usual names")
-    label_column: str = Field("", description="tables: the column of labels; empty: by its usual names")
+    image_column: str = Field("", description="tables and datasets: the column of images; empty: by its usual names")
+    label_column: str = Field("", description="tables and datasets: the column of labels; empty: by its usual names")
     split_column: str = Field(
-        "", description="tables: the column of splits; empty: by its usual names, if there is one"
+        "", description="tables and datasets: the column of splits; empty: by its usual names, if there is one"
     )
     root: str = Field("", description="tables: the folder of the images; empty: beside the table")
     balance: Literal["none", "loss", "sampler"] = Field(

@@ -140,7 +140,7 @@ def evaluation_split(table: Table, classes: Sequence[str], how: DataConfig) -> S
     known_classes(table.path, used, classes)
     chosen: Sequence[int] = range(len(rows.files))
     if rows.splits is not None:
-        splits = _splits(table, rows.splits, how)
+        splits = _splits(table, rows.splits, how, to_train=False)
         scored = splits.get(TEST) or splits[VAL]
         chosen = [row for row, name in enumerate(rows.splits) if name == scored]
     return _split(rows, chosen, used, classes)
@@ -159,14 +159,14 @@ def read_table(table: Table, how: DataConfig) -> Rows:
     else:
         records = _records(table.path)
         columns = list(records[0]) if records else []
-        image = _column(table.path, columns, how.image_column, "image", IMAGE_COLUMNS)
-        label = _column(table.path, columns, how.label_column, "label", LABEL_COLUMNS)
-        split = _column(table.path, columns, how.split_column, "split", SPLIT_COLUMNS, needed=False)
+        image = column_named(table.path, columns, how.image_column, "image", IMAGE_COLUMNS)
+        label = column_named(table.path, columns, how.label_column, "label", LABEL_COLUMNS)
+        split = column_named(table.path, columns, how.split_column, "split", SPLIT_COLUMNS, needed=False)
         paths, labels = (
-            [_text(record.get(image)) for record in records],
-            [_text(record.get(label)) for record in records],
+            [text_of(record.get(image)) for record in records],
+            [text_of(record.get(label)) for record in records],
         )
-        splits = [_text(record.get(split)) for record in records] if split else []
+        splits = [text_of(record.get(split)) for record in records] if split else []
         base, has_splits = table.path.parent, bool(split)
     root = Path(how.root) if how.root else base
     if not root.is_dir():
@@ -277,38 +277,50 @@ def _split(rows: Rows, chosen: Sequence[int], used: Mapping[str, str], classes: 
     return FolderSplit(rows.root, tuple(rows.files[row] for _, row in pairs), labels)
 
 
-def _splits(table: Table, values: Sequence[str], how: DataConfig) -> dict[str, str]:
+def _splits(table: Table, values: Sequence[str], how: DataConfig, to_train: bool = True) -> dict[str, str]:
     if table.lists:
         return {kind: kind for kind in table.lists}
+    return splits_of_column(table.path, values, how, to_train)
+
+
+def splits_of_column(where: object, values: Sequence[str], how: DataConfig, to_train: bool = True) -> dict[str, str]:
+    """Which value of a split column is which split. Raises UserError for unknown ones, or none to train or score on."""
     there = sorted(set(values))
-    splits = named_splits(table.path, there, how.splits)
+    splits = named_splits(where, there, how.splits)
     unknown = [name for name in there if name not in splits.values()]
-    if TRAIN not in splits or len(splits) < 2 or (unknown and not how.splits):
+    if to_train and (TRAIN not in splits or len(splits) < 2 or (unknown and not how.splits)):
         raise UserError(
-            f"'{table.path}': its split column has {few(there)}; usual are train, val and test. Say which is which by "
+            f"'{where}': its split column has {few(there)}; usual are train, val and test. Say which is which by "
             "data.splits={train: ..., val: ...}, or name another column with data.split_column"
         )
+    if not {VAL, TEST} & splits.keys():
+        raise UserError(f"'{where}': its split column has {few(there)}, none of which is usually scored on (val, test)")
     return splits
 
 
-def _column(
-    path: Path, columns: Sequence[str], given: str, what: str, usual: Sequence[str], needed: bool = True
+def plain(name: str) -> str:
+    """A column's name as it is compared with the usual ones."""
+    return re.sub(r"[\s_-]", "", name.lower())
+
+
+def column_named(
+    where: object, columns: Sequence[str], given: str, what: str, usual: Sequence[str], needed: bool = True
 ) -> str:
     """The name of a column; empty if there is none and none is needed."""
     if given:
         if given not in columns:
             raise UserError(
-                f"'{path}' has no column '{given}'{nearest(given, columns)}; its columns are {', '.join(columns)}"
+                f"'{where}' has no column '{given}'{nearest(given, columns)}; its columns are {', '.join(columns)}"
             )
         return given
-    plain = {re.sub(r"[\s_-]", "", name.lower()): name for name in columns}
+    there = {plain(name): name for name in columns}
     for name in usual:
-        if name in plain:
-            return plain[name]
+        if name in there:
+            return there[name]
     if not needed:
         return ""
     raise UserError(
-        f"'{path}' has no column that is usually the {what}'s ({', '.join(usual[:6])}, ...); its columns are "
+        f"'{where}' has no column that is usually the {what}'s ({', '.join(usual[:6])}, ...); its columns are "
         f"{', '.join(columns) or 'none'}; name it with data.{what}_column"
     )
 
@@ -362,5 +374,5 @@ def _list_lines(path: Path) -> Iterator[tuple[str, str]]:
         yield name.strip(), label.strip()
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     return "" if value is None else str(value).strip()
