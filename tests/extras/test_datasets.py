@@ -151,9 +151,9 @@ def test_one_split_is_divided_and_a_column_of_splits_is_used(tmp_path: Path) -> 
         assert source.note == "trained on train, scored on dev"
         assert source.val.names() == ["dev/000000"]
     bad = saved(dataset({**rows, "split": (Value("string"), ["fold1"] * 10)}), tmp_path / "bad")
-    with pytest.raises(UserError, match=r"'fold1'; usual are train, val and test.*data.splits"):
+    with pytest.raises(UserError, match=r"'fold1' in 10 row.*; usual are train, val and test.*data.splits"):
         opened(bad)
-    with pytest.raises(UserError, match=r"'fold1', none of which is usually scored on"):
+    with pytest.raises(UserError, match=r"'fold1', so none to score on"):
         evaluation_split(bad, ("cat", "dog"))
 
 
@@ -256,7 +256,7 @@ FAULTS: dict[str, tuple[dict[str, Columns], dict[str, Any], str]] = {
         r"no column that is usually the label's.*image, text.*data.label_column"),
     "several labels": ({"train": {"image": (IMAGE, images(2)), "labels": (List(TEXT), [["a"], ["b"]])}}, {},
         r"'labels' holds List, and an image needs one label"),
-    "one label": ({"train": {"image": (IMAGE, images(2)), "label": (TEXT, ["a", "a"])}}, {}, r"one label, 'a'"),
+    "one label": ({"train": {"image": (IMAGE, images(2)), "label": (TEXT, ["a", "a"])}}, {}, r"one label that is used"),
     "unknown splits": ({"train": BOTH, "extra": BOTH}, {}, r"'train', 'extra'; one is needed to train on.*data.splits"),
     "no such split": ({"train": BOTH, "test": BOTH}, {"splits": {"train": "train", "val": "tset"}}, r"mean 'test'"),
     "a column of splits": ({"train": BOTH, "test": BOTH}, {"split_column": "label"}, r"has no use; leave it out"),

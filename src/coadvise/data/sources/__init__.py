@@ -60,6 +60,7 @@ def open_source(data: str | Path, how: DataConfig | None = None, seed: int = 0) 
     """
     how = how or DataConfig()
     if (named := NAMED.get(str(data))) is not None:
+        _refuse_useless(data, how, "is a set of its own", ("splits", "depth", *_OF_COLUMNS))
         source = named.open()
         if how.classes or how.exclude:
             used = chosen_classes(source.where, source.classes, how.classes, how.exclude)
@@ -67,11 +68,20 @@ def open_source(data: str | Path, how: DataConfig | None = None, seed: int = 0) 
             train, val = (relabelled(split, own, kept) for split in (source.train, source.val))
             source = replace(source, classes=kept, train=train, val=val)
     elif (stored := hub.dataset_in(data, how)) is not None:
+        _refuse_useless(data, how, "is a dataset", ("depth",))
         source = dataset.open_dataset(stored, how, seed)
     elif (found := table.table_in(Path(data))) is not None:
+        _refuse_useless(data, how, "is a table", ("depth",))
         source = table.open_table(found, how, seed)
     else:
-        source = folder.open_folder(_existing(data), how, seed)
+        root = _existing(data)
+        _refuse_useless(data, how, "is a folder of class folders", _OF_COLUMNS)
+        unused = _unused_tables(root)
+        try:
+            source = folder.open_folder(root, how, seed)
+        except UserError as error:
+            raise UserError("; ".join([str(error), *unused])) from None
+        source = replace(source, remarks=(*source.remarks, *unused))
     return replace(source, note=f"{source.note}; {len(how.classes)} chosen classes") if how.classes else source
 
 
@@ -107,7 +117,7 @@ def evaluation_remarks(data: str | Path, how: DataConfig | None = None) -> tuple
         return dataset.evaluation_remarks(stored, how)
     if (found := table.table_in(Path(data))) is not None:
         return table.read_table(found, how).remarks
-    return folder.evaluation_remarks(Path(data), how)
+    return (*folder.evaluation_remarks(Path(data), how), *_unused_tables(Path(data)))
 
 
 def typical_size(data: str | Path) -> int:
@@ -129,6 +139,22 @@ def short_name(data: str | Path) -> str:
 def resolved(data: str | Path) -> str:
     """`data` as it can be given from any directory: an absolute path, or a name."""
     return str(data) if str(data) in NAMED or str(data).startswith(hub.PREFIX) else str(Path(data).resolve())
+
+
+_OF_COLUMNS = ("image_column", "label_column", "split_column", "root")
+
+
+def _refuse_useless(data: str | Path, how: DataConfig, what: str, keys: Sequence[str]) -> None:
+    """Raises UserError for keys that would change nothing."""
+    if given := [key for key in keys if getattr(how, key)]:
+        key = given[0]
+        raise UserError(f"data.{key}={getattr(how, key)} has no use, since '{data}' {what}; leave it out")
+
+
+def _unused_tables(root: Path) -> list[str]:
+    """A line about tables that lie beside class folders, if any do."""
+    tables = sorted(path.name for path in root.iterdir() if path.suffix.lower() in folder.TABLE_ENDINGS)
+    return [f"not used: {len(tables)} table(s) there; to use it give '{root / tables[0]}'"] if tables else []
 
 
 def _existing(data: str | Path) -> Path:

@@ -113,8 +113,8 @@ def open_dataset(found: Found, how: DataConfig, seed: int) -> Source:
     classes = classes_of(used)
     if len(classes) < 2:
         raise UserError(
-            f"'{found.where}' has {f'one label, {few(classes)}' if classes else 'no label'} that is used; at least two "
-            "are needed; see data.exclude and data.label_column"
+            f"'{found.where}' has {f'one label that is used, {few(classes)}' if classes else 'no label that is used'}; "
+            "at least two are needed; see data.exclude, or name another column with data.label_column"
         )
     chosen = {kind: relabelled(part, [used.get(name) for name in labels], classes) for kind, part in parts.items()}
     if len(chosen) > 1:
@@ -177,7 +177,7 @@ class _Opened:
             )
         self.counts = {name: len(rows) for name, (_, rows) in self.tables.items()}
         if splits and len(loaded) == 1:
-            self.kinds = splits_of_column(found.where, list(self.tables), how, to_train)
+            self.kinds = splits_of_column(found.where, self.counts, how, to_train)
         else:
             several = len(loaded) > 1 or how.splits
             self.kinds = named_splits(found.where, list(loaded), how.splits) if several else {}

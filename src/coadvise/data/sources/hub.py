@@ -16,7 +16,7 @@ from typing import Any
 from coadvise.config import DataConfig
 from coadvise.data.sources.folder import with_images
 from coadvise.data.sources.split import TRAIN, kind_of_split
-from coadvise.data.sources.table import IMAGE_COLUMNS, plain
+from coadvise.data.sources.table import IMAGE_COLUMNS, plain, root_of
 from coadvise.errors import UserError
 
 PREFIX = "hf:"
@@ -51,12 +51,12 @@ def dataset_in(data: str | Path, how: DataConfig) -> Found | None:
     """The dataset that `data` names, is, or holds. Looks at nothing but names and one schema."""
     where, path = str(data), Path(data)
     if where.startswith(PREFIX):
-        return Found(where, Path(how.root), partial(_load_named, where))
-    root = Path(how.root) if how.root else path if path.is_dir() else path.parent
+        return Found(where, root_of(how, Path()), partial(_load_named, where))
+    base = path if path.is_dir() else path.parent
     if any(all((path / name).is_file() for name in names) for names in _SAVED):
-        return Found(where, root, partial(_load_saved, path))
+        return Found(where, root_of(how, base), partial(_load_saved, path))
     if (files := _files(path)) and _holds_images(files[0], how):
-        return Found(where, root, partial(_load_files, path, files, how))
+        return Found(where, root_of(how, base), partial(_load_files, path, files, how))
     return None
 
 
