@@ -308,7 +308,7 @@ def test_keys_that_would_change_nothing_are_refused(tmp_path: Path) -> None:
 def test_a_table_beside_class_folders_is_named(tmp_path: Path) -> None:
     lay_out(tmp_path, {"images": 4})
     (tmp_path / "list.csv").touch()
-    with pytest.raises(UserError, match=r"data.exclude names.*1 table\(s\) there; to use it give '.*list.csv'"):
+    with pytest.raises(UserError, match=r"data.exclude names.*1 table\(s\) there; to use one give '.*list.csv'"):
         opened(tmp_path, exclude=["Skip"])
     lay_out(tmp_path, {"more": 4})
     assert opened(tmp_path).remarks == evaluation_remarks(tmp_path)

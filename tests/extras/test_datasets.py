@@ -1,11 +1,18 @@
 """Datasets of Hugging Face: saved to disk, in Parquet or Arrow files, and by name; what is wrong with them."""
 
+import hashlib
 import io
+import json
 import os
 import pickle
+import re
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -190,6 +197,14 @@ def test_pictures_without_bytes_are_read_from_their_path_and_those_without_both_
     assert scanned.unreadable == ("'train/000005': the row has no image",)
 
 
+def test_a_column_of_bytes_holds_images_too(tmp_path: Path) -> None:
+    pictures = [picture["bytes"] for picture in images(4)]
+    data = dataset({"id": (Value("binary"), pictures), "kind": (Value("int64"), [2, 1, 2, 1])})
+    data.to_parquet(str(tmp_path / "t.parquet"))
+    split = evaluation_split(tmp_path / "t.parquet", ("1", "2"))
+    assert [split.read(index) for index in range(4)] == [pictures[row] for row in (1, 3, 0, 2)]
+
+
 def test_rows_are_read_in_other_processes_and_their_stamps_change_with_them(tmp_path: Path) -> None:
     split = opened(saved(three_splits(), tmp_path / "saved")).train
     again = pickle.loads(pickle.dumps(split))
@@ -290,14 +305,88 @@ def test_what_cannot_be_opened_is_explained(tmp_path: Path) -> None:
     assert (short_name("hf:org/pets:small"), resolved("hf:org/pets")) == ("pets-small", "hf:org/pets")
 
 
-def test_the_hub_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class _Hub(BaseHTTPRequestHandler):
+    """As much of the hub as `datasets` asks for: org/pets with three files, org/gated, and nothing else."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_GET(self) -> None:
+        place = re.fullmatch(r"(?:/api)?/datasets/org/(\w+)(?:/(\w+)/\w+)?(?:/(.+?))?(?:\?.*)?", self.path)
+        name, what, path = place.groups() if place else ("", "", "")
+        if name != "pets":
+            self.answer(403 if name == "gated" else 404, error="GatedRepo" if name == "gated" else "RepoNotFound")
+        elif what == "resolve":
+            known = path in self.files
+            self.answer(200 if known else 404, self.files.get(path, b""), "" if known else "EntryNotFound")
+        elif what == "tree":
+            there = {"data": {"type": "directory", "size": 0}} if path is None else {}
+            there |= {file: {"type": "file", "size": len(content)} for file, content in self.files.items() if path}
+            self.answer(
+                200, json.dumps([{**about, "path": file, "oid": file} for file, about in there.items()]).encode()
+            )
+        else:
+            self.answer(200, json.dumps({"id": "org/pets", "sha": "a" * 40, "siblings": []}).encode())
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def answer(self, code: int, content: bytes = b"", error: str = "") -> None:
+        self.send_response(code)
+        about = {"X-Repo-Commit": "a" * 40, "ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Error-Code": error}
+        for key, value in {**about, "Content-Type": "application/json", "Content-Length": len(content)}.items():
+            self.send_header(key, str(value))
+        self.end_headers()
+        self.wfile.write(content if self.command == "GET" else b"")
+
+    def log_message(self, *about: Any) -> None:
+        pass
+
+
+OPEN = """
+import sys
+from coadvise.data.sources import open_source
+from coadvise.errors import UserError
+for data in sys.argv[1:]:
+    try:
+        source = open_source(data)
+        print(source.where, *source.classes, source.note, source.train.names()[0])
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_a_dataset_of_the_hub_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of this machine stands in for the hub."""
+    for name, part in three_splits().items():
+        part.to_parquet(str(tmp_path / "part"))
+        _Hub.files[f"data/{name}-00000-of-00001.parquet"] = (tmp_path / "part").read_bytes()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+
+    def said(*names: str) -> list[str]:
+        run = subprocess.run([sys.executable, "-c", OPEN, *names], capture_output=True, text=True, check=True)
+        return run.stdout.splitlines()
+
+    found = said("hf:org/pets", "hf:org/missing", "hf:org/gated", "hf:org/pets:small")
+    server.shutdown()
+    assert found[0] == (
+        "hf:org/pets cat dog trained on train, scored on test, learning curves on validation train/000001"
+    )
+    for line, name in zip(found[1:3], ("missing", "gated"), strict=True):
+        assert line.startswith(f"dataset 'hf:org/{name}' cannot be opened: ")
+        assert "check its name; " in line
+    assert "'small' not found" in found[3]
+    assert "hf:NAME:CONFIGURATION" in found[3]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    done = run_program("fit", "hf:org/pets", cwd=tmp_path)
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "dataset 'hf:org/pets' cannot be opened: " in done.stderr
-    assert "connect to the network once" in done.stderr
-    assert not [*tmp_path.iterdir()]
+    again = said("hf:org/pets", "hf:org/other")
+    assert again[0] == found[0]  # from the cache
+    assert "connect to the network once" in again[1]
+    done = run_program("fit", "hf:org/other", cwd=tmp_path / "home")
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
+    assert "dataset 'hf:org/other' cannot be opened" in done.stderr
+    assert not (tmp_path / "home" / "runs").exists()
 
 
 def test_what_is_said_of_it_first(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def open_source(data: str | Path, how: DataConfig | None = None, seed: int = 0) 
         try:
             source = folder.open_folder(root, how, seed)
         except UserError as error:
-            raise UserError("; ".join([str(error), *unused])) from None
+            said = str(error)
+            raise UserError("; ".join([said, *(line for line in unused if " table" not in said)])) from None
         source = replace(source, remarks=(*source.remarks, *unused))
     return replace(source, note=f"{source.note}; {len(how.classes)} chosen classes") if how.classes else source
 
@@ -154,7 +155,7 @@ def _refuse_useless(data: str | Path, how: DataConfig, what: str, keys: Sequence
 def _unused_tables(root: Path) -> list[str]:
     """A line about tables that lie beside class folders, if any do."""
     tables = sorted(path.name for path in root.iterdir() if path.suffix.lower() in folder.TABLE_ENDINGS)
-    return [f"not used: {len(tables)} table(s) there; to use it give '{root / tables[0]}'"] if tables else []
+    return [f"not used: {len(tables)} table(s) there; to use one give '{root / tables[0]}'"] if tables else []
 
 
 def _existing(data: str | Path) -> Path:
