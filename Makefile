@@ -2,18 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+EXTRAS ?= dev
 RUN ?= runs/demo
 BENCHMARKS ?= involution step student loader cache checkpoint startup scan
 # A machine with a CUDA device gets the ordinary builds; any other the CPU builds (1.1 GB instead of 5.5 GB).
 CONSTRAINTS := $(if $(shell nvidia-smi -L 2>/dev/null),,-c constraints/cpu.txt)
 
-.PHONY: setup demo test coverage check format bench chaos clean
+.PHONY: setup demo test test-extras coverage check format bench chaos clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable '.[$(EXTRAS)]'
 	touch $@
 
 demo: setup
@@ -21,6 +22,10 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest -n 2
+
+test-extras:  # what needs heavy packages, in an environment of its own
+	$(MAKE) setup VENV=.venv-extras EXTRAS=dev,datasets
+	.venv-extras/bin/pytest -n 2 tests/extras
 
 coverage: setup  # by branch
 	$(BIN)/pytest -n 2 --cov --cov-report term

@@ -178,7 +178,8 @@ def cache(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     data: Annotated[
-        str | None, typer.Option(help="Score on this folder. Default: the run's own validation images.")
+        str | None,
+        typer.Option(help="Score on this folder, table or dataset. Default: the run's own validation images."),
     ] = None,
     layout: Annotated[
         str | None,

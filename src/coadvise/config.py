@@ -68,6 +68,13 @@ def _classes(given: object) -> object:
     )
 
 
+def _depth(given: object) -> object:
+    """Checked before pydantic's union of types, whose errors name every type."""
+    if given in (None, "top", "leaf") or (type(given) is int and given > 0):
+        return given
+    raise ValueError("give top, leaf, or a level such as 2")
+
+
 class DataConfig(_Section):
     """Which images, at what size, and how a folder without splits is divided."""
 
@@ -76,7 +83,7 @@ class DataConfig(_Section):
         "balance", "class_weights",
     })  # fmt: skip
     source: str = Field(
-        "", description="data folder, a table of paths and labels, or digits; given on the command line"
+        "", description="data folder, a table of paths and labels, hf:NAME, or digits; given on the command line"
     )
     classes: Annotated[Classes, BeforeValidator(_classes)] = Field(
         (), description="classes to use; a mapping also merges and renames: {bin: [trash, metal]}; empty uses all"
@@ -85,13 +92,13 @@ class DataConfig(_Section):
     splits: dict[Literal["train", "val", "test"], str] = Field(
         {}, description="which folder or value of the split column is which; empty: by their usual names"
     )
-    depth: Literal["top", "leaf"] | Annotated[int, Field(ge=1)] | None = Field(
+    depth: Annotated[Literal["top", "leaf"] | int | None, BeforeValidator(_depth)] = Field(
         None, description="which folders are classes: the top ones (default), those that hold the images, or a level"
     )
-    image_column: str = Field("", description="tables: the column of paths; empty: by its usual names")
-    label_column: str = Field("", description="tables: the column of labels; empty: by its usual names")
+    image_column: str = Field("", description="tables and datasets: the column of images; empty: by its usual names")
+    label_column: str = Field("", description="tables and datasets: the column of labels; empty: by its usual names")
     split_column: str = Field(
-        "", description="tables: the column of splits; empty: by its usual names, if there is one"
+        "", description="tables and datasets: the column of splits; empty: by its usual names, if there is one"
     )
     root: str = Field("", description="tables: the folder of the images; empty: beside the table")
     balance: Literal["none", "loss", "sampler"] = Field(
@@ -531,6 +538,14 @@ def _set(values: dict[str, Any], path: str, value: Any) -> None:
     values[key] = value
 
 
+# Pydantic's words for these are Python's, and values are given as YAML.
+_ASKED = {
+    "tuple_type": "give a list, such as [a, b]",
+    "dict_type": "give keys and values, such as {a: b}",
+    "string_type": "give text; put quotes around numbers, yes and no",
+}
+
+
 def _faults(error: ValidationError) -> Iterator[str]:
     for fault in error.errors():
         where = [str(part) for part in fault["loc"] if part != "[key]"]
@@ -541,7 +556,7 @@ def _faults(error: ValidationError) -> Iterator[str]:
         elif fault["type"] == "missing":
             yield f"'{name}' is missing"
         else:
-            said = fault["msg"].removeprefix("Value error, ")
+            said = _ASKED.get(fault["type"], fault["msg"].removeprefix("Value error, "))
             yield f"'{name}' is {_short(fault['input'])}: {said}" if where else said
 
 

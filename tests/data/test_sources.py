@@ -163,11 +163,13 @@ FAULTS = {
     "one class": ({"train/cats": 4, "val/cats": 2}, "one class, 'cats'"),
     "only in val": ({"train/a": 1, "train/b": 1, "val/odd": 1, "val/b": 1}, "no image of 'odd' to train on.*exclude"),
     "train without val": ({"train/a": 4, "train/b": 4}, "train/ but none of val/.*data.splits"),
-    "one image": ({"a": 3, "few": 1}, "'few'.*one image"),
+    "one image": ({"a": 3, "few": 1}, "1 of its 2 classes.*one image, 'few'"),
     "nothing to train on": (
         {"Testing/a": 1, "Validation/a": 1},
         "'Testing', 'Validation'.*none to train on.*training/",
     ),
+    "no image to score on": ({"train/a": 1, "train/b": 1, "test": 2}, "test split has no images.*data.splits"),
+    "misspelt": ({"train/dog": 1, "train/b": 1, "val/dogs": 1, "val/b": 1}, "no image of 'dogs'.*did you mean 'dog'"),
     "two of a kind": ({"train/a": 1, "val/a": 1, "valid/a": 1}, "both 'val' and 'valid'.*data.splits"),
     "a parent": (
         {"sets/train/a": 1, "sets/val/a": 1, "docs/x": 1},
@@ -226,7 +228,7 @@ def test_only_the_chosen_classes_are_used(tmp_path: Path, split: str) -> None:
 def test_chosen_classes_that_do_not_exist_are_named_with_the_nearest(tmp_path: Path) -> None:
     lay_out(tmp_path, {"n01440764": 2, "n01443537": 2, "n01484850": 2, "empty": 0})
     with pytest.raises(
-        UserError, match=r"3 of the 4 classes.*'empty', 'n0144353', did you mean 'n01443537'\?, 'zebra'"
+        UserError, match=r"data.classes names 3 class.*'empty', 'n0144353', did you mean 'n01443537'\?, 'zebra'"
     ):
         opened(tmp_path, 0.2, 0, classes=("n01440764", "n0144353", "zebra", "empty"))
 
@@ -280,6 +282,37 @@ def test_with_three_splits_the_test_split_is_scored(tmp_path: Path) -> None:
     assert (other.note, other.test) == ("trained on test/, scored on train/", None)
     with pytest.raises(UserError, match=r"data.splits.val=tset.*did you mean 'test'"):
         opened(tmp_path, splits={"train": "train", "val": "tset"})
+
+
+@pytest.mark.parametrize("given", [{"train": "train"}, {"val": "val", "test": "test"}, {"train": "val", "val": "val"}])
+def test_given_splits_are_one_to_train_on_and_others_to_score_on(tmp_path: Path, given: Mapping[str, str]) -> None:
+    lay_out(tmp_path, {f"{split}/{name}": 2 for split in ("train", "val", "test") for name in "ab"})
+    with pytest.raises(UserError, match=r"must name one split to train on and another to score on.*'test', 'train'"):
+        opened(tmp_path, splits=given)
+
+
+def test_keys_that_would_change_nothing_are_refused(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / "t.csv").write_text("image,label\na/0.png,a\n")
+    for data, key, value in (
+        (tmp_path, "label_column", "x"),
+        (tmp_path / "t.csv", "depth", 2),
+        ("digits", "splits", {"train": "a", "val": "b"}),
+    ):
+        with pytest.raises(UserError, match=f"data.{key}=.* has no use, since '{data}' is .*; leave it out"):
+            opened(data, **{key: value})
+    with pytest.raises(UserError, match=r"t.csv' has no column of splits, so data.splits has no use"):
+        opened(tmp_path / "t.csv", splits={"train": "a", "val": "b"})
+
+
+def test_a_table_beside_class_folders_is_named(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"images": 4})
+    (tmp_path / "list.csv").touch()
+    with pytest.raises(UserError, match=r"data.exclude names.*1 table\(s\) there; to use one give '.*list.csv'"):
+        opened(tmp_path, exclude=["Skip"])
+    lay_out(tmp_path, {"more": 4})
+    assert opened(tmp_path).remarks == evaluation_remarks(tmp_path)
+    assert "give '" + str(tmp_path / "list.csv") in opened(tmp_path).remarks[-1]
 
 
 def test_a_class_that_a_scored_split_lacks_is_a_warning_and_labels_stay(tmp_path: Path) -> None:
@@ -342,8 +375,8 @@ def test_classes_are_left_out_merged_and_renamed(tmp_path: Path) -> None:
     assert count(split) == {0: 8, 1: 8}
     assert opened("digits", classes={"odd": ["1", "3"], "even": "2"}).classes == ("even", "odd")
     for wrong, says in (
-        ({"exclude": ["Not sur"]}, "data.exclude: 'Not sur', did you mean 'Not sure'"),
-        ({"classes": {"a": ["trash"], "b": ["plastic"]}}, "data.classes: 'plastic'"),
+        ({"exclude": ["Not sur"]}, "data.exclude names 1 class.*'Not sur', did you mean 'Not sure'"),
+        ({"classes": {"a": ["trash"], "b": ["plastic"]}}, "data.classes names 1 class.*'plastic'"),
     ):
         with pytest.raises(UserError, match=says):
             opened(tmp_path, **wrong)

@@ -149,7 +149,7 @@ def test_what_does_not_fit_together_is_counted_and_named(folder: Path) -> None:
     assert merged.classes == ("x", "y")
 
 
-HEAD = ("image", "label")
+HEAD, WITH = ("image", "label"), ("image", "label", "split")
 FAULTS: dict[str, tuple[Row, Sequence[Row], dict[str, Any], str]] = {
     "no image column": (("where", "label"), PAIRS, {}, r"usually the image's.*where, label.*image_column"),
     "no label column": (("image", "what"), PAIRS, {}, r"no column that is usually the label's.*data.label_column"),
@@ -157,11 +157,16 @@ FAULTS: dict[str, tuple[Row, Sequence[Row], dict[str, Any], str]] = {
     "no file": (HEAD, [("x.png", "a"), ("y.png", "b")], {}, r"none of its 2 images exists.*'x.png'.*data.root"),
     "no folder": (HEAD, PAIRS, {"root": "nowhere"}, r"data.root=nowhere"),
     "no label": (HEAD, [*PAIRS, ("images/7.png", "")], {}, r"1 row\(s\) have no label.*'images/7.png'.*data.exclude"),
-    "one label": (HEAD, [(path, "a") for path, _ in PAIRS], {}, r"one label, 'a'"),
-    "no such label": (HEAD, PAIRS, {"exclude": ["c"]}, r"data.exclude: 'c'; its 2 classes are 'a', 'b'"),
+    "one label": (HEAD, [(path, "a") for path, _ in PAIRS], {}, r"one label that is used, 'a'.*label_column"),
+    "a label each": (HEAD, [(path, path) for path, _ in PAIRS], {}, r"8 of its 8 classes have one image"),
+    "no such label": (HEAD, PAIRS, {"exclude": ["c"]}, r"data.exclude names 1 class.*'c'; its 2 classes are 'a', 'b'"),
     "all excluded": (HEAD, PAIRS, {"exclude": ["a", "b"]}, r"no row with a label that is used"),
-    "unknown split": (("image", "label", "split"), [(*p, "fold1") for p in PAIRS], {}, r"'fold1'; usual are train"),
-    "empty": (HEAD, [], {}, r"no column that is usually the image's"),
+    "unknown split": (WITH, [(*p, "fold1") for p in PAIRS], {}, r"'fold1' in 8 row\(s\); usual are train.*data.splits"),
+    "no split": (WITH, [(*p, "test" if i else "") for i, p in enumerate(PAIRS)], {}, r"'' in 1 row\(s\); usual are"),
+    "train alone": (WITH, [(*p, "train") for p in PAIRS], {}, r"'train', so none to score on"),
+    "no file of a class": (WITH, [("no.png", "a", "train"), (*PAIRS[1], "train"), (*PAIRS[0], "test")], {},
+        r"no image of 'a' to train on, but some in test.*left out, without a file: 1 row\(s\), 'no.png'"),
+    "empty": (HEAD, [], {}, r"has no rows"),
 }  # fmt: skip
 
 
@@ -178,10 +183,62 @@ def test_a_name_that_could_be_several_files_is_refused(folder: Path) -> None:
     (folder / "more" / "0.png").touch()
     with pytest.raises(UserError, match=r"'0' could be 'images/0.png', 'more/0.png'"):
         opened(write_csv(folder / "t.csv", ("id", "label"), [("0", "a"), ("1", "b")]))
-    for name, content in (("bad.jsonl", "[1]\n"), ("bad.jsonl", "{"), ("bad.parquet", "no"), ("bad.csv", "\xff")):
-        (folder / name).write_bytes(content.encode("latin-1"))
-        with pytest.raises(UserError, match=f"table '.*{name}' cannot be read"):
-            opened(folder / name)
+
+
+BROKEN = {
+    "list.jsonl": ("[1]\n", "line 1: each line must be an object"),
+    "json.jsonl": ('{"image": "x", "label": "a"}\n{\n', "line 2: .*at its character 2"),
+    "t.parquet": ("no", "cannot be read"),
+    "latin.csv": ("image,label\n\xff,a\n", "not UTF-8 text; save it as UTF-8"),
+    "quote.csv": ('image,label\n"1,a\n2,b\n', "line 3: .*check quotes"),
+    "long.csv": ("image,label\n1,a,b\n", "line 2: 3 values, and there are 2 columns"),
+    "twice.csv": ("image,label,label\n1,a,b\n", "2 columns 'label'; rename one"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_table_that_cannot_be_read_says_where(folder: Path, name: str) -> None:
+    content, says = BROKEN[name]
+    (folder / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=f"table '.*{name}' cannot be read: .*{says}" if says[:3] != "can" else says):
+        opened(folder / name)
+
+
+def test_records_may_lack_keys_and_a_label_is_one_value(folder: Path) -> None:
+    lines = [{"image": path, "label": label, "split": "train"} for path, label in PAIRS]
+    del lines[0]["split"]  # it has a column of splits all the same
+    (folder / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(UserError, match=r"'' in 1 row\(s\)"):
+        opened(folder / "t.jsonl")
+    (folder / "t.jsonl").write_text(json.dumps({"image": "images/0.png", "label": ["a", "b"]}))
+    with pytest.raises(UserError, match=r"'label' has \['a', 'b'\], and an image needs one label"):
+        opened(folder / "t.jsonl")
+
+
+def test_scoring_takes_the_rows_of_one_split(folder: Path) -> None:
+    rows = [(*pair, "test" if number < 2 else "other") for number, pair in enumerate(PAIRS)]
+    rows[7] = (*rows[7][:1], "unknown to the student", "other")
+    table = write_csv(folder / "t.csv", WITH, rows)
+    assert evaluation_split(table, ("a", "b")).names() == ["images/0.png", "images/1.png"]
+    with pytest.raises(UserError, match=r"'other', so none to score on"):
+        evaluation_split(write_csv(table, WITH, rows[2:]), ("a", "b"))
+
+
+def test_labels_of_other_splits_are_no_classes(folder: Path) -> None:
+    splits = ["learn"] * 4 + ["check"] * 2 + ["later"] * 2
+    rows = [(path, "c" if use == "later" else label, use) for (path, label), use in zip(PAIRS, splits, strict=True)]
+    table = write_csv(folder / "t.csv", WITH, rows)
+    assert opened(table, splits={"train": "learn", "val": "check"}).classes == ("a", "b")
+
+
+def test_the_order_is_a_folders(tmp_path: Path) -> None:
+    for name in ("a-b/1.png", "a/2.png", "a.png"):
+        for label in ("x", "y"):
+            (tmp_path / label / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / label / name).touch()
+    rows = [(str(path.relative_to(tmp_path)), path.relative_to(tmp_path).parts[0]) for path in tmp_path.rglob("*.png")]
+    table = write_csv(tmp_path / "t.csv", HEAD, rows)
+    assert evaluation_split(table, ("x", "y")).names() == evaluation_split(tmp_path, ("x", "y")).names()
 
 
 def test_a_folder_and_its_tables_train_the_same_networks(tmp_path: Path, tiny_preset: str) -> None:

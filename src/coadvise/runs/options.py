@@ -31,7 +31,9 @@ class Help:
 DataOption = Annotated[
     str,
     Help(
-        "Folder with train/ and val/ or test/, folder of class folders, table of paths and labels, or 'digits'.", DATA
+        "Folder with train/ and val/ or test/, folder of class folders, table of paths and labels, dataset of Hugging "
+        "Face (hf:NAME, or saved to disk), or 'digits'.",
+        DATA,
     ),
 ]
 

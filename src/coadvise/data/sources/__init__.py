@@ -1,4 +1,4 @@
-"""Where labelled pictures come from: a folder, a table, or a named source such as the handwritten digits.
+"""Where labelled pictures come from: a folder, a table, a dataset of Hugging Face, or a named source such as digits.
 
 To add a source, write a module with a `Split` of its own and a function that returns a `Source`, and list it in `NAMED`
 or choose it in `open_source`. Nothing outside this package knows where the bytes of a picture are.
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coadvise.config import DataConfig, RunConfig
-from coadvise.data.sources import digits, folder, table
+from coadvise.data.sources import dataset, digits, folder, hub, table
 from coadvise.data.sources.split import (
     Source,
     Split,
@@ -49,7 +49,8 @@ def open_source(data: str | Path, how: DataConfig | None = None, seed: int = 0) 
 
     Args:
         data: a name in `NAMED`; a folder with train/ and one of val/, test/ or another usual name; a folder of class
-            folders; a table, or a folder with metadata.csv or with train.txt and val.txt.
+            folders; a table, or a folder with metadata.csv or with train.txt and val.txt; hf:NAME, or a dataset of
+            Hugging Face in a folder or file.
         how: which classes and splits, and where they are.
         seed: decides which pictures are held out where the data have no splits.
 
@@ -59,16 +60,29 @@ def open_source(data: str | Path, how: DataConfig | None = None, seed: int = 0) 
     """
     how = how or DataConfig()
     if (named := NAMED.get(str(data))) is not None:
+        _refuse_useless(data, how, "is a set of its own", ("splits", "depth", *_OF_COLUMNS))
         source = named.open()
         if how.classes or how.exclude:
             used = chosen_classes(source.where, source.classes, how.classes, how.exclude)
             kept, own = classes_of(used), [used.get(name) for name in source.classes]
             train, val = (relabelled(split, own, kept) for split in (source.train, source.val))
             source = replace(source, classes=kept, train=train, val=val)
+    elif (stored := hub.dataset_in(data, how)) is not None:
+        _refuse_useless(data, how, "is a dataset", ("depth",))
+        source = dataset.open_dataset(stored, how, seed)
     elif (found := table.table_in(Path(data))) is not None:
+        _refuse_useless(data, how, "is a table", ("depth",))
         source = table.open_table(found, how, seed)
     else:
-        source = folder.open_folder(_existing(data), how, seed)
+        root = _existing(data)
+        _refuse_useless(data, how, "is a folder of class folders", _OF_COLUMNS)
+        unused = _unused_tables(root)
+        try:
+            source = folder.open_folder(root, how, seed)
+        except UserError as error:
+            said = str(error)
+            raise UserError("; ".join([said, *(line for line in unused if " table" not in said)])) from None
+        source = replace(source, remarks=(*source.remarks, *unused))
     return replace(source, note=f"{source.note}; {len(how.classes)} chosen classes") if how.classes else source
 
 
@@ -88,6 +102,8 @@ def evaluation_split(data: str | Path, classes: Sequence[str], how: DataConfig |
         used = used_classes(source.classes, how.classes, how.exclude)
         known_classes(source.where, used, classes)
         return relabelled(source.val, [used.get(name) for name in source.classes], classes)
+    if (stored := hub.dataset_in(data, how)) is not None:
+        return dataset.evaluation_split(stored, classes, how)
     if (found := table.table_in(Path(data))) is not None:
         return table.evaluation_split(found, classes, how)
     return folder.evaluation_split(_existing(data), classes, how)
@@ -95,28 +111,51 @@ def evaluation_split(data: str | Path, classes: Sequence[str], how: DataConfig |
 
 def evaluation_remarks(data: str | Path, how: DataConfig | None = None) -> tuple[str, ...]:
     """What `evaluation_split` leaves out of `data`, in lines for the user."""
+    how = how or DataConfig()
     if str(data) in NAMED:
         return ()
+    if (stored := hub.dataset_in(data, how)) is not None:
+        return dataset.evaluation_remarks(stored, how)
     if (found := table.table_in(Path(data))) is not None:
-        return table.read_table(found, how or DataConfig()).remarks
-    return folder.evaluation_remarks(Path(data), how or DataConfig())
+        return table.read_table(found, how).remarks
+    return (*folder.evaluation_remarks(Path(data), how), *_unused_tables(Path(data)))
 
 
 def typical_size(data: str | Path) -> int:
     """The median shorter side, in pixels, of the first pictures below a folder; 0 where there are none."""
+    if (stored := hub.dataset_in(data, DataConfig())) is not None:
+        return dataset.typical_size(stored)
     found = table.table_in(Path(data))
     return folder.typical_size(Path(data) if found is None else found.path.parent)
 
 
 def short_name(data: str | Path) -> str:
     """What to call data in a file name: the name of their folder, or of the table without its ending."""
+    if str(data).startswith(hub.PREFIX):
+        return hub.short_name(str(data))
     path = Path(data).resolve()
     return path.stem if path.is_file() else path.name
 
 
 def resolved(data: str | Path) -> str:
-    """`data` as it can be given from any directory: an absolute path, or the name of a named source."""
-    return str(data) if str(data) in NAMED else str(Path(data).resolve())
+    """`data` as it can be given from any directory: an absolute path, or a name."""
+    return str(data) if str(data) in NAMED or str(data).startswith(hub.PREFIX) else str(Path(data).resolve())
+
+
+_OF_COLUMNS = ("image_column", "label_column", "split_column", "root")
+
+
+def _refuse_useless(data: str | Path, how: DataConfig, what: str, keys: Sequence[str]) -> None:
+    """Raises UserError for keys that would change nothing."""
+    if given := [key for key in keys if getattr(how, key)]:
+        key = given[0]
+        raise UserError(f"data.{key}={getattr(how, key)} has no use, since '{data}' {what}; leave it out")
+
+
+def _unused_tables(root: Path) -> list[str]:
+    """A line about tables that lie beside class folders, if any do."""
+    tables = sorted(path.name for path in root.iterdir() if path.suffix.lower() in folder.TABLE_ENDINGS)
+    return [f"not used: {len(tables)} table(s) there; to use one give '{root / tables[0]}'"] if tables else []
 
 
 def _existing(data: str | Path) -> Path:
@@ -124,6 +163,6 @@ def _existing(data: str | Path) -> Path:
         what = "is a file" if root.exists() else "does not exist"
         raise UserError(
             f"data folder '{data}' {what}; give a folder of class folders, one with train/ and val/, a table "
-            f"({', '.join(folder.TABLE_ENDINGS)}), or {' or '.join(map(repr, NAMED))}"
+            f"({', '.join(folder.TABLE_ENDINGS)}), hf:NAME, or {' or '.join(map(repr, NAMED))}"
         )
     return root

@@ -103,7 +103,8 @@ def named_splits(where: object, there: Sequence[str], given: Mapping[Any, str]) 
         given: `data.splits`; empty to go by the usual names.
 
     Raises:
-        UserError: a given name that is not there, or two names for one split.
+        UserError: a given name that is not there or given twice, none to train or to score on, or two names for one
+            split.
     """
     for kind, name in given.items():
         if name not in there:
@@ -111,6 +112,12 @@ def named_splits(where: object, there: Sequence[str], given: Mapping[Any, str]) 
                 f"data.splits.{kind}={name}: '{where}' has none of that name{nearest(name, list(there))}; there are "
                 f"{few(there)}"
             )
+    if given and (TRAIN not in given or len({*given.values()}) < max(2, len(given))):
+        said = ", ".join(f"{kind}: {name}" for kind, name in given.items())
+        raise UserError(
+            f"data.splits={{{said}}} must name one split to train on and another to score on, as {{train: ..., val: "
+            f"...}}; '{where}' has {few(there)}"
+        )
     if given:
         return dict(given)
     found: dict[str, str] = {}
@@ -159,7 +166,7 @@ def chosen_classes(
         if missing := sorted(set(wanted) - set(existing)):
             listed = ", ".join(f"'{name}'{nearest(name, list(existing))}" for name in missing[:5])
             raise UserError(
-                f"'{where}' has no images of {len(missing)} of the {len(wanted)} classes of data.{key}: {listed}"
+                f"data.{key} names {len(missing)} class(es) without an image in '{where}': {listed}"
                 + (" and others" if len(missing) > 5 else "")
                 + f"; its {len(existing)} classes are {few(existing)}; choose from these, or leave data.{key} out"
             )
@@ -203,12 +210,16 @@ def with_splits(
     for kind in scored:
         odd = [classes[label] for label in sorted(there[kind] - there[TRAIN])]
         if odd:
+            alike = nearest(odd[0], [classes[label] for label in there[TRAIN]])
             raise UserError(
-                f"'{where}': no image of {few(odd)} to train on, but some in {kind}; add images, or leave the class "
-                "out with data.exclude"
+                f"'{where}': no image of {few(odd)} to train on, but some in {kind}{alike}; add images, or leave the "
+                f"class out with data.exclude{_also(remarks)}"
             )
         if not len(parts[kind]):
-            raise UserError(f"'{where}': the {kind} split has no images of the classes {few(classes)}")
+            raise UserError(
+                f"'{where}': the {kind} split has no images of the classes {few(classes)}; add some, or say by "
+                f"data.splits which is which{_also(remarks)}"
+            )
         if lacking := [name for label, name in enumerate(classes) if label not in there[kind]]:
             lines.append(f"warning: {kind} has no image of {few(lacking)}; nothing is measured of that there")
     val = parts[scored[0]]
@@ -225,19 +236,25 @@ def divided(
     what: str,
 ) -> Source:
     """A source whose pictures are divided here, class by class. Raises UserError for a class of one picture."""
+    counts = np.bincount(everything.labels, minlength=len(classes))
+    if lone := [name for name, count in zip(classes, counts, strict=True) if count < 2]:
+        raise UserError(
+            f"'{where}': {len(lone)} of its {len(classes)} classes have one image, {few(lone)}; each needs two or more "
+            f"to be split; add some, or leave them out with data.exclude{_also(remarks)}"
+        )
     held_out = np.zeros(len(everything), bool)
-    for label, name in enumerate(classes):
+    for label in range(len(classes)):
         members = np.flatnonzero(everything.labels == label)
-        if len(members) < 2:
-            raise UserError(
-                f"class '{name}' in '{where}' has one image; each class needs two or more to be split; add some, or "
-                "leave it out with data.exclude"
-            )
         count = min(max(1, round(val_fraction * len(members))), len(members) - 1)
         held_out[members[draws.permutation(seed, draws.SPLIT, label, len(members))[:count]]] = True
     train, val = (everything.subset(np.flatnonzero(rows)) for rows in (~held_out, held_out))
     note = f"no splits in the {what}: {val_fraction:.0%} of each class held out for validation, chosen by seed {seed}"
     return Source(str(where), tuple(classes), train, val, note, tuple(remarks))
+
+
+def _also(remarks: Sequence[str]) -> str:
+    """What was left out, since that may be the reason."""
+    return "".join(f"; {line}" for line in remarks if line.startswith("left out"))
 
 
 def few(names: Collection[str]) -> str:

@@ -116,34 +116,47 @@ def table_in(data: Path) -> Table | None:
 def open_table(table: Table, how: DataConfig, seed: int) -> Source:
     """The source of a table, as `sources.open_source`. Raises UserError for what `read_table` refuses."""
     rows = read_table(table, how)
+    splits = {} if rows.splits is None else _splits(table, rows.splits, how)
+    if how.splits and (table.lists or rows.splits is None):
+        raise UserError(
+            f"'{table.path}' has no column of splits, so data.splits has no use; name one with data.split_column, or "
+            "leave it out"
+        )
     chosen_classes(table.path, rows.all_labels, how.classes, how.exclude)  # refuses those that do not exist
-    used = used_classes(sorted(set(rows.labels)), how.classes)
-    classes = classes_of(used)
-    if len(classes) < 2:
-        raise UserError(f"'{table.path}' has one label, {few(classes)}; at least two are needed")
-    if rows.splits is None:
-        everything = _split(rows, range(len(rows.files)), used, classes)
-        return divided(table.path, classes, everything, how.val_fraction, seed, rows.remarks, "table")
-    splits = _splits(table, rows.splits, how)
-    parts = {
-        kind: _split(rows, [row for row, name in enumerate(rows.splits) if name == splits[kind]], used, classes)
+    of_split = {
+        kind: [row for row, name in enumerate(rows.splits or ()) if name == splits[kind]]
         for kind in (TRAIN, VAL, TEST)
         if kind in splits
     }
+    chosen = [row for part in of_split.values() for row in part] if splits else range(len(rows.files))
+    used = used_classes(sorted({rows.labels[row] for row in chosen}), how.classes)
+    classes = classes_of(used)
+    if len(classes) < 2:
+        raise UserError(
+            f"'{table.path}' has one label that is used, {few(classes)}; at least two are needed; see data.exclude, or "
+            "name another column with data.label_column"
+        )
+    if not splits:
+        everything = _split(rows, chosen, used, classes)
+        return divided(table.path, classes, everything, how.val_fraction, seed, rows.remarks, "table")
+    parts = {kind: _split(rows, part, used, classes) for kind, part in of_split.items()}
     return with_splits(table.path, classes, parts, split_note(splits), rows.remarks)
 
 
 def evaluation_split(table: Table, classes: Sequence[str], how: DataConfig) -> Split:
     """As `sources.evaluation_split`."""
     rows = read_table(table, how)
-    used = used_classes(sorted(set(rows.labels)), how.classes)
-    known_classes(table.path, used, classes)
     chosen: Sequence[int] = range(len(rows.files))
     if rows.splits is not None:
-        splits = _splits(table, rows.splits, how)
+        splits = _splits(table, rows.splits, how, to_train=False)
         scored = splits.get(TEST) or splits[VAL]
         chosen = [row for row, name in enumerate(rows.splits) if name == scored]
-    return _split(rows, chosen, used, classes)
+    used = used_classes(sorted({rows.labels[row] for row in chosen}), how.classes)
+    known_classes(table.path, used, classes)
+    split = _split(rows, chosen, used, classes)
+    if not len(split):
+        raise UserError(f"'{table.path}' holds no images of the student's classes ({few(classes)})")
+    return split
 
 
 def read_table(table: Table, how: DataConfig) -> Rows:
@@ -158,27 +171,40 @@ def read_table(table: Table, how: DataConfig) -> Rows:
         base, has_splits = table.path, True
     else:
         records = _records(table.path)
-        columns = list(records[0]) if records else []
-        image = _column(table.path, columns, how.image_column, "image", IMAGE_COLUMNS)
-        label = _column(table.path, columns, how.label_column, "label", LABEL_COLUMNS)
-        split = _column(table.path, columns, how.split_column, "split", SPLIT_COLUMNS, needed=False)
+        columns = list(dict.fromkeys(name for record in records for name in record))  # JSON may leave some out
+        if not records:
+            raise UserError(f"'{table.path}' has no rows; give one for each image, such as image,label in CSV")
+        image = column_named(table.path, columns, how.image_column, "image", IMAGE_COLUMNS)
+        label = column_named(table.path, columns, how.label_column, "label", LABEL_COLUMNS)
+        split = column_named(table.path, columns, how.split_column, "split", SPLIT_COLUMNS, needed=False)
         paths, labels = (
-            [_text(record.get(image)) for record in records],
-            [_text(record.get(label)) for record in records],
+            [text_of(record.get(image)) for record in records],
+            [text_of(record.get(label)) for record in records],
         )
-        splits = [_text(record.get(split)) for record in records] if split else []
+        splits = [text_of(record.get(split)) for record in records] if split else []
         base, has_splits = table.path.parent, bool(split)
-    root = Path(how.root) if how.root else base
-    if not root.is_dir():
-        raise UserError(f"data.root={how.root}: there is no such folder; give the folder that holds the images")
+        if odd := next((record[label] for record in records if isinstance(record.get(label), list | dict)), None):
+            raise UserError(
+                f"'{table.path}': its column '{label}' has {odd!r}, and an image needs one label, a text or a number; "
+                "name another column with data.label_column"
+            )
+    root = root_of(how, base)
     rows = [row for row, label in enumerate(labels) if label not in how.exclude]
     if missing := [row for row in rows if not labels[row]]:
         raise UserError(
-            f"'{table.path}': {len(missing)} row(s) have no label, the first is '{paths[missing[0]]}'; fill them in or "
+            f"'{table.path}': {len(missing)} row(s) have no label, the first is {paths[missing[0]]!r}; fill them in or "
             "leave them out with data.exclude=['']"
         )
     used = [(paths[row], labels[row], splits[row] if has_splits else "") for row in rows]
     return _found(table, root, used, has_splits, list(zip(paths, labels, strict=True)))
+
+
+def root_of(how: DataConfig, base: Path) -> Path:
+    """The folder that paths are relative to. Raises UserError for a `data.root` that is none."""
+    root = Path(how.root) if how.root else base
+    if not root.is_dir():
+        raise UserError(f"data.root={how.root}: there is no such folder; give the folder that holds the images")
+    return root
 
 
 def _found(
@@ -217,7 +243,9 @@ def _found(
     unlisted = [file for file in files.all if file.rpartition("/")[0] in places and file not in listed]
     if unlisted:
         lines.append(f"not in the table: {len(unlisted)} image(s), {few(unlisted)}")
-    order = sorted(kept)  # not the table's, so that a sorted copy is the same data
+    order = sorted(
+        kept, key=lambda file: file.split("/")
+    )  # not the table's: a folder's, so that both are the same data
     return Rows(
         root,
         tuple(order),
@@ -277,39 +305,66 @@ def _split(rows: Rows, chosen: Sequence[int], used: Mapping[str, str], classes: 
     return FolderSplit.of(rows.root, (rows.files[row] for _, row in pairs), labels)
 
 
-def _splits(table: Table, values: Sequence[str], how: DataConfig) -> dict[str, str]:
+def _splits(table: Table, values: Sequence[str], how: DataConfig, to_train: bool = True) -> dict[str, str]:
     if table.lists:
         return {kind: kind for kind in table.lists}
-    there = sorted(set(values))
-    splits = named_splits(table.path, there, how.splits)
-    unknown = [name for name in there if name not in splits.values()]
-    if TRAIN not in splits or len(splits) < 2 or (unknown and not how.splits):
-        raise UserError(
-            f"'{table.path}': its split column has {few(there)}; usual are train, val and test. Say which is which by "
-            "data.splits={train: ..., val: ...}, or name another column with data.split_column"
-        )
-    return splits
+    return splits_of_column(table.path, Counter(values), how, to_train)
 
 
-def _column(
-    path: Path, columns: Sequence[str], given: str, what: str, usual: Sequence[str], needed: bool = True
+def splits_of_column(
+    where: object, counts: Mapping[str, int], how: DataConfig, to_train: bool = True
+) -> dict[str, str]:
+    """Which value of a split column is which split.
+
+    Args:
+        counts: rows of each value.
+
+    Raises:
+        UserError: an unknown value, or no split to train on or to score on.
+    """
+    there = sorted(counts)
+    splits = named_splits(where, there, how.splits)
+    if not to_train and {VAL, TEST} & splits.keys():
+        return splits
+    unknown = [name for name in there if name not in splits.values()] if to_train and not how.splits else []
+    if unknown:
+        what = ", ".join(f"'{name}' in {counts[name]} row(s)" for name in unknown[:5])
+    elif TRAIN not in splits and to_train:
+        what = f"{few(there)}, so none to train on"
+    elif len(splits) < 2:
+        what = f"{few(there)}, so none to score on"
+    else:
+        return splits
+    raise UserError(
+        f"'{where}': its split column has {what}; usual are train, val and test; correct them, say which is which by "
+        "data.splits={train: ..., val: ...}, or name another column with data.split_column"
+    )
+
+
+def plain(name: str) -> str:
+    """A column's name as it is compared with the usual ones."""
+    return re.sub(r"[\s_-]", "", name.lower())
+
+
+def column_named(
+    where: object, columns: Sequence[str], given: str, what: str, usual: Sequence[str], needed: bool = True
 ) -> str:
     """The name of a column; empty if there is none and none is needed."""
     if given:
         if given not in columns:
             raise UserError(
-                f"'{path}' has no column '{given}'{nearest(given, columns)}; its columns are {', '.join(columns)}"
+                f"'{where}' has no column '{given}'{nearest(given, columns)}; its columns are {', '.join(columns)}"
             )
         return given
-    plain = {re.sub(r"[\s_-]", "", name.lower()): name for name in columns}
+    there = {plain(name): name for name in columns}
     for name in usual:
-        if name in plain:
-            return plain[name]
+        if name in there:
+            return there[name]
     if not needed:
         return ""
     raise UserError(
-        f"'{path}' has no column that is usually the {what}'s ({', '.join(usual[:6])}, ...); its columns are "
-        f"{', '.join(columns) or 'none'}; name it with data.{what}_column"
+        f"'{where}' has no column that is usually the {what}'s ({', '.join(usual[:6])}, ...); its columns are "
+        f"{', '.join(columns)}; name it with data.{what}_column"
     )
 
 
@@ -319,7 +374,9 @@ def _records(path: Path) -> list[Mapping[str, Any]]:
     }  # fmt: skip
     try:
         return readers[path.suffix.lower()](path)
-    except (OSError, ValueError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise UserError(f"table '{path}' cannot be read: it is not UTF-8 text; save it as UTF-8") from None
+    except (OSError, ValueError) as error:
         raise UserError(f"table '{path}' cannot be read: {' '.join(str(error).split())}") from None
 
 
@@ -328,13 +385,33 @@ def _delimited(path: Path) -> list[Mapping[str, Any]]:
         first = file.readline()
         file.seek(0)
         counts = Counter({mark: first.count(mark) for mark in ",;\t|"})
-        return list(csv.DictReader(file, delimiter=counts.most_common(1)[0][0]))
+        reader = csv.reader(file, delimiter=counts.most_common(1)[0][0], strict=True)
+        try:
+            columns = next(reader, [])
+            if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
+                raise ValueError(f"it has {columns.count(twice[0])} columns '{twice[0]}'; rename one")
+            return [dict(zip(columns, _fitting(row, columns), strict=True)) for row in reader if row]
+        except (csv.Error, IndexError) as error:
+            raise ValueError(f"line {reader.line_num}: {error}; check quotes and commas") from None
+
+
+def _fitting(row: list[str], columns: Sequence[str]) -> list[str]:
+    """A row with a value for each column; values may lack at its end. Raises IndexError for too many."""
+    if any(map(str.strip, row[len(columns) :])):
+        raise IndexError(f"{len(row)} values, and there are {len(columns)} columns")
+    return [*row[: len(columns)], *[""] * (len(columns) - len(row))]
 
 
 def _json_lines(path: Path) -> list[Mapping[str, Any]]:
-    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not all(isinstance(record, dict) for record in found):
-        raise ValueError('each line must be an object such as {"image": ..., "label": ...}')
+    found = list[Mapping[str, Any]]()
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        try:
+            record = json.loads(line) if line.strip() else {}
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}: {error.msg}, at its character {error.pos + 1}") from None
+        if not isinstance(record, dict):
+            raise ValueError(f'line {number}: each line must be an object such as {{"image": ..., "label": ...}}')
+        found += [record] if record else []
     return found
 
 
@@ -362,5 +439,5 @@ def _list_lines(path: Path) -> Iterator[tuple[str, str]]:
         yield name.strip(), label.strip()
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     return "" if value is None else str(value).strip()
