@@ -266,6 +266,11 @@ def export(
     print(f"in: images, float32 [batch, 3, {size}, {size}], RGB in 0..1")
     print(f"    made by: resize the shorter side to {size} (bicubic), centre crop")
     print(f'out: probabilities [batch, {classes}]; the classes\' names are in its metadata, as JSON under "coadvise"')
+    if "temperature" in about:
+        what = "log-probabilities" if about["answer"] == "average" else "logits"
+        print(
+            f"    calibrated: {what} / {about['temperature']:.4g} before the softmax, fitted on the validation images"
+        )
     if about["difference"] is None:
         print("not checked: that needs the package onnxruntime")
     else:

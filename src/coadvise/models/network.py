@@ -36,6 +36,7 @@ class _About(BaseModel):
     image_size: int = Field(ge=1, le=4096)
     mean: Annotated[list[float], Field(min_length=3, max_length=3)]
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+    temperatures: dict[str, Annotated[float, Field(gt=0)]] | None = None
 
 
 class Network(nn.Module):
@@ -44,7 +45,7 @@ class Network(nn.Module):
     Args:
         model: A timm model; a `TokenModel` gives the logits of every token.
         about: Name, arguments, classes, image size and normalisation, as `build_network` makes them and the manifest
-            stores them.
+            stores them; and the temperature of each answer where it is calibrated (`evaluation/calibration.py`).
     """
 
     mean: Tensor
@@ -63,6 +64,11 @@ class Network(nn.Module):
     @property
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """By answer, what logits are divided by for calibrated probabilities; empty if it is not calibrated."""
+        return dict(self.about.get("temperatures", {}))
 
     @property
     def fixed_image_size(self) -> bool:
@@ -130,7 +136,7 @@ def load_network(folder: Path) -> Network:
     """
     manifest, weights = read_model(folder)
     try:
-        about = _About.model_validate(manifest).model_dump()
+        about = _About.model_validate(manifest).model_dump(exclude_none=True)
         network = create_network(about)
     except UserError as error:
         raise UserError(f"'{folder}': {error}") from None
