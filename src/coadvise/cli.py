@@ -290,6 +290,7 @@ def models(as_json: AsJson = False) -> None:
     for row in described:
         print(f"{row['model']:32} {row['role']:8} {row['parameters'] / 1e6:9.2f} M  {row['image_size']}")
     print("Any timm model can be a teacher, too: teachers.NAME.model=resnet18")
+    print("timm's vision transformers can be students: student.model=vit_small_patch16_224 student.start=true")
 
 
 @app.command()

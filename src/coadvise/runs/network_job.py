@@ -30,7 +30,8 @@ from coadvise.evaluation.scores import (
 )
 from coadvise.models import TokenModel
 from coadvise.models.network import Network, build_network, check_answers, load_network
-from coadvise.models.pretrained import given_network, start_from
+from coadvise.models.pretrained import given_network
+from coadvise.models.start import start_from
 from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part
 from coadvise.runs.run import Run
 from coadvise.storage import MANIFEST, DamagedError, describe_model
@@ -226,7 +227,7 @@ def initial_network(
     """An untrained network. An advised student and the same one alone start from the same weights.
 
     Args:
-        say: receives notes about weights that a student's start file lacks.
+        say: receives notes about weights that a student's start lacks.
     """
     if part.role == TEACHER:
         teacher = config.teachers[part.teacher]
