@@ -1,5 +1,6 @@
 """Configurations: presets, files, overrides, and faults named all at once."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,21 @@ def test_chosen_classes_are_two_or_more_and_their_order_decides_nothing() -> Non
     assert load_config("digits", ["data.classes=['7', '1']"]).data.classes == ("1", "7")
     for classes in (["a"], ["a", "b", "a"], [1, 2]):
         assert "'data.classes" in fault(valid(data={"classes": classes}))
+
+
+def test_a_start_and_a_recipe_s_later_keys_are_written_only_where_they_are_given() -> None:
+    plain = parse_config(valid())
+    assert not {"start", "layer_decay", "head_epochs"} & set(re.findall(r"\w+", plain.to_yaml()))
+    given = load_config(
+        "digits", ["student.start=true", "student.recipe.layer_decay=0.7", "student.recipe.head_epochs=2"]
+    )
+    assert given.student.start is True
+    assert parse_config(yaml.safe_load(given.to_yaml())) == given
+    assert load_config("digits", ["student.start=deit_tiny_patch16_224"]).student.start == "deit_tiny_patch16_224"
+    assert load_config("digits", ["student.start=false"]).student.start is None
+    for wrong in ("start=3", "recipe.layer_decay=0", "recipe.layer_decay=1.1", "recipe.head_epochs=-1"):
+        with pytest.raises(UserError, match=f"'student.{wrong.partition('=')[0]}' is "):
+            load_config("digits", [f"student.{wrong}"])
 
 
 def test_what_does_not_choose_classes_is_written_as_before_one_could() -> None:

@@ -22,6 +22,7 @@ from coadvise.storage import (
     WEIGHTS,
     DamagedError,
     contents,
+    describe_model,
     read_manifest,
     read_model,
     read_state,
@@ -112,6 +113,9 @@ def test_models(tmp_path: Path) -> None:
     assert contents(folder) != before
     assert read_model(folder)[0]["model"] == "other"
     assert [path.name for path in folder.parent.iterdir()] == ["conv"]
+    describe_model(folder, {"model": "other", "temperatures": {"class": 1.5}})
+    manifest, weights = read_model(folder)
+    assert (manifest["temperatures"], weights["w"].tolist()) == ({"class": 1.5}, [0, 0])
     (folder / WEIGHTS).write_bytes(b"x")
     assert contents(folder) == str(folder)
     with pytest.raises(UserError, match=r"damaged model: .*model\.safetensors.*; restore the file, or delete"):

@@ -267,6 +267,11 @@ def export(
     print(f"in: images, float32 [batch, 3, {size}, {size}], RGB in 0..1")
     print(f"    made by: resize the shorter side to {size} (bicubic), centre crop")
     print(f'out: probabilities [batch, {classes}]; the classes\' names are in its metadata, as JSON under "coadvise"')
+    if "temperature" in about:
+        what = "log-probabilities" if about["answer"] == "average" else "logits"
+        print(
+            f"    calibrated: {what} / {about['temperature']:.4g} before the softmax, fitted on the validation images"
+        )
     if about["difference"] is None:
         print("not checked: that needs the package onnxruntime")
     else:
@@ -286,6 +291,7 @@ def models(as_json: AsJson = False) -> None:
     for row in described:
         print(f"{row['model']:32} {row['role']:8} {row['parameters'] / 1e6:9.2f} M  {row['image_size']}")
     print("Any timm model can be a teacher, too: teachers.NAME.model=resnet18")
+    print("timm's vision transformers can be students: student.model=vit_small_patch16_224 student.start=true")
 
 
 @app.command()

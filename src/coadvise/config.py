@@ -175,6 +175,14 @@ class RecipeConfig(_Section):
     clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 is off")
     ema: float = Field(0.0, ge=0, lt=1, description="decay per step of the averaged weights; 0 is off")
     evaluations: int = Field(10, ge=1, description="how many times the validation images are scored during training")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="a block's learning rate over the next one's; 1 is the same for all"
+    )
+    head_epochs: int = Field(
+        0, ge=0, description="first epochs, in which only heads and the student's tokens are trained"
+    )
+
+    _unwritten: ClassVar[frozenset[str]] = frozenset({"layer_decay", "head_epochs"})
 
 
 class ModelConfig(_Section):
@@ -205,6 +213,12 @@ def _label_tokens(given: object) -> tuple[str, ...]:
     if CLASS not in names:
         raise ValueError("class must be among them; with student.weight=0 no token learns from the labels")
     return names
+
+
+def _start(given: object) -> object:
+    if given is not None and not isinstance(given, bool | str):
+        raise ValueError("give true, the name of a model in timm, a file, a run, or null")
+    return None if given is False else given
 
 
 def _tokens(given: object, otherwise: str = "") -> tuple[str, ...]:
@@ -255,8 +269,9 @@ class StudentConfig(ModelConfig):
     combine: Literal["sum", "mean"] = Field(
         "sum", description="several teachers on one token: one KL term each, or one to their mean"
     )
-    start: str | None = Field(
-        None, description="file of weights to start from: a DeiT, or written by 'coadvise convert'; null: random"
+    start: Annotated[str | Literal[True] | None, BeforeValidator(_start)] = Field(
+        None,
+        description="weights to start from: true (timm's of the model), a name in timm, a file, a run; null: random",
     )
 
     _unwritten: ClassVar[frozenset[str]] = frozenset({"start", "label_tokens"})

@@ -71,12 +71,16 @@ def _write_files(
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         names.append(STATE)
     files = {name: {"bytes": (beside / name).stat().st_size, "sha256": _sha256(beside / name)} for name in names}
-    manifest = json.loads(json.dumps({**about, "format": FORMAT, "files": files}))
-    (beside / MANIFEST).write_text(json.dumps({**manifest, OWN: _digest(manifest)}, indent=1))
+    (beside / MANIFEST).write_text(_sealed(about, files))
     for name in (*names, MANIFEST):
         (beside / name).chmod(0o644)  # safetensors leaves 0600
         fsync(beside / name)
     fsync(beside)
+
+
+def _sealed(about: Mapping[str, Any], files: Mapping[str, Any]) -> str:
+    manifest = json.loads(json.dumps({**about, "format": FORMAT, "files": files}))
+    return json.dumps({**manifest, OWN: _digest(manifest)}, indent=1)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -141,6 +145,11 @@ def write_model(folder: Path, weights: Mapping[str, Tensor], about: Mapping[str,
     with storing(folder):
         folder.parent.mkdir(exist_ok=True)
         write_folder(folder, weights, None, about)
+
+
+def describe_model(folder: Path, about: Mapping[str, Any]) -> None:
+    """Replaces what the manifest of a finished network says about it; the weights stay. Raises as `read_manifest`."""
+    write_text(folder / MANIFEST, _sealed(about, read_manifest(folder)["files"]))
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

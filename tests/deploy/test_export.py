@@ -1,6 +1,7 @@
 """An exported file gives the student's probabilities, in a process without coadvise."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from typer.testing import CliRunner
 
 from coadvise import export
+from coadvise.cli import app
 from coadvise.deploy import export as portable
 from coadvise.deploy.predict import load
 from coadvise.errors import UserError
+from coadvise.storage import describe_model
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
 onnx = pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
@@ -92,6 +96,29 @@ def test_any_network_and_answer(part: str, answer: str, finished: Path, pixels: 
         found = torch.export.load(file).module()(pixels).numpy()
     np.testing.assert_allclose(found, wanted(finished, pixels, answer, part), atol=1e-5)
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(("answer", "ending"), [("class", "onnx"), ("average", "pt2")])
+def test_a_calibrated_network_s_temperature_is_in_the_file(
+    answer: str, ending: str, finished: Path, pixels: Tensor, tmp_path: Path
+) -> None:
+    run, file = shutil.copytree(finished, tmp_path / "run"), tmp_path / f"network.{ending}"
+    about = load(run).network.about | {"temperatures": {"class": 0.4, "average": 2.5}}
+    describe_model(run / "students" / "advised-0", about)
+    plain = torch.tensor(wanted(finished, pixels, answer)).log() / about["temperatures"][answer]
+    np.testing.assert_allclose(wanted(run, pixels, answer), plain.softmax(-1), atol=1e-6)
+    said = CliRunner().invoke(app, ["export", str(run), "--out", str(file), "--answer", answer], catch_exceptions=False)
+    assert f" / {about['temperatures'][answer]} before the softmax" in said.stdout
+    if ending == "onnx":
+        metadata = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        (found,) = session.run(["probabilities"], {"images": pixels.numpy()})
+    else:
+        metadata = {"coadvise": ""}
+        with torch.no_grad():
+            found = torch.export.load(file, extra_files=metadata).module()(pixels).numpy()
+    assert json.loads(metadata["coadvise"])["temperature"] == about["temperatures"][answer]
+    np.testing.assert_allclose(found, wanted(run, pixels, answer), atol=1e-5)
 
 
 def test_what_cannot_be_exported_is_refused(finished: Path, tmp_path: Path) -> None:

@@ -13,18 +13,16 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from timm.data import ImageNetInfo
 from timm.models import save_for_hf
-from tiny import Stopper, assert_same_weights, make_images, records, weights_of, write_preset
+from tiny import make_images, records
 from torch import nn
 
 from coadvise import fit
-from coadvise.config import TeacherConfig, load_config
+from coadvise.config import TeacherConfig
 from coadvise.distill.teachers import Teacher
-from coadvise.errors import Interrupted, UserError
+from coadvise.errors import UserError
 from coadvise.models.network import Network, load_network
 from coadvise.models.pretrained import given_network, pretrained_classes
 from coadvise.runs.evaluate import evaluate_run
-from coadvise.runs.network_job import initial_network
-from coadvise.runs.plan import ADVISED, ALONE, Part
 
 TINY = {"widths": [8, 16], "depths": [1, 1], "strides": [2, 2]}
 NAMES = ["green", "red", "blue", "black"]
@@ -243,77 +241,3 @@ def test_a_teacher_of_a_thousand_classes_advises_on_two_chosen_folders_by_their_
     shutil.rmtree(run / "students")
     start(baseline=True)
     assert len(list((run / "students").iterdir())) == 2
-
-
-# a student that starts from published weights -------------------------------------------------------------------------
-
-TINY_VIT = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 3, "mlp_ratio": 2.0}
-
-
-def write_deit(path: Path, **changes: Any) -> dict[str, torch.Tensor]:
-    """A distilled DeiT of the tiny preset's widths, for half its image size and other classes."""
-    torch.manual_seed(5)
-    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5, **{**TINY_VIT, **changes})
-    torch.save({"model": model.state_dict()}, path)
-    return model.state_dict()
-
-
-def test_students_start_from_published_weights(tmp_path: Path) -> None:
-    weights = write_deit(tmp_path / "deit.pth")
-    config = load_config(write_preset(tmp_path), [f"student.start={tmp_path / 'deit.pth'}"])
-    said: list[str] = []
-    students = {
-        role: initial_network(Part(f"students/{role}-0", role, 0), config, ("blue", "green", "red"), said.append).model
-        for role in (ADVISED, ALONE)
-    }
-    for name in ("blocks.0.attn.qkv.weight", "patch_embed.proj.weight", "norm.bias", "cls_token"):
-        assert all(torch.equal(student.state_dict()[name], weights[name]) for student in students.values())
-    advised, alone = (student.state_dict() for student in students.values())
-    assert torch.equal(
-        advised["reg_token"][:, 0], weights["dist_token"][:, 0]
-    )  # the conv token: DeiT's teacher was one
-    assert advised["pos_embed"].shape == (1, 3 + 16, 24)
-    assert all(torch.equal(advised[name], alone[name]) for name in advised)
-    torch.manual_seed(99)  # no global generator has a say
-    again, other = (
-        initial_network(Part("part", ALONE, seed), config, ("blue", "green", "red")).model.state_dict()
-        for seed in (0, 1)
-    )
-    assert all(torch.equal(again[name], alone[name]) for name in alone)
-    assert not torch.equal(other["head.weight"], alone["head.weight"])
-    fresh = [f"{tmp_path / 'deit.pth'}: {what}" for what in (
-        "token 'inv' is newly initialised: its vector, its position and its head",
-        "heads for 3 classes instead of 5 are newly initialised",
-    )]  # fmt: skip
-    assert said == 2 * fresh
-
-
-def test_a_run_starts_from_published_weights_and_goes_on(
-    finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
-) -> None:
-    write_deit(tmp_path / "deit.pth")
-    start = partial(fit, tiny_images, tiny_preset, overrides=[f"student.start={tmp_path / 'deit.pth'}"])
-    with pytest.raises(Interrupted):
-        start(tmp_path / "stopped", listener=Stopper(lambda part, done: "advised" in part and done == 1))
-    runs = start(tmp_path / "stopped"), start(tmp_path / "whole"), finished
-    stopped, whole, without = (weights_of(run, "students/advised-0") for run in runs)
-    assert_same_weights(stopped, whole)
-    assert not torch.equal(whole["norm.weight"], without["norm.weight"])
-
-
-@pytest.mark.parametrize(
-    ("changes", "overrides", "match"),
-    [
-        ({"embed_dim": 48}, [], "deit.pth': these are not weights of 'cit_micro_patch4_32'"),
-        ({}, ["student.start=nowhere.pth"], "no checkpoint 'nowhere.pth'; give a .pth?"),
-        ({}, ["student.model=resnet10_coadvised", "student.model_kwargs={}"], "'resnet10_coadvised' is not"),
-    ],
-)
-def test_a_start_that_does_not_fit(
-    changes: dict[str, Any], overrides: list[str], match: str, tiny_images: Path, tiny_preset: str, tmp_path: Path
-) -> None:
-    write_deit(tmp_path / "deit.pth", **changes)
-    start = [f"student.start={tmp_path / 'deit.pth'}", *overrides]
-    with pytest.raises(UserError, match=match):
-        fit(tiny_images, tiny_preset, tmp_path / "out", overrides=start)
-    assert not (tmp_path / "out").exists()

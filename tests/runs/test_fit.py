@@ -34,7 +34,9 @@ from coadvise.config import EngineConfig, load_config, parse_config, preset_name
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.errors import Interrupted, UserError
-from coadvise.evaluation.scores import load_predictions, predict_logits
+from coadvise.evaluation.calibration import calibrated_errors, fit_temperatures
+from coadvise.evaluation.scores import load_predictions, log_probabilities, predict_logits
+from coadvise.evaluation.tables import score_lines
 from coadvise.models.network import create_network, load_network
 from coadvise.runs.evaluate import evaluate_run
 from coadvise.runs.plan import ADVISED, ALONE, Part, run_parts
@@ -322,9 +324,42 @@ def test_with_three_splits_curves_are_of_val_and_the_verdict_of_test(
     written = json.loads((run / "data.json").read_text())["splits"]
     assert [*written] == ["train", "val", "test"]
     assert written["test"]["paths"] == [f"test/{name}/0.png" for name in sorted(CLASSES)]
+    _check_calibration(run, plain, images, tiny_preset, tmp_path / "again")
     shutil.copy(images / "train" / "red" / "5.png", images / "test" / "blue" / "0.png")
     with pytest.raises(UserError, match=r"test images: 1 replaced"):
         fit(images, preset=tiny_preset, out=run, baseline=True)
+
+
+def _check_calibration(run: Path, plain: Path, images: Path, preset: str, again: Path) -> None:
+    """Temperatures are fitted on val, change no weight and no top-1, and all commands agree on them."""
+    scored = evaluate_run(run)["parts"]
+    for result, without in zip(records(run, "result"), records(plain, "result"), strict=True):
+        part = result["part"]
+        assert contents(run / part)["model.safetensors"] == contents(plain / part)["model.safetensors"]
+        assert result.keys() - without.keys() == {"temperature", "calibrated_ece"}
+        network, (on_val, labels) = load(run, part), load_predictions(plain, part)
+        assert load(plain, part).network.temperatures == {}
+        assert network.network.temperatures == result["temperature"] == fit_temperatures(on_val, labels)
+        (logits, labels), paths = load_predictions(run, part), sorted((images / "test").rglob("*.png"))
+        assert result["calibrated_ece"] == calibrated_errors(logits, labels, result["temperature"])
+        for answer, values in log_probabilities(logits).items():
+            assert scored[part][answer]["temperature"] == result["temperature"][answer]
+            assert scored[part][answer]["calibrated_ece"] == pytest.approx(result["calibrated_ece"][answer], abs=1e-6)
+            wanted = (values / result["temperature"][answer]).softmax(-1)
+            found = network.predict(paths, answer)
+            assert [list(p.probabilities.values()) for p in found] == [
+                pytest.approx(r, abs=1e-5) for r in wanted.tolist()
+            ]
+    assert any("ECE at T" in line for line in score_lines(evaluate_run(run)))
+    assert not any("ECE at T" in line for line in score_lines(evaluate_run(plain)))
+    assert "with temperature" in (run / "report.html").read_text()
+    assert "with temperature" not in (plain / "report.html").read_text()
+    fit(images, preset=preset, out=again, baseline=True, reuse=run)
+    assert records(again, "result") == records(run, "result")
+    shutil.rmtree(again / "predictions")  # scored again, the weights are there
+    fit(images, preset=preset, out=again, baseline=True)
+    assert records(again, "result")[-4:] == records(run, "result")
+    assert load(again).network.temperatures == load(run).network.temperatures
 
 
 @pytest.mark.parametrize("balance", ["loss", "sampler"])

@@ -139,6 +139,7 @@ CASES = {
     "a teacher": Case(CONV, {"ema": 0.9}, advised=False),
     "bfloat16": Case(engine={"precision": "bfloat16"}),
     "a skipped step": Case(ALIGNED, augment=MIXED, poisoned=frozenset({2})),
+    "heads first": Case(ALIGNED, {"head_epochs": 1, "layer_decay": 0.7, "ema": 0.9}),
 }
 
 
@@ -154,6 +155,23 @@ def test_stopped_after_any_step_it_ends_with_the_same_bits(case: Case, dataset: 
     network = case.start(dataset, tmp_path / "stopped", again.progress)
     assert again.steps == undisturbed.steps
     assert_same_end(network, tmp_path / "stopped", wanted, tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("case", [Case(), Case(ALIGNED), Case(CONV, advised=False)], ids=["tokens", "stems", "teacher"])
+def test_in_the_first_epochs_only_what_is_new_is_trained(case: Case, dataset: Dataset, tmp_path: Path) -> None:
+    case = replace(case, recipe={"head_epochs": 2})
+    job = case.job(dataset)
+    before = snapshot(job.network)
+    names = {name for name, _ in job.network.named_parameters()}
+    changed: dict[int, set[str]] = {}
+
+    def look(part: str, step: int, *_: object) -> None:
+        changed[step] = {name for name in names if not torch.equal(job.network.state_dict()[name], before[name])}
+
+    run(job, tmp_path, Engine(EngineConfig(device="cpu")), look)
+    new = {name for name in names if ".head" in name or ".fc." in name or "reg_token" in name or ".stems." in name}
+    assert changed[6] == new, "decay and momentum change nothing else either"
+    assert changed[9] == names
 
 
 def test_resumed_with_another_number_of_workers_it_ends_with_the_same_bits(dataset: Dataset, tmp_path: Path) -> None:

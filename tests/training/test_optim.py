@@ -61,3 +61,10 @@ def test_only_matrices_and_kernels_of_our_networks_are_decayed(name: str) -> Non
     assert sorted(names) == sorted(id(p) for group in groups for p in group["params"]), "each of them once"
     assert {(group["lr"], group["betas"]) for group in groups} == {(0.02, (0.8, 0.9))}
     assert {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]} == expected
+    assert not any("lr_scale" in group for group in groups)
+    layered = make_optimiser(model, RecipeConfig(weight_decay=0.1, layer_decay=0.5)).param_groups
+    assert {names[id(p)] for group in layered if group["weight_decay"] for p in group["params"]} == expected
+    scales = {names[id(p)]: group["lr_scale"] for group in layered for p in group["params"]}
+    assert sorted(scales) == sorted(names.values())
+    assert {scales[name] for name in scales if name.startswith(("head", "fc"))} == {1.0}
+    assert min(scales.values()) < 0.5

@@ -26,7 +26,8 @@ def export(run: str | Path, out: str | Path, part: str | None = None, answer: st
 
     It maps images [B, 3, S, S] (float32, RGB in 0..1, the shorter side resized to S, centre crop) to probabilities
     [B, K]. Normalisation is part of the network. The metadata hold what is returned here, as JSON under "coadvise". The
-    file is written only if it gives the network's probabilities for random images.
+    file is written only if it gives the network's probabilities for random images. A calibrated network's logits are
+    divided by its temperature before the softmax, also in the file.
 
     Args:
         run: Run directory.
@@ -35,8 +36,9 @@ def export(run: str | Path, out: str | Path, part: str | None = None, answer: st
         answer: "class", another token's name, or "average" of all tokens.
 
     Returns:
-        The network's part, model, answer, classes, image size, the names and shapes of input and output, the size in
-        bytes, and the largest difference of a probability (None where ONNX Runtime is not installed).
+        The network's part, model, answer, classes, image size, the names and shapes of input and output, "temperature"
+        where it is calibrated, the size in bytes, and the largest difference of a probability (None where ONNX Runtime
+        is not installed).
 
     Raises:
         UserError: No such run, network or answer, another file ending, or missing packages for ONNX.
@@ -66,6 +68,8 @@ def export(run: str | Path, out: str | Path, part: str | None = None, answer: st
         "input": {"name": IMAGES, "shape": ["batch", 3, size, size], "dtype": "float32", "range": [0, 1]},
         "output": {"name": PROBABILITIES, "shape": ["batch", len(student.classes)]},
     }
+    if (temperature := student.temperature(answer)) is not None:
+        about["temperature"] = temperature
     write, read = (to_onnx, _run_onnx) if out.suffix == ONNX else (to_pt2, _run_pt2)
     content = write(answering, images, about)
     found = read(content, images)

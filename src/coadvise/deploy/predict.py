@@ -16,6 +16,8 @@ from coadvise.advice import AVERAGE, CLASS
 from coadvise.data.images import UnreadableImageError, read_image, square, to_array, upright_rgb
 from coadvise.distill.loss import average_probabilities
 from coadvise.errors import UserError
+from coadvise.evaluation.calibration import calibrated
+from coadvise.evaluation.scores import log_probabilities
 from coadvise.models.network import Network, load_network
 from coadvise.runs.run import check_run, trained_parts, trained_tokens
 
@@ -59,7 +61,7 @@ class TrainedStudent:
         return self.network.for_inference()
 
     def answering(self, answer: str = CLASS) -> torch.nn.Module:
-        """A module that maps images [B, 3, S, S] in 0..1 to probabilities [B, K].
+        """A module that maps images [B, 3, S, S] in 0..1 to probabilities [B, K], calibrated if the network is.
 
         Args:
             answer: As for `predict`.
@@ -70,7 +72,13 @@ class TrainedStudent:
         if answer not in (*self.tokens, AVERAGE):
             raise UserError(f"no answer '{answer}'; this network has {', '.join(self.tokens)} and {AVERAGE}")
         tokens = self.tokens if answer == AVERAGE else (answer,)
-        return _Answering(self.class_network if tokens == (CLASS,) else self.network, tokens).eval()
+        network = self.class_network if tokens == (CLASS,) else self.network
+        return _Answering(network, tokens, self.temperature(answer)).eval()
+
+    def temperature(self, answer: str = CLASS) -> float | None:
+        """What an answer's logits are divided by before the softmax; None if it is not calibrated."""
+        only = self.tokens[0] if answer == AVERAGE and len(self.tokens) == 1 else answer
+        return self.network.temperatures.get(only)
 
     @torch.inference_mode()
     def predict(
@@ -119,14 +127,17 @@ class TrainedStudent:
 
 
 class _Answering(torch.nn.Module):
-    """Maps images in 0..1 to the mean of the tokens' probabilities."""
+    """Maps images in 0..1 to the mean of the tokens' probabilities, at a temperature if there is one."""
 
-    def __init__(self, network: Network, tokens: tuple[str, ...]) -> None:
+    def __init__(self, network: Network, tokens: tuple[str, ...], temperature: float | None = None) -> None:
         super().__init__()
-        self.network, self.tokens = network, tokens
+        self.network, self.tokens, self.temperature = network, tokens, temperature
 
     def forward(self, images: Tensor) -> Tensor:
         logits: dict[str, Tensor] = self.network(images)
+        if self.temperature is not None:
+            answers = log_probabilities({name: logits[name].float() for name in self.tokens})
+            return calibrated(answers[AVERAGE if len(self.tokens) > 1 else self.tokens[0]], self.temperature).exp()
         if len(self.tokens) == 1:
             return logits[self.tokens[0]].float().softmax(-1)
         return average_probabilities({name: logits[name] for name in self.tokens})

@@ -25,13 +25,18 @@ def score_lines(found: Found) -> Iterator[str]:
 
 
 def _scores(parts: Found) -> Iterator[str]:
-    yield f"{'':24} {'output':10} {'top-1':>7} {'top-5':>7} {'macro':>7} {'F1':>7} {'ECE':>7} {'NLL':>7}"
+    calibrated = any("temperature" in score for answers in parts.values() for score in answers.values())
+    head = f"{'':24} {'output':10} {'top-1':>7} {'top-5':>7} {'macro':>7} {'F1':>7} {'ECE':>7} {'NLL':>7}"
+    yield head + (f" {'T':>6} {'ECE at T':>8}" if calibrated else "")
     for part, answers in parts.items():
         for place, (answer, score) in enumerate(answers.items()):
             shares = " ".join(
                 f"{score[figure]:7.2%}" for figure in ("top1", "top5", "macro_accuracy", "macro_f1", "ece")
             )
-            yield f"{part if not place else '':24} {answer:10} {shares} {score['nll']:7.3f}"
+            line = f"{part if not place else '':24} {answer:10} {shares} {score['nll']:7.3f}"
+            if "temperature" in score:
+                line += f" {score['temperature']:6.3f} {score['calibrated_ece']:8.2%}"
+            yield line
 
 
 def _classes(parts: Found) -> Iterator[str]:

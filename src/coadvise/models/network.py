@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from coadvise.advice import CLASS
 from coadvise.config import ModelConfig, nearest
 from coadvise.errors import UserError
-from coadvise.models import STUDENTS, TokenModel
+from coadvise.models import TokenModel
+from coadvise.models.token_vit import STUDENTS_ARE, create_token_vit, is_timms
 from coadvise.storage import MANIFEST, read_model, write_model
 
 HUB = "hf-hub:"  # prefix of a model whose configuration and weights timm downloads from a hub
-_STUDENTS = f"; students are {', '.join(STUDENTS)}"
 # Arguments for which timm would download or open files, and those that follow from classes, tokens and weights.
 _FORBIDDEN_ARGUMENTS = frozenset({
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir",
@@ -36,6 +36,7 @@ class _About(BaseModel):
     image_size: int = Field(ge=1, le=4096)
     mean: Annotated[list[float], Field(min_length=3, max_length=3)]
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+    temperatures: dict[str, Annotated[float, Field(gt=0)]] | None = None
 
 
 class Network(nn.Module):
@@ -44,7 +45,7 @@ class Network(nn.Module):
     Args:
         model: A timm model; a `TokenModel` gives the logits of every token.
         about: Name, arguments, classes, image size and normalisation, as `build_network` makes them and the manifest
-            stores them.
+            stores them; and the temperature of each answer where it is calibrated (`evaluation/calibration.py`).
     """
 
     mean: Tensor
@@ -65,6 +66,11 @@ class Network(nn.Module):
         return sum(p.numel() for p in self.model.parameters())
 
     @property
+    def temperatures(self) -> dict[str, float]:
+        """By answer, what logits are divided by for calibrated probabilities; empty if it is not calibrated."""
+        return dict(self.about.get("temperatures", {}))
+
+    @property
     def fixed_image_size(self) -> bool:
         """Whether the model takes images of `about["image_size"]` pixels only."""
         return _takes_image_size(self.about["model"])
@@ -74,6 +80,12 @@ class Network(nn.Module):
         if isinstance(self.model, TokenModel):
             return self.model.forward_tokens(x)
         return {CLASS: self.model(x)}
+
+    def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Sets the mean and deviation, of RGB in 0..1, that weights from elsewhere were trained with."""
+        self.about |= {"mean": list(mean), "std": list(std)}
+        self.mean.copy_(torch.tensor(self.about["mean"]).view_as(self.mean))
+        self.std.copy_(torch.tensor(self.about["std"]).view_as(self.std))
 
     def for_inference(self) -> "Network":
         """A frozen copy in evaluation mode with "class" logits alone; a student is faster, equal to float error."""
@@ -109,7 +121,7 @@ def build_network(
         torch.manual_seed(seed)
         network = create_network(about, config.model if pretrained else None)
     if tokens is not None and not isinstance(network.model, TokenModel):
-        raise UserError(f"model '{config.model}' has no tokens for teachers to advise{_STUDENTS}")
+        raise UserError(f"model '{config.model}' has no tokens for teachers to advise; {STUDENTS_ARE}")
     return network
 
 
@@ -130,7 +142,7 @@ def load_network(folder: Path) -> Network:
     """
     manifest, weights = read_model(folder)
     try:
-        about = _About.model_validate(manifest).model_dump()
+        about = _About.model_validate(manifest).model_dump(exclude_none=True)
         network = create_network(about)
     except UserError as error:
         raise UserError(f"'{folder}': {error}") from None
@@ -176,18 +188,25 @@ def create_network(about: dict[str, Any], source: str | None = None) -> Network:
         raise UserError(f"model_kwargs of '{about['model']}' must not contain {', '.join(forbidden)}; remove them")
     if _takes_image_size(about["model"]):
         arguments["img_size"] = about["image_size"]
+    takes_tokens = "token_names" in arguments and is_timms(about["model"])
     try:
-        model = timm.create_model(
-            source or about["model"], pretrained=source is not None, num_classes=len(about["classes"]), **arguments
-        )
+        model: Any
+        if takes_tokens:
+            model = create_token_vit(about["model"], num_classes=len(about["classes"]), **arguments)
+        else:
+            model = timm.create_model(
+                source or about["model"], pretrained=source is not None, num_classes=len(about["classes"]), **arguments
+            )
         settings = model.pretrained_cfg
         return Network(model, {"mean": list(settings["mean"]), "std": list(settings["std"]), **about})
     except OSError as error:
         said = " ".join(str(error).split())[:300]
         raise UserError(f"the published weights of '{source}' could not be loaded: {said}") from None
     except Exception as error:  # hundreds of constructors, each with its own errors
+        if takes_tokens and isinstance(error, UserError):
+            raise
         said = " ".join(str(error).split()) or type(error).__name__
-        hint = _STUDENTS if "token_names" in said else ""
+        hint = f"; {STUDENTS_ARE}" if "token_names" in said else ""
         raise UserError(f"model '{about['model']}' cannot be built with {arguments}: {said}{hint}") from None
 
 

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import load_model_config_from_hf
 
 from coadvise.config import ModelConfig, TeacherConfig
 from coadvise.errors import UserError
 from coadvise.models.network import HUB, Network, build_network, check_name, create_network, load_network, load_weights
-from coadvise.models.published import load_with_notes, read_published, read_tensors
-from coadvise.models.student import Student
+from coadvise.models.published import read_published, read_tensors
 
 _TIMM = f"{HUB}timm/"  # timm's own models there
 
@@ -38,35 +36,6 @@ def given_network(teacher: TeacherConfig, image_size: int) -> Network:
     return build_network(teacher, pretrained_classes(teacher.model), image_size, seed=0, pretrained=True)
 
 
-def start_from(network: Network, path: str | Path, seed: int) -> list[str]:
-    """Loads weights from a file that `coadvise.load_published` reads into an untrained student.
-
-    Heads for other classes than the file's are newly initialised, as a function of `seed`, and so are tokens that the
-    file does not have. Position embeddings are resampled to the image size.
-
-    Returns:
-        What is newly initialised, a sentence each.
-
-    Raises:
-        UserError: No such file, another layout or other sizes than the student's, or a student that is not a vision
-            transformer.
-    """
-    model = network.model
-    if not isinstance(model, Student):
-        raise UserError(f"student.start: '{network.about['model']}' is not a vision transformer; remove student.start")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        published, notes = load_with_notes(
-            path,
-            token_names=list(model.token_names),
-            num_heads=model.blocks[0].attn.num_heads,
-            num_classes=len(network.classes),
-            img_size=network.about["image_size"],
-        )
-    load_weights(network, published.state_dict(), Path(path))
-    return [f"{path}: {note}" for note in notes]
-
-
 def has_weights(model: str) -> bool:
     """Whether timm has published weights of a model."""
     settings = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
@@ -83,7 +52,7 @@ def pretrained_classes(model: str) -> list[str]:
     settings = timm.get_pretrained_cfg(model)
     if settings is None or not settings.has_weights:
         raise UserError(f"timm has no published weights for '{model}'; train the teacher here, or give its checkpoint")
-    classes = _imagenet(settings.num_classes)
+    classes = imagenet_classes(settings.num_classes)
     if not classes:
         raise UserError(f"timm does not say what the {settings.num_classes} classes of '{model}' are; train it here")
     return classes
@@ -121,7 +90,7 @@ def _hub_classes(hub_name: str, settings: dict[str, Any]) -> list[str]:
     if isinstance(names, dict):  # by number
         names = [names.get(str(number)) for number in range(len(names))]
     if names is None and hub_name.startswith(_TIMM) and count:
-        names = _imagenet(count)
+        names = imagenet_classes(count)
     if not names or len(names) != count or not all(isinstance(name, str) for name in names):
         raise UserError(
             f"'{hub_name}' does not say what its {count} classes are (label_names in its config.json), so they cannot "
@@ -143,7 +112,7 @@ def _from_file(config: ModelConfig, path: Path, image_size: int) -> Network:
         found = read_published(path)
         model, arguments, tensors = found.model, dict(found.arguments), found.weights
         count, image_size = arguments.pop("num_classes"), arguments.pop("img_size", image_size)
-    classes = _imagenet(count)
+    classes = imagenet_classes(count)
     if not classes:
         raise UserError(
             f"'{path}' has {count} classes without names, and only ImageNet's 1000 are known; give the folder of a "
@@ -163,7 +132,7 @@ def _head(model: str) -> str:
     return head if isinstance(head, str) else next(iter(head or ()), "")
 
 
-def _imagenet(count: int) -> list[str]:
+def imagenet_classes(count: int) -> list[str]:
     """The WordNet ids of the ImageNet variant with so many classes; empty if there is none."""
     subset = infer_imagenet_subset({"num_classes": count})
     classes: list[str] = ImageNetInfo(subset).label_names() if subset else []

@@ -107,7 +107,7 @@ class Student(TokenModel, VisionTransformer):
             drop_path_rate=drop_path_rate,
             dynamic_img_size=dynamic_img_size,
             dynamic_img_pad=dynamic_img_pad,
-            embed_layer=partial(_aligned_embed, aligned=aligned) if aligned else PatchEmbed,
+            embed_layer=partial(aligned_embed, aligned=aligned) if aligned else PatchEmbed,
         )
         self.in_chans = in_chans
         self.token_names = names
@@ -139,6 +139,11 @@ class Student(TokenModel, VisionTransformer):
         nn.init.zeros_(head.bias)
         head.train(self.training)
         return head
+
+    def new_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the heads, the named tokens and their stems."""
+        stems = self.patch_embed.parameters() if self.aligned else ()
+        return [*super().new_parameters(), *([] if self.reg_token is None else [self.reg_token]), *stems]
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of weights that no decay applies to, beyond norms and biases: tokens and positions."""
@@ -203,9 +208,10 @@ class Student(TokenModel, VisionTransformer):
         return ClassAnswer(model, cat(rows, dim=1), {name: names.index(name) for name in model.aligned})
 
 
-def _aligned_embed(
+def aligned_embed(
     *, aligned: Mapping[str, str], bias: bool, device: Any, dtype: Any, **arguments: Any
 ) -> AlignedPatchEmbed:
+    """Aligned stems as the ``embed_layer`` of timm's ``VisionTransformer``, which gives them these arguments."""
     # timm's ViT passes these three to its own patch embedding; a student never sets them.
     return AlignedPatchEmbed(aligned=aligned, **arguments)
 

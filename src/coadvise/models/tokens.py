@@ -37,6 +37,10 @@ class TokenModel(ABC):
     def for_inference(self) -> nn.Module:
         """Return a frozen copy that maps images to the class token's logits alone, equal to float error."""
 
+    def new_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that published weights do not have: those of the heads, and of what tokens need."""
+        return [parameter for head in self.heads().values() for parameter in head.parameters()]
+
     def train_heads(self, names: Collection[str]) -> None:
         """Freeze all heads but these: the others get no gradient."""
         for name, head in self.heads().items():

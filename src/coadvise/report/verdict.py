@@ -198,16 +198,21 @@ def _parts(run: Run) -> Markup:
     if not run.results:
         return Markup()
     body = []
+    calibrated = any(score(record.get("temperature")) is not None for record in run.results.values())
+    figures = ("top1", "top5", "ece", *["calibrated_ece"] * calibrated)
     for part, record in sorted(run.results.items(), key=lambda item: run.parts.index(item[0])):
         nll = score(record.get("nll"))
         cells = [tag("td", str(record.get("model") or "–"), class_="text")]
-        cells += [tag("td", percent(score(record.get(figure)))) for figure in ("top1", "top5", "ece")]
+        cells += [tag("td", percent(score(record.get(figure)))) for figure in figures]
         cells += [tag("td", "–" if nll is None else f"{nll:.3f}"), tag("td", compact(number(record.get("parameters"))))]
         body.append(row(part, cells))
-    head = header_row(("network", "model", "top-1", "top-5", "calibration error", "log loss", "parameters"))
+    errors = ("calibration error", *["with temperature"] * calibrated)
+    head = header_row(("network", "model", "top-1", "top-5", *errors, "log loss", "parameters"))
     note = (
         "Scores of the class token. Calibration error: the distance between confidence and accuracy, mean over 15 bins "
         "of confidence weighted by their images. Log loss: minus the log-probability of the true class, mean, in nats."
     )
+    if calibrated:
+        note += " With temperature: logits are divided by a temperature fitted on the validation images."
     summary = tag("summary", f"All {len(body)} trained networks")
     return tag("details", summary, table(head, body), paragraph("note", note))

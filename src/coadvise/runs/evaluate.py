@@ -17,6 +17,7 @@ from coadvise.data.scan import scan_split
 from coadvise.data.sources import Split, evaluation_remarks, evaluation_split, few, source_of
 from coadvise.errors import UserError
 from coadvise.evaluation.agreement import agreements, divergences
+from coadvise.evaluation.calibration import calibrated_errors
 from coadvise.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from coadvise.evaluation.robustness import corruption_scores, count_cases, file_cases, made_cases, relative_to_alexnet
 from coadvise.evaluation.scores import class_scores, confusion, in_order, predict_each, scores
@@ -109,10 +110,11 @@ def evaluate_run(
 
     Returns:
         {"data", "layout", "classes": number of classes to choose from, "images": number scored, "unreadable": files
-        that were not} and, except for ImageNet-C, {"parts": {part: {head: its `Scores`}}, "by_class": {part: {class:
-        its `ClassScores`, of the class token}}, "confusions": {part: counts by label and prediction}, "divergences":
-        `Divergence`s, "agreements": `Agreement`s}; with corruptions {"corruptions": see `corruption_scores`; for
-        ImageNet-C with "relative_to_alexnet" for each head}.
+        that were not} and, except for ImageNet-C, {"parts": {part: {head: its `Scores`, and "temperature" and
+        "calibrated_ece" of a calibrated network}}, "by_class": {part: {class: its `ClassScores`, of the class token}},
+        "confusions": {part: counts by label and prediction}, "divergences": `Divergence`s, "agreements":
+        `Agreement`s}; with corruptions {"corruptions": see `corruption_scores`; for ImageNet-C with
+        "relative_to_alexnet" for each head}.
 
     Raises:
         UserError: no run, nothing trained yet, data of other classes or incomplete, or options that do not combine.
@@ -141,7 +143,7 @@ def _evaluated(ready: Networks, request: Request, listener: Listener) -> dict[st
     result = {
         **_what(data, request.kind, len(classes), len(split)),
         "unreadable": list(split.unreadable),
-        "parts": {part: _plain(scores(tokens, labels)) for part, tokens in logits.items()},
+        "parts": {part: _scored(tokens, labels, ready.networks[part].temperatures) for part, tokens in logits.items()},
         "by_class": {part: _by_class(counts, classes) for part, counts in confusions.items()},
         "confusions": {part: counts.tolist() for part, counts in confusions.items()}
         if len(classes) <= MOST_CONFUSED
@@ -209,5 +211,8 @@ def _by_class(counts: Tensor, classes: Sequence[str]) -> dict[str, Any]:
     return dict(zip(classes, map(asdict, class_scores(counts)), strict=True))
 
 
-def _plain(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {answer: asdict(score) for answer, score in found.items()}
+def _scored(logits: Mapping[str, Tensor], labels: Tensor, temperatures: Mapping[str, float]) -> dict[str, Any]:
+    found = {answer: asdict(score) for answer, score in scores(logits, labels).items()}
+    for answer, error in calibrated_errors(logits, labels, temperatures).items():
+        found[answer] |= {"temperature": temperatures[answer], "calibrated_ece": error}
+    return found

@@ -1,23 +1,24 @@
 """One network of a run: built or loaded, trained, scored, recorded."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from coadvise.advice import LossWeights
+from coadvise.advice import CLASS, LossWeights
 from coadvise.config import RecipeConfig, RunConfig
 from coadvise.data import draws
 from coadvise.data.loader import whole_batch
-from coadvise.data.scan import Dataset
+from coadvise.data.scan import Dataset, ScannedSplit
 from coadvise.distill.logit_cache import StoredLogits, form_of
 from coadvise.distill.loss import CoAdvice
 from coadvise.distill.teachers import Teachers, check_classes
 from coadvise.errors import UserError
+from coadvise.evaluation.calibration import calibrated_errors, fit_temperatures
 from coadvise.evaluation.scores import (
     Scores,
     in_order,
@@ -29,10 +30,11 @@ from coadvise.evaluation.scores import (
 )
 from coadvise.models import TokenModel
 from coadvise.models.network import Network, build_network, check_answers, load_network
-from coadvise.models.pretrained import given_network, start_from
+from coadvise.models.pretrained import given_network
+from coadvise.models.start import start_from
 from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part
 from coadvise.runs.run import Run
-from coadvise.storage import MANIFEST, DamagedError
+from coadvise.storage import MANIFEST, DamagedError, describe_model
 from coadvise.training.checkpoint import checkpoint_bytes
 from coadvise.training.engine import Engine
 from coadvise.training.loop import Advisers, Training, train
@@ -99,24 +101,53 @@ def train_part(run: Run, part: Part) -> None:
         if run.engine.is_main:
             network.save(folder)
     run.engine.prepare(network)
-    logits = predict_logits(network, run.dataset.scored, config.data.image_size, run.engine, config.data.workers)
-    logits = in_order(logits, network.classes, run.dataset.classes)
-    trained = loss_weights_of(part, config).trained_tokens
-    labels = torch.from_numpy(run.dataset.scored.labels)
-    kept = {name: logits[name] for name in trained}
+    kept, labels = _answers(run, part, network, run.dataset.scored)
     found = {name: asdict(score) for name, score in scores(kept, labels).items()}
+    calibration = _calibration(run, part, network, kept, labels)
+    temperatures = calibration.get("temperature", {})
     if run.engine.is_main:
+        if temperatures != network.temperatures:
+            rest = {key: value for key, value in network.about.items() if key != "temperatures"}
+            describe_model(folder, {**rest, "temperatures": temperatures} if temperatures else rest)
         save_predictions(run.folder, part.name, kept, labels)
         run.checkpoints(part).remove()
     run.record.add(
         "result", part=part.name, role=part.role, name=part.title, model=network.about["model"], seed=part.seed,
         **{figure: {name: score[figure] for name, score in found.items()} for figure in FIGURES},
-        parameters=network.parameter_count,
+        **calibration, parameters=network.parameter_count,
     )  # fmt: skip
     run.listener.say(
         f"{part.title}: top-1 " + ", ".join(f"{name} {score['top1']:.1%}" for name, score in found.items())
     )
+    if calibration:
+        before, after = found[CLASS]["ece"], calibration["calibrated_ece"][CLASS]
+        run.listener.say(
+            f"{part.title}: temperature {temperatures[CLASS]:.3g}, fitted on val: calibration error {before:.1%} -> "
+            f"{after:.1%}"
+        )
     run.engine.barrier()
+
+
+def _answers(run: Run, part: Part, network: Network, split: ScannedSplit) -> tuple[dict[str, Tensor], Tensor]:
+    """Logits [N, K] of the data's classes by trained token, and labels [N]."""
+    config = run.config
+    logits = predict_logits(network, split, config.data.image_size, run.engine, config.data.workers)
+    logits = in_order(logits, network.classes, run.dataset.classes)
+    trained = loss_weights_of(part, config).trained_tokens
+    return {name: logits[name] for name in trained}, torch.from_numpy(split.labels)
+
+
+def _calibration(
+    run: Run, part: Part, network: Network, scored: Mapping[str, Tensor], labels: Tensor
+) -> dict[str, dict[str, float]]:
+    """Temperatures fitted on val, and the calibration error with them where finished networks are scored.
+
+    Empty without a test split: nothing is fitted on what is scored.
+    """
+    if run.dataset.test is None:
+        return {}
+    temperatures = fit_temperatures(*_answers(run, part, network, run.dataset.val))
+    return {"temperature": temperatures, "calibrated_ece": calibrated_errors(scored, labels, temperatures)}
 
 
 def _has_whole_predictions(run: Run, part: Part) -> bool:
@@ -196,7 +227,7 @@ def initial_network(
     """An untrained network. An advised student and the same one alone start from the same weights.
 
     Args:
-        say: receives notes about weights that a student's start file lacks.
+        say: receives notes about weights that a student's start lacks.
     """
     if part.role == TEACHER:
         teacher = config.teachers[part.teacher]

@@ -20,7 +20,7 @@ from coadvise.training.checkpoint import Checkpoints, Schedule, TrainingState
 from coadvise.training.engine import Engine
 from coadvise.training.metrics import Recorder
 from coadvise.training.nonfinite import NonFiniteGuard
-from coadvise.training.optim import average_of, clip_gradient, learning_rate, make_optimiser
+from coadvise.training.optim import all_but_new, average_of, clip_gradient, learning_rate, make_optimiser
 
 Advisers = Callable[[Batch], Mapping[str, Tensor]]  # logits [B, K] by teacher: `Teachers`, or `StoredLogits`
 Losses = Callable[[nn.Module, Batch, Mapping[str, Tensor]], Mapping[str, Tensor]]  # of a network, a batch, its advice
@@ -75,6 +75,7 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
     )
     per_epoch, last_step = loader.steps_per_epoch, recipe.epochs * loader.steps_per_epoch
     optimiser, averaged = make_optimiser(network.model, recipe), average_of(network, recipe)
+    frozen_at_first = all_but_new(network.model) if recipe.head_epochs else []
     guard = NonFiniteGuard(job.part, network, optimiser, engine, record)
     state = TrainingState(network, optimiser, averaged, guard)
     first_step = state.restore(job.part, checkpoints, record.say)
@@ -92,7 +93,7 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
         engine.at = f"step {step} of {job.part}"
         rate = learning_rate(step - 1, per_epoch, recipe)
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         torch.manual_seed(draws.scalar_seed(job.seed, draws.STEP, step - 1, engine.rank))  # dropout, stochastic depth
 
         # Forward and backward: gradients add up over micro-batches.
@@ -106,6 +107,10 @@ def train(job: Training, checkpoints: Checkpoints, engine: Engine, record: Recor
                 losses = job.losses(model, batch, advice)
                 engine.backward(losses["total"] / len(micro_batches))
             guard.observe(advice, losses, len(micro_batches))
+
+        if step <= recipe.head_epochs * per_epoch:
+            for parameter in frozen_at_first:  # without a gradient the optimiser leaves it as it is
+                parameter.grad = None
 
         # Update, unless the guard makes the optimiser skip it.
         guard.decide(step, clip_gradient(network, recipe.clip))

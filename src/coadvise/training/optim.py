@@ -1,20 +1,41 @@
 """AdamW with timm's parameter groups, averaged weights, the learning rate of a step, and gradient clipping."""
 
 import math
+from typing import Any
 
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from coadvise.config import RecipeConfig
+from coadvise.models import TokenModel
 
 
 def make_optimiser(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:
-    """AdamW, fused; no weight decay on biases, norms and what `model.no_weight_decay` names."""
+    """AdamW, fused; no weight decay on biases, norms and what `model.no_weight_decay` names.
+
+    With layer decay each group has "lr_scale", by which its learning rate is multiplied.
+    """
     exempt: set[str] = getattr(model, "no_weight_decay", set)()
-    groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=exempt)
+    if recipe.layer_decay < 1:
+        groups = param_groups_layer_decay(
+            model, recipe.weight_decay, no_weight_decay_list=exempt, layer_decay=recipe.layer_decay
+        )
+    else:
+        groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=exempt)
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+
+
+def all_but_new(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are not trained in the first `head_epochs`: neither heads nor a student's tokens."""
+    if isinstance(model, TokenModel):
+        new = model.new_parameters()
+    else:
+        heads: Any = model.get_classifier()  # type: ignore[operator]
+        new = [p for head in (heads if isinstance(heads, tuple) else (heads,)) for p in head.parameters()]
+    trained = {id(parameter) for parameter in new}
+    return [parameter for parameter in model.parameters() if id(parameter) not in trained]
 
 
 def average_of(network: nn.Module, recipe: RecipeConfig) -> ModelEmaV3 | None:
