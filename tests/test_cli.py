@@ -314,7 +314,7 @@ def test_a_users_errors_are_one_line_each(
     refused(fit("student.weight=2", out=finished), f"'{finished}'", "student.weight: 1.0 -> 2.0")
     assert contents(finished) == before
     other = make_images(tmp_path / "other", 2, 1, classes=("cat", "dog"))
-    refused(fit(f"teachers.conv.checkpoint={finished}/teachers/conv", data=other), "blue, green, red", "cat, dog")
+    refused(fit(f"teachers.conv.start={finished}/teachers/conv", data=other), "blue, green, red", "cat, dog")
     assert not run.exists()
     good = next((tiny_images / "val" / "red").iterdir())
     (tmp_path / "phone").mkdir()

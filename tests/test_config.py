@@ -152,7 +152,7 @@ def test_what_does_not_choose_classes_is_written_as_before_one_could() -> None:
         ("augment.rand_augment=rand-m5=x", "augment.rand_augment", "rand-m5=x"),
         ("student.model_kwargs.new.deep={a: [1]}", "student.model_kwargs.new.deep.a", [1]),
         ("teachers.conv.augment.erase=0.25", "teachers.conv.augment.erase", 0.25),
-        ("teachers.conv.checkpoint=/some where/else", "teachers.conv.checkpoint", "/some where/else"),
+        ("teachers.conv.start=/some where/else", "teachers.conv.start", "/some where/else"),
     ],
 )
 def test_an_override_changes_one_thing(override: str, key: str, value: object) -> None:

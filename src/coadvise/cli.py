@@ -332,6 +332,17 @@ def study(options: StudyOptions, dry_run: DryRun = False, as_json: AsJson = Fals
 
 
 @app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A model of timm with published weights, or hf-hub:ORG/NAME.")],
+) -> None:
+    """Download a network's weights into the local cache, for a start without a connection."""
+    from coadvise.models.pretrained import fetch as run_fetch
+
+    run_fetch(name)
+    print(f"{name}: in the local cache; give it as teachers.NAME.start")
+
+
+@app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A published checkpoint: .pt, .pth or .safetensors.")],
     out: Annotated[Path, typer.Option(help="The file to write, ending in .safetensors.")],

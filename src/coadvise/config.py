@@ -1,6 +1,7 @@
 """The configuration of a run: typed, frozen, complete; a preset or a YAML file plus `a.b=c` overrides."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
@@ -233,17 +234,53 @@ def _tokens(given: object, otherwise: str = "") -> tuple[str, ...]:
     return names
 
 
+class FinetuneConfig(_Section):
+    """How a teacher that starts from other weights is fine-tuned. What is not here is as in its recipe."""
+
+    epochs: int | None = Field(None, ge=1, description="null: 15,000 images' worth, at least 5 and at most 30")
+    batch_size: int = Field(32, ge=1, description="images per optimiser step; small, since there are few steps")
+    learning_rate: float = Field(5e-4, gt=0, description="its peak, of the head")
+    layer_decay: float = Field(0.75, gt=0, le=1, description="a layer's learning rate over the next one's")
+    head_epochs: int = Field(1, ge=0, description="first epochs, in which only the head is trained")
+
+    def recipe(self, recipe: RecipeConfig, images: int) -> RecipeConfig:
+        """A recipe for fine-tuning on some training images."""
+        epochs = self.epochs or min(30, max(5, round(15_000 / images)))
+        return recipe.model_copy(
+            update={
+                "epochs": epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate,
+                "layer_decay": self.layer_decay, "head_epochs": min(self.head_epochs, epochs - 1),
+                "warmup_epochs": 0.5, "clip": recipe.clip or 1.0, "ema": 0.0,
+                "evaluations": min(recipe.evaluations, epochs),
+            }
+        )  # fmt: skip
+
+
+WEIGHT_FILES = (".pt", ".pth", ".safetensors", ".bin")
+HUB = "hf-hub:"  # prefix of a model whose configuration and weights timm downloads from a hub
+
+
+def names_model(start: str) -> bool:
+    """Whether a start is the name of a model in timm or on a hub, and not a file or folder."""
+    return start.startswith(HUB) or bool(re.fullmatch(r"\w+(\.\w+)?", start) and not start.endswith(WEIGHT_FILES))
+
+
 class TeacherConfig(ModelConfig):
     """One teacher (its key is its name): its source, and which tokens it advises, and how."""
 
+    _unwritten: ClassVar[frozenset[str]] = frozenset({"start", "adapt", "finetune"})
     recipe: RecipeConfig = RecipeConfig()
-    checkpoint: str | None = Field(
-        None, description="folder of a teacher from another run, or a file of weights; null trains one here"
+    start: str | None = Field(
+        None,
+        description="trained elsewhere: a model of timm with published weights, hf-hub:ORG/NAME, a file of weights, or "
+        "a run or one of its networks; null: random weights",
     )
-    pretrained: bool = Field(
-        False,
-        description="published weights of a model from timm or a hub (hf-hub:ORG/NAME); its classes must match",
+    adapt: Literal["finetune", "probe", "none"] | None = Field(
+        None,
+        description="a start gets a head for the data's classes, and all of it is trained (finetune) or the head alone "
+        "(probe); none keeps its classes, which must be the data's; null: none for a run's, else finetune",
     )
+    finetune: FinetuneConfig = FinetuneConfig()
     token: Annotated[str | tuple[str, ...] | None, BeforeValidator(_advised_tokens)] = Field(
         None,
         description="the student's token that it advises (class is one too), or a list; null: the token with its name",
@@ -253,9 +290,33 @@ class TeacherConfig(ModelConfig):
     hard: bool = Field(False, description="cross-entropy against its most likely class instead of the KL term")
     augment: AugmentConfig | None = Field(None, description="views it is trained on; null: those of the run")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _model_of_start(cls, values: Any) -> Any:
+        start = values.get("start") if isinstance(values, dict) else None
+        if not isinstance(start, str) or not names_model(start):
+            return values
+        if values.get("model", start) != start:
+            raise ValueError(f"model is {values['model']} and start is {start}; leave out model")
+        return {**values, "model": start}
+
+    @model_validator(mode="after")
+    def _something_to_adapt(self) -> Self:
+        if self.start is None and self.adapt not in (None, "none"):
+            raise ValueError(f"adapt={self.adapt} needs a start, such as start=resnet18.a1_in1k; leave it out")
+        return self
+
+    @property
+    def adaptation(self) -> str:
+        """What `adapt` means: "finetune", "probe" or "none"; without a start "train"."""
+        if self.start is None:
+            return "train"
+        return self.adapt or ("finetune" if names_model(self.start) or self.start.endswith(WEIGHT_FILES) else "none")
+
     @property
     def trained_here(self) -> bool:
-        return self.checkpoint is None and not self.pretrained
+        """Whether it is trained in this run, from whatever weights."""
+        return self.adaptation != "none"
 
 
 class StudentConfig(ModelConfig):
@@ -402,7 +463,8 @@ def load_config(
     else:
         path = Path(preset)
     values = _read_yaml(path, f"preset '{preset}'")
-    for override in sorted(overrides, key=lambda text: ".model=" not in text):  # models before their arguments
+    first = (".model=", ".start=")
+    for override in sorted(overrides, key=lambda text: not any(key in text for key in first)):  # before arguments
         _apply(values, override)
     if seed is not None:
         values["seed"] = seed
@@ -449,7 +511,15 @@ def _check_intended(config: RunConfig) -> None:
 
 def read_config(path: Path) -> RunConfig:
     """Reads the configuration of a run. Raises UserError as `load_config`. Nothing in the file is executed."""
-    return parse_config(_read_yaml(path, f"'{path}'"))
+    values = _read_yaml(path, f"'{path}'")
+    for teacher in (values.get("teachers") or {}).values():
+        if isinstance(teacher, dict):  # a run from before `start`
+            given = teacher.pop("checkpoint", None) or (
+                teacher.get("model") if teacher.pop("pretrained", None) else None
+            )
+            if given is not None:
+                teacher |= {"start": given, "adapt": "none"}
+    return parse_config(values)
 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
@@ -537,8 +607,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a word
         with suppress(ValueError):
             value = float(value)
-    if path.endswith(".model"):  # the preset's arguments are those of the preset's model
-        _set(values, f"{path}_kwargs", {})
+    network, _, key = path.rpartition(".")
+    named = key == "start" and network.startswith("teachers.") and isinstance(value, str) and names_model(value)
+    if named:
+        _set(values, f"{network}.model", value)
+    if named or key == "model":  # the preset's arguments are those of the preset's model
+        _set(values, f"{network}.model_kwargs", {})
     _set(values, path, value)
 
 

@@ -116,7 +116,7 @@ def test_a_transformer_is_built_for_the_data_s_image_size() -> None:
     [
         ("resnet_smal", {}, "'resnet_smal', did you mean 'resnet_small'"),
         ("resnet18.none_such", {}, r"'resnet18\.none_such'.*resnet18\.a1_in1k"),
-        ("hf-hub:some/one", {}, "'hf-hub:some/one'.*pretrained=true"),
+        ("hf-hub:some/one", {}, "'hf-hub:some/one'.*teacher's start"),
         ("resnet_small", {"wides": [8]}, "'resnet_small' cannot be built with .*wides"),
         ("cit_micro_patch4_32", {"embed_dim": 25}, "'cit_micro_patch4_32' cannot be built with"),
     ],

@@ -21,12 +21,12 @@ from coadvise.config import TeacherConfig
 from coadvise.distill.teachers import Teacher
 from coadvise.errors import UserError
 from coadvise.models.network import Network, load_network
-from coadvise.models.pretrained import given_network, pretrained_classes
+from coadvise.models.pretrained import adapted_network, given_network
 from coadvise.runs.evaluate import evaluate_run
 
 TINY = {"widths": [8, 16], "depths": [1, 1], "strides": [2, 2]}
 NAMES = ["green", "red", "blue", "black"]
-HUB = TeacherConfig(model="hf-hub:some/one", pretrained=True)
+HUB = TeacherConfig(model="hf-hub:some/one", start="hf-hub:some/one", adapt="none")
 IMAGENET = ImageNetInfo().label_names()
 Serve = Callable[..., list[tuple[str, str]]]
 
@@ -86,7 +86,7 @@ def test_a_hub_s_model_comes_with_its_classes_and_is_kept_without_the_hub(
 ) -> None:
     model = made(**TINY)
     asked = serve(model, label_names=names)
-    network = given_network(HUB, 32)
+    network = given_network("conv", HUB, 32)
     assert network.classes == tuple(NAMES)
     assert (network.about["model"], network.about["model_kwargs"]["widths"]) == ("resnet_small", [8, 16])
     assert same_answers(network, model)
@@ -99,7 +99,7 @@ def test_a_hub_s_model_comes_with_its_classes_and_is_kept_without_the_hub(
 def test_a_hub_s_transformer_takes_the_data_s_image_size(serve: Serve, tmp_path: Path) -> None:
     arguments = {"patch_size": 4, "embed_dim": 24, "depth": 1, "img_size": 16}
     serve(made("deit_tiny_patch16_224", **arguments), label_names=NAMES)
-    network = given_network(HUB, 32)
+    network = given_network("conv", HUB, 32)
     assert network.about["image_size"] == 32
     network.save(tmp_path / "kept")
     images = torch.rand(2, 3, 32, 32)
@@ -109,7 +109,7 @@ def test_a_hub_s_transformer_takes_the_data_s_image_size(serve: Serve, tmp_path:
 @pytest.mark.parametrize("model", [HUB.model, "regnety_002.pycls_in1k"])
 def test_offline_it_is_one_sentence(model: str, offline: None) -> None:
     with pytest.raises(UserError, match=f"'{model}' could not be loaded: no connection, and"):
-        given_network(TeacherConfig(model=model, pretrained=True), 32)
+        given_network("conv", TeacherConfig(model=model, start=model, adapt="none"), 32)
 
 
 @pytest.mark.parametrize(
@@ -132,38 +132,39 @@ def test_a_hub_s_model_that_is_not_whole_is_refused(
     serve(made(**TINY), label_names=NAMES)
     edit(tmp_path / "hub" / "config.json", **changes)
     with pytest.raises(UserError, match=message):
-        given_network(HUB, 32)
+        given_network("conv", HUB, 32)
 
 
 def test_of_timm_s_own_place_a_thousand_classes_are_imagenet_s(serve: Serve) -> None:
     serve(made(classes=1000, **TINY))
-    timms = TeacherConfig(model="hf-hub:timm/some.in1k", pretrained=True)
-    assert given_network(timms, 32).classes == tuple(IMAGENET)
+    timms = TeacherConfig(model="hf-hub:timm/some.in1k", start="hf-hub:timm/some.in1k", adapt="none")
+    assert given_network("conv", timms, 32).classes == tuple(IMAGENET)
     with pytest.raises(UserError, match="does not say what its 1000 classes are"):
-        given_network(HUB, 32)
+        given_network("conv", HUB, 32)
 
 
 # timm's names
 
 
-def test_published_weights_bring_their_own_classes() -> None:
-    for name in ("resnet18", "regnety_040", "regnety_040.ra3_in1k", "regnety_040.pycls_in1k"):
-        assert pretrained_classes(name) == IMAGENET
+def test_published_weights_that_are_not_there_or_have_no_names_are_refused_before_they_are_fetched() -> None:
     for name, message in {
         "rednet26": "no published weights for 'rednet26'",
         "resnet1888": "unknown model 'resnet1888'",
         "regnety_040.ra4_in1k": "of regnety_040 timm has regnety_040.pycls_in1k, regnety_040.ra3_in1k",
-        "vit_base_patch16_clip_224.openai": "does not say what the 512 classes",
+        "vit_base_patch16_clip_224.openai": "does not say what the 512 classes.*adapt=finetune",
     }.items():
         with pytest.raises(UserError, match=message):
-            pretrained_classes(name)
+            given_network("conv", TeacherConfig(model=name, start=name, adapt="none"), 32)
 
 
 def test_a_tag_names_the_weights(serve: Serve, tmp_path: Path) -> None:
     model = made("regnety_002", classes=1000)
     asked = serve(model)
-    network = given_network(TeacherConfig(model="regnety_002.pycls_in1k", pretrained=True), 32)
+    network = given_network(
+        "conv", TeacherConfig(model="regnety_002.pycls_in1k", start="regnety_002.pycls_in1k", adapt="none"), 32
+    )
     assert asked == [("timm/regnety_002.pycls_in1k", "model.safetensors")]
+    assert network.classes == tuple(IMAGENET)
     assert same_answers(network, model)
     network.save(tmp_path / "kept")
     assert same_answers(load_network(tmp_path / "kept"), model)
@@ -173,7 +174,7 @@ def test_a_tag_names_the_weights(serve: Serve, tmp_path: Path) -> None:
 
 
 def given_file(model: str, path: Path, **arguments: Any) -> Network:
-    return given_network(TeacherConfig(model=model, checkpoint=str(path), model_kwargs=arguments), 32)
+    return given_network("conv", TeacherConfig(model=model, start=str(path), adapt="none", model_kwargs=arguments), 32)
 
 
 def test_a_file_has_the_named_model_s_weights(tmp_path: Path) -> None:
@@ -205,8 +206,54 @@ def test_a_file_of_unnamed_classes_or_of_no_model_is_refused(tmp_path: Path) -> 
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"other.pth' has an unknown layout"):
         given_file("resnet_small", tmp_path / "other.pth", **TINY)
-    with pytest.raises(UserError, match="no model in"):
+    with pytest.raises(UserError, match="no checkpoint"):
         given_file("resnet_small", tmp_path / "nowhere.pth")
+
+
+# A new head
+
+
+def adapted(classes: list[str], start: str, **about: Any) -> tuple[Network, str]:
+    teacher = TeacherConfig.model_validate({"model": start, "start": start, "adapt": "finetune", **about})
+    return adapted_network("conv", teacher, classes, 32, seed=0)
+
+
+def test_an_adapted_network_has_the_body_and_the_rows_of_classes_that_both_know(serve: Serve, tmp_path: Path) -> None:
+    model = made(**TINY)
+    serve(model, label_names=NAMES)
+    network, note = adapted(["black", "pink", "red"], "hf-hub:some/one")
+    assert network.classes == ("black", "pink", "red")
+    assert note == "new in its head: pink"
+    own, given = network.model.state_dict(), model.state_dict()
+    head = [key for key in own if own[key].shape != given[key].shape]
+    assert len(head) == 2
+    assert all(torch.equal(own[key], given[key]) for key in own if key not in head)
+    for key in head:
+        assert torch.equal(own[key][[0, 2]], given[key][[3, 1]])
+    again, _ = adapted(["black", "pink", "red"], "hf-hub:some/one")
+    assert all(torch.equal(own[key], value) for key, value in again.model.state_dict().items())
+    network.save(tmp_path / "kept")
+    assert torch.equal(load_network(tmp_path / "kept").model.state_dict()[head[0]], own[head[0]])
+
+
+def test_a_network_whose_classes_have_no_names_can_be_adapted(serve: Serve) -> None:
+    serve(made(**TINY))
+    with pytest.raises(UserError, match=r"does not say what its 4 classes are.*adapt=finetune"):
+        given_network("conv", HUB, 32)
+    network, note = adapted(["a", "b", "c"], "hf-hub:some/one")
+    assert (network.classes, note) == (("a", "b", "c"), "a new head")
+    assert network(torch.rand(2, 3, 32, 32))["class"].shape == (2, 3)
+
+
+def test_a_file_of_real_sizes_is_adapted(tmp_path: Path) -> None:
+    """RedNet's published layout, of which only the body is needed."""
+    model = made("rednet26", classes=1000, widths=(64, 64, 64, 64), stem_width=32)
+    renamed = {key.replace("fc.", "head.fc.") if key.startswith("fc.") else f"backbone.{key}": value
+               for key, value in model.state_dict().items()}  # fmt: skip
+    torch.save({"state_dict": renamed}, tmp_path / "inv_teacher.pth")
+    network, note = adapted(["a", IMAGENET[9]], str(tmp_path / "inv_teacher.pth"), model="rednet101")
+    assert note == "new in its head: a"
+    assert torch.equal(network.model.get_classifier().weight[1], model.get_classifier().weight[9])
 
 
 # In a run
@@ -220,7 +267,7 @@ def test_a_teacher_of_a_thousand_classes_advises_on_two_chosen_folders_by_their_
     serve(model)
     data = make_images(tmp_path / "imagenet", classes=[IMAGENET[7], IMAGENET[3], IMAGENET[500]])
     overrides = [
-        "teachers.conv.model=hf-hub:timm/some.in1k", "teachers.conv.pretrained=true",
+        "teachers.conv.start=hf-hub:timm/some.in1k", "teachers.conv.adapt=none",
         f"data.classes=[{IMAGENET[500]}, {IMAGENET[3]}]",
     ]  # fmt: skip
     start = partial(fit, data, tiny_preset, tmp_path / "run", overrides=overrides)

@@ -40,7 +40,7 @@ STUDENT = "students/advised-0"
 
 def given(run: Path) -> list[str]:
     """Overrides that use the teachers of another run."""
-    return [f"teachers.{name}.checkpoint={run / 'teachers' / name}" for name in ("conv", "inv")]
+    return [f"teachers.{name}.start={run / 'teachers' / name}" for name in ("conv", "inv")]
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def test_training_takes_its_steps(finished: Path, estimated: Seconds, monkeypatc
     assert set(of_other_epochs.values()) == {8}
     accumulated = estimated(["student.recipe.accumulate=3"])
     assert accumulated["students/advised-1"] == accumulated["students/alone-0"] == 24
-    assert "teachers/conv" not in estimated([f"teachers.conv.checkpoint={finished / 'teachers' / 'conv'}"])
+    assert "teachers/conv" not in estimated([f"teachers.conv.start={finished / 'teachers' / 'conv'}"])
     ticks = chain((0, 50, 100), count(101))
     monkeypatch.setattr(estimate_module.time, "perf_counter", lambda: float(next(ticks)))
     assert set(estimated([]).values()) == {8}, "a slow first step does not count"

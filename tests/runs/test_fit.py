@@ -231,7 +231,7 @@ def test_the_same_images_and_teachers_by_other_paths_are_the_same_run(
 ) -> None:
     """And given teachers advise as they did in their own run."""
     shutil.copytree(finished / "teachers", tmp_path / "first" / "teachers")
-    given = [f"teachers.{name}.checkpoint=first/teachers/{name}" for name in ("conv", "inv")]
+    given = [f"teachers.{name}.start=first/teachers/{name}" for name in ("conv", "inv")]
     monkeypatch.chdir(tmp_path)
     listener = Stopper(never)
     run = tmp_path / fit(os.path.relpath(tiny_images), tiny_preset, seed=0, overrides=given, listener=listener)
@@ -241,12 +241,12 @@ def test_the_same_images_and_teachers_by_other_paths_are_the_same_run(
         assert_same_weights(weights_of(run, part), weights_of(finished, part))
     (tmp_path / "below").mkdir()
     monkeypatch.chdir("below")
-    moved = [f"teachers.{name}.checkpoint=../first/teachers/{name}" for name in ("conv", "inv")]
+    moved = [f"teachers.{name}.start=../first/teachers/{name}" for name in ("conv", "inv")]
     listener = Stopper(never)
     fit(tiny_images, tiny_preset, run, overrides=moved, listener=listener)
     assert listener.steps == []
-    moved[0] = "teachers.conv.checkpoint=../first/teachers/inv"
-    with pytest.raises(UserError, match=r"teachers\.conv\.checkpoint: .* -> \.\./first/teachers/inv"):
+    moved[0] = "teachers.conv.start=../first/teachers/inv"
+    with pytest.raises(UserError, match=r"teachers\.conv\.start: .* -> \.\./first/teachers/inv"):
         fit(tiny_images, tiny_preset, run, overrides=moved)
 
 
@@ -283,7 +283,6 @@ def test_a_bad_configuration_is_named_and_nothing_is_written(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if it were not installed
     monkeypatch.setattr("coadvise.models.network.create_network", lambda about, source=None: create_network(about))
-    resnet18 = ["teachers.conv.model=resnet18", "teachers.conv.model_kwargs={}"]
     for overrides, names in (
         (["student.model=cit_micro_patch4_3"], "'cit_micro_patch4_32'"),
         (["student.model=resnet18"], "'resnet18' .*cit_tiny_patch16_224"),
@@ -291,11 +290,11 @@ def test_a_bad_configuration_is_named_and_nothing_is_written(
         (["student.model_kwargs.embed_dim=25"], "'cit_micro_patch4_32'"),
         (["student.model_kwargs.patch_size=64"], "'cit_micro_patch4_32' .*16 pixels"),
         (["engine.tensorboard=true"], r"coadvise\[tensorboard\]"),
-        (["teachers.conv.checkpoint=nowhere"], "'nowhere'"),
-        (["teachers.conv.pretrained=true", *resnet18], "1000 classes .*3"),
-        (["teachers.inv.pretrained=true"], "'rednet_small'"),
+        (["teachers.conv.start=./nowhere"], "'nowhere'"),
+        (["teachers.conv.start=resnet18", "teachers.conv.adapt=none"], "1000 classes .*3"),
+        (["teachers.inv.start=rednet_small"], "'rednet_small'"),
         (["student.recipe.accumulate=5"], "12 images .*5 micro-batches"),
-        ([f"teachers.conv.checkpoint={finished}/students/alone-0", "data.image_size=32"], "16 pixels .*32"),
+        ([f"teachers.conv.start={finished}/students/alone-0", "data.image_size=32"], "16 pixels .*32"),
     ):
         with pytest.raises(UserError, match=names):
             fit(tiny_images, tiny_preset, tmp_path / "run", overrides=overrides)
@@ -437,7 +436,7 @@ def test_a_given_teacher_of_more_classes_is_cut_to_those_of_the_data(
     finished: Path, tiny_preset: str, tmp_path: Path
 ) -> None:
     data = make_images(tmp_path / "data", classes=("green", "red"))  # the second and third of the teacher's three
-    given_teacher = f"teachers.conv.checkpoint={finished / 'teachers/conv'}"
+    given_teacher = f"teachers.conv.start={finished / 'teachers/conv'}"
     run = fit(data, tiny_preset, tmp_path / "run", overrides=[given_teacher, *ONE_EPOCH])
     logits, labels = load_predictions(run, "teachers/conv")
     dataset = scan(open_source(str(data)), 16, in_memory=True)
@@ -470,7 +469,7 @@ def shrunk(preset: str) -> list[str]:
     return [
         *(f"{where}.recipe.{key}={value}" for where in networks for key, value in changes.items()),
         *(f"{where}.{change}" for where, change in shallow.items() if change),
-        *(f"teachers.{name}.pretrained=false" for name in config.teachers),
+        *(f"teachers.{name}.start=null" for name in config.teachers),
         f"data.classes=[{', '.join(config.data.classes[:2])}]",
         "data.workers=0",
         "engine.device=cpu",

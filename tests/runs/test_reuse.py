@@ -173,7 +173,7 @@ def test_a_given_teacher_is_loaded_from_its_folder(
     finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
 ) -> None:
     given = Path(shutil.copytree(finished / "teachers" / "conv", tmp_path / "given"))
-    override = f"teachers.conv.checkpoint={given}"
+    override = f"teachers.conv.start={given}"
     one = fit(tiny_images, tiny_preset, tmp_path / "one", overrides=[override, *ONE_EPOCH])
     shutil.rmtree(given)
     build_network(load_config(tiny_preset).teachers["conv"], CLASSES, 16, seed=9).save(given)
@@ -190,7 +190,7 @@ def test_a_study_identifies_given_weights_by_their_contents(finished: Path, tmp_
     start.write_bytes(b"one")
 
     def of(teacher: Path) -> str:
-        overrides = [f"teachers.conv.checkpoint={teacher}", f"student.start={start}"]
+        overrides = [f"teachers.conv.start={teacher}", f"student.start={start}"]
         return config_hash(load_config("small-images", overrides, source="x"), tmp_path / "study")
 
     first = of(given)

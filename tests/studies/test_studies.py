@@ -160,7 +160,7 @@ def test_runs_of_rows_teachers_and_seeds(tmp_path: Path) -> None:
     preset = write_preset(tmp_path)
     plan = planned(Study("t", "", [Row("conv", ("conv",), role=TEACHER), Row("both")]), preset)
     assert [part.name for part in plan.rows["conv"].parts] == ["teachers/conv"]
-    assert plan.rows["both"].config.teachers["conv"].checkpoint == str(plan.rows["conv"].folder / "teachers/conv")
+    assert plan.rows["both"].config.teachers["conv"].start == str(plan.rows["conv"].folder / "teachers/conv")
     assert plan.title_of(plan.rows["conv"]) == "conv"
     assert planned("table5").title_of(planned("table5").rows["CiT-Ti average"]) == "CiT-Ti conv token (and 3 more)"
     plan = planned("table7", preset, "seed=5", seeds=2)
@@ -303,7 +303,7 @@ def test_given_weights_take_the_place_of_training(tmp_path: Path) -> None:
     with_weights: dict[str, Any] = {"weights": str(tmp_path)}
     rows = planned("table3", "small-images", **with_weights).rows
     assert {"ResNet-50", "ViT-B/16"} == rows.keys() - planned("table3").rows.keys()
-    assert rows["ResNet-50"].config.teachers["resnet50"].checkpoint == str(tmp_path / "resnet50.pth")
+    assert rows["ResNet-50"].config.teachers["resnet50"].start == str(tmp_path / "resnet50.pth")
     given = planned("table1", "imagenet100", networks="paper", **with_weights).rows
     assert [row for row, run in given.items() if not all(t.trained_here for t in run.config.teachers.values())] == [
         "ResNet-18", "ResNet-50"
@@ -311,7 +311,7 @@ def test_given_weights_take_the_place_of_training(tmp_path: Path) -> None:
     varied = [run for run in planned("figure4", "imagenet100", **with_weights).runs.values() if not run.students]
     assert all(run.config.teachers[run.parts[0].teacher].trained_here for run in varied), "for each number of epochs"
     published = planned("table3", weights="pretrained").rows
-    assert published["ViT-L/16"].config.teachers["vit_large_patch16_224"].pretrained
+    assert published["ViT-L/16"].config.teachers["vit_large_patch16_224"].start
     assert "RedNet-152" not in published, "timm has no weights of it"
 
 
@@ -350,14 +350,26 @@ def test_what_cannot_be_studied_is_named(images: Path, tmp_path: Path) -> None:
     preset, lone = write_preset(tmp_path), tmp_path / "lone.yaml"
     lone.write_text("teachers: {a: {model: resnet_small}}\nstudent: {model: cit_micro_patch4_32}\n")
     one_class = make_images(tmp_path / "one", classes=["cat"])
-    given = ["teachers.inv.checkpoint=elsewhere"]
+    given = ["teachers.inv.start=./elsewhere"]
     for name, data, preset_file, overrides, says in (
         ("tabel7", images, preset, [], "'tabel7', did you mean 'table7'"),
         ("table7", images, str(lone), [], "teacher 'conv'"),
         ("table1", one_class, preset, [], "'cat'"),
         ("table1", images, preset, given, "this study trains it as inv38"),
-        ("knowledge", images, preset, ["teachers.inv.pretrained=true"], "leave out teachers.inv.checkpoint and"),
-        ("figure4", images, preset, ["teachers.conv.pretrained=true"], "this study trains it with fewer epochs"),
+        (
+            "knowledge",
+            images,
+            preset,
+            ["teachers.inv.start=rednet26", "teachers.inv.adapt=none"],
+            "leave out teachers.inv.start",
+        ),
+        (
+            "figure4",
+            images,
+            preset,
+            ["teachers.conv.start=resnet18", "teachers.conv.adapt=none"],
+            "this study trains it with fewer epochs",
+        ),
         ("table5", images, preset, ["teachers.conv.weight=0"], "teachers.conv.weight"),
         ("table5", images, preset, ["student.weight=0", "teachers.conv.token=[conv, class]"], "student.weight"),
     ):

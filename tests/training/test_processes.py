@@ -168,7 +168,7 @@ def test_a_rank_that_comes_late_does_what_the_other_one_does(
     tiny_images: Path, preset: str, finished: Path, tmp_path: Path
 ) -> None:
     """A given teacher is written and scored by one rank alone, whatever the other one does meanwhile."""
-    given = [f"teachers.{name}.checkpoint={finished / 'teachers' / name}" for name in ("conv", "inv")]
+    given = [f"teachers.{name}.start={finished / 'teachers' / name}" for name in ("conv", "inv")]
     done = script(tmp_path, LATE, "fit", tiny_images, *given, "--preset", preset, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr[-3000:]
     found = [r["part"] for r in records(tmp_path / "run", "result")]

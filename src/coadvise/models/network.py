@@ -11,13 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor, nn
 
 from coadvise.advice import CLASS
-from coadvise.config import ModelConfig, nearest
+from coadvise.config import HUB, ModelConfig, nearest
 from coadvise.errors import UserError
 from coadvise.models import TokenModel
 from coadvise.models.token_vit import STUDENTS_ARE, create_token_vit, is_timms
 from coadvise.storage import MANIFEST, read_model, write_model
 
-HUB = "hf-hub:"  # prefix of a model whose configuration and weights timm downloads from a hub
 # Arguments for which timm would download or open files, and those that follow from classes, tokens and weights.
 _FORBIDDEN_ARGUMENTS = frozenset({
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir",
@@ -163,7 +162,7 @@ def class_map(known: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
 def check_name(model: str) -> None:
     """Raises UserError for a name that is not in timm's registry, or weights (the tag) that timm does not have."""
     if not timm.is_model(model):
-        hub = "; a hub's model can only be a teacher with pretrained=true" if model.startswith(HUB) else ""
+        hub = "; a hub's model can only be a teacher's start" if model.startswith(HUB) else ""
         raise UserError(f"unknown model '{model}'{nearest(model, timm.list_models())}; see 'coadvise models'{hub}")
     try:
         timm.get_pretrained_cfg(model)
@@ -201,7 +200,10 @@ def create_network(about: dict[str, Any], source: str | None = None) -> Network:
         return Network(model, {"mean": list(settings["mean"]), "std": list(settings["std"]), **about})
     except OSError as error:
         said = " ".join(str(error).split())[:300]
-        raise UserError(f"the published weights of '{source}' could not be loaded: {said}") from None
+        raise UserError(
+            f"the published weights of '{source}' could not be loaded: {said}; fetch them once where there is a "
+            f"connection, coadvise fetch {source}, or give a file of them"
+        ) from None
     except Exception as error:  # hundreds of constructors, each with its own errors
         if takes_tokens and isinstance(error, UserError):
             raise

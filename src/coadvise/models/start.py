@@ -76,9 +76,8 @@ def _start_from_timm(network: Network, name: str) -> list[str]:
     except Exception as error:  # of many kinds: connection, the hub's client, a model that has no such sizes
         said = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         raise UserError(
-            f"student.start: the weights of '{name}' could not be loaded: {said}; fetch them into the local cache once "
-            f"with a connection (python -c \"import timm; timm.create_model('{name}', pretrained=True)\"), or give "
-            "their file"
+            f"student.start: the weights of '{name}' could not be loaded: {said}; fetch them once where there is a "
+            f"connection, coadvise fetch {name}, or give their file"
         ) from None
     notes = _fill(network, model.vit, weights, f"'{name}'", select=_family(name) == _family(network.about["model"]))
     network.normalise(settings.mean, settings.std)

@@ -9,7 +9,7 @@ from coadvise.runs.plan import ALONE, TEACHER
 # Every field of a teacher counts, but for two cases. Its advice has no effect on its own network:
 ADVICE_FIELDS = frozenset({"token", "weight", "temperature", "hard"})
 # and where the fingerprint of its weights is compared, how these came about has no effect on its student:
-NETWORK_FIELDS = frozenset({"model", "model_kwargs", "recipe", "augment", "checkpoint", "pretrained"})
+NETWORK_FIELDS = frozenset({"model", "model_kwargs", "recipe", "augment", "start", "adapt", "finetune"})
 
 # Stand-ins for networks that are never built: a teacher's student, and the teachers of a student alone.
 NO_STUDENT, _NO_TEACHER = StudentConfig(model="cit_micro_patch4_32"), TeacherConfig(model="resnet_small")

@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 
-from coadvise.config import RunConfig
+from coadvise.config import RunConfig, names_model
 from coadvise.data.loader import whole_batch
 from coadvise.data.scan import Dataset
 from coadvise.data.views import Views
@@ -46,16 +46,16 @@ def estimate(plan: RunPlan, dataset: Dataset, engine: Engine) -> Iterator[tuple[
 def _adviser(part: Part, config: RunConfig, dataset: Dataset) -> Network:
     """A teacher as it will advise, or an untrained one of the same architecture."""
     teacher = config.teachers[part.teacher]
-    if teacher.checkpoint is not None and not Path(teacher.checkpoint).exists():  # a study will train it
-        teacher = teacher.model_copy(update={"checkpoint": None})
+    if teacher.adaptation == "none" and not names_model(str(teacher.start)) and not Path(str(teacher.start)).exists():
+        teacher = teacher.model_copy(update={"start": None, "adapt": None})  # a study will train it
     if not teacher.trained_here:
-        return given_network(teacher, config.data.image_size)
+        return given_network(part.teacher, teacher, config.data.image_size)
     return initial_network(part, config.model_copy(update={"teachers": {part.teacher: teacher}}), dataset.classes)
 
 
 def _training_seconds(part: Part, config: RunConfig, dataset: Dataset, engine: Engine) -> float:
     """Seconds a network will train: its number of steps, times the median of some timed ones."""
-    recipe = recipe_of(part, config)
+    recipe = recipe_of(part, config, len(dataset.train))
     augment = config.teachers[part.teacher].augment if part.role == TEACHER else None
     views = Views(dataset.train, augment or config.augment, len(dataset.classes), config.data.image_size, part.seed).on(
         engine.device

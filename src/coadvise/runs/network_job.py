@@ -14,6 +14,7 @@ from coadvise.config import RecipeConfig, RunConfig
 from coadvise.data import draws
 from coadvise.data.loader import whole_batch
 from coadvise.data.scan import Dataset, ScannedSplit
+from coadvise.data.views import Views
 from coadvise.distill.logit_cache import StoredLogits, form_of
 from coadvise.distill.loss import CoAdvice
 from coadvise.distill.teachers import Teachers, check_classes
@@ -30,7 +31,7 @@ from coadvise.evaluation.scores import (
 )
 from coadvise.models import TokenModel
 from coadvise.models.network import Network, build_network, check_answers, load_network
-from coadvise.models.pretrained import given_network
+from coadvise.models.pretrained import adapted_network, given_network
 from coadvise.models.start import start_from
 from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part
 from coadvise.runs.run import Run
@@ -39,6 +40,7 @@ from coadvise.training.checkpoint import checkpoint_bytes
 from coadvise.training.engine import Engine
 from coadvise.training.loop import Advisers, Training, train
 from coadvise.training.metrics import last_of, read_records
+from coadvise.training.probe import check_head, probe
 
 FIGURES = tuple(field.name for field in fields(Scores))  # of a result
 
@@ -56,14 +58,16 @@ def check_part(
     """
     made = is_trained(folder, part) and not outdated
     if trained_here(part, config):
-        recipe = recipe_of(part, config)
+        recipe = recipe_of(part, config, len(dataset.train))
         whole_batch(recipe.batch_size, len(dataset.train), recipe.accumulate, engine.processes)
         network = initial_network(part, config, dataset.classes)
         if not made:
             check_answers(network, engine.device)
+        if part.role == TEACHER and config.teachers[part.teacher].adaptation == "probe":
+            check_head(part.teacher, network)
         return checkpoint_bytes(network, recipe)
     if not made:
-        network = given_network(config.teachers[part.teacher], config.data.image_size)
+        network = given_network(part.teacher, config.teachers[part.teacher], config.data.image_size)
         _check_given(part, network, config, dataset.classes)
     return 0
 
@@ -89,7 +93,7 @@ def train_part(run: Run, part: Part) -> None:
     if there:
         network = load_network(folder)
     elif not trained_here(part, config):
-        network = given_network(config.teachers[part.teacher], config.data.image_size)
+        network = given_network(part.teacher, config.teachers[part.teacher], config.data.image_size)
         if len(network.classes) > len(run.dataset.classes):
             known, wanted = len(network.classes), len(run.dataset.classes)
             run.listener.say(f"{part.title}: it knows {known} classes; the {wanted} of the data are used")
@@ -97,7 +101,11 @@ def train_part(run: Run, part: Part) -> None:
             network.save(folder)
     else:
         network = initial_network(part, config, run.dataset.classes, run.listener.say)
-        network = train(_job(run, part, network), run.checkpoints(part), run.engine, run.record, run.listener.progress)
+        if part.role == TEACHER and config.teachers[part.teacher].adaptation == "probe":
+            _probe(run, part, network)
+        else:
+            job = _job(run, part, network)
+            network = train(job, run.checkpoints(part), run.engine, run.record, run.listener.progress)
         if run.engine.is_main:
             network.save(folder)
     run.engine.prepare(network)
@@ -162,19 +170,38 @@ def _has_whole_predictions(run: Run, part: Part) -> bool:
     return len(labels) == len(run.dataset.scored)
 
 
+def _probe(run: Run, part: Part, network: Network) -> None:
+    """Trains the head of a teacher."""
+    _, views = _seed_and_views(run, part)
+    weights, engine = run.loss_class_weights, run.engine
+    found = probe(
+        part.name, network, views.on(engine.device), engine, run.config.data.workers,
+        None if weights is None else weights.tolist(), run.listener.progress,
+    )  # fmt: skip
+    run.record.add("probe", part=part.name, **asdict(found))
+    run.listener.say(
+        f"{part.title}: its head is trained on {found.views} views, weight decay {found.weight_decay:g} "
+        f"({found.top1:.1%} of held-out training images)"
+    )
+
+
+def _seed_and_views(run: Run, part: Part) -> tuple[int, Views]:
+    config = run.config
+    if part.role == TEACHER:
+        seed = teacher_seed(config.seed, part.teacher)
+        return seed, run.views(config.teachers[part.teacher].augment or config.augment, seed)
+    return part.seed, run.student_views(part.seed)
+
+
 def _job(run: Run, part: Part, network: Network) -> Training:
     config = run.config
     advised = part.role == ADVISED
-    if part.role == TEACHER:
-        seed = teacher_seed(config.seed, part.teacher)
-        views = run.views(config.teachers[part.teacher].augment or config.augment, seed)
-    else:
-        seed, views = part.seed, run.student_views(part.seed)
+    seed, views = _seed_and_views(run, part)
     return Training(
         part=part.name,
         seed=seed,
         network=network,
-        recipe=recipe_of(part, config),
+        recipe=recipe_of(part, config, len(run.dataset.train)),
         views=views.on(run.engine.device),
         teachers=_advisers(run, part.seed) if advised else Teachers({}),
         losses=CoAdvice(loss_weights_of(part, config), run.loss_class_weights),
@@ -217,21 +244,32 @@ def loss_weights_of(part: Part, config: RunConfig) -> LossWeights:
     return config.loss_weights if part.role == ADVISED else config.loss_weights.without_advice
 
 
-def recipe_of(part: Part, config: RunConfig) -> RecipeConfig:
-    return config.teachers[part.teacher].recipe if part.role == TEACHER else config.student.recipe
+def recipe_of(part: Part, config: RunConfig, images: int) -> RecipeConfig:
+    """A network's recipe; that of fine-tuning depends on the number of training images."""
+    if part.role != TEACHER:
+        return config.student.recipe
+    teacher = config.teachers[part.teacher]
+    return teacher.finetune.recipe(teacher.recipe, images) if teacher.adaptation == "finetune" else teacher.recipe
 
 
 def initial_network(
     part: Part, config: RunConfig, classes: Sequence[str], say: Callable[[str], None] = lambda text: None
 ) -> Network:
-    """An untrained network. An advised student and the same one alone start from the same weights.
+    """A network before its training. An advised student and the same one alone start from the same weights.
 
     Args:
-        say: receives notes about weights that a student's start lacks.
+        say: receives notes about weights that a start lacks.
     """
     if part.role == TEACHER:
-        teacher = config.teachers[part.teacher]
-        return build_network(teacher, classes, config.data.image_size, teacher_seed(config.seed, part.teacher))
+        teacher, size = config.teachers[part.teacher], config.data.image_size
+        seed = teacher_seed(config.seed, part.teacher)
+        if teacher.start is None:
+            return build_network(teacher, classes, size, seed)
+        network, note = adapted_network(part.teacher, teacher, classes, size, seed)
+        _check_size(part, network, config)
+        if note:
+            say(f"{part.title}: starts from {teacher.start}, {note}")
+        return network
     network = build_network(config.student, classes, config.data.image_size, part.seed, tokens=config.tokens)
     assert isinstance(network.model, TokenModel)
     if config.student.start is not None:
@@ -250,6 +288,10 @@ def teacher_seed(seed: int, name: str) -> int:
 def _check_given(part: Part, network: Network, config: RunConfig, classes: tuple[str, ...]) -> None:
     """Raises UserError unless a given teacher knows the data's classes and takes images of its size."""
     check_classes(part.teacher, network, classes)
+    _check_size(part, network, config)
+
+
+def _check_size(part: Part, network: Network, config: RunConfig) -> None:
     if network.fixed_image_size and network.about["image_size"] != config.data.image_size:
         raise UserError(
             f"teacher '{part.teacher}' takes images of {network.about['image_size']} pixels only, data.image_size is "

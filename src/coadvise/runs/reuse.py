@@ -10,7 +10,7 @@ from coadvise.distill.logit_cache import teacher_fingerprint
 from coadvise.errors import UserError
 from coadvise.models.network import build_network, load_network
 from coadvise.runs.canonical import advice_of, canonical_config
-from coadvise.runs.network_job import is_done, is_trained, trained_here
+from coadvise.runs.network_job import is_done, is_trained
 from coadvise.runs.plan import ADVISED, TEACHER, Part
 from coadvise.runs.run import CONFIG, Run, check_run, data_record, image_changes, written_data
 from coadvise.training.metrics import read_records
@@ -72,7 +72,8 @@ def reuse_networks(run: Run, parts: Sequence[Part], other: Path) -> None:
 
 def _uses_given_weights(part: Part, config: RunConfig) -> bool:
     """Whether a network is, or starts from, a file of weights. The file may have changed since the other run."""
-    return not trained_here(part, config) or (part.role != TEACHER and config.student.start is not None)
+    network = config.teachers[part.teacher] if part.role == TEACHER else config.student
+    return network.start is not None
 
 
 def _deciding(folder: Path, config: RunConfig, part: Part, classes: tuple[str, ...]) -> dict[str, Any]:

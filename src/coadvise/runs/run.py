@@ -171,9 +171,9 @@ def _with_current_paths(folder: Path, old: RunConfig, new: RunConfig) -> RunConf
     if written_data(folder).get("folder") == resolved(new.data.source):
         data = data.model_copy(update={"source": new.data.source})
     for name in teachers.keys() & new.teachers.keys():
-        before, now = teachers[name].checkpoint, new.teachers[name].checkpoint
+        before, now = teachers[name].start, new.teachers[name].start
         if before and now and before != now and contents(folder / "teachers" / name) == contents(Path(now)):
-            teachers[name] = teachers[name].model_copy(update={"checkpoint": now})
+            teachers[name] = teachers[name].model_copy(update={"start": now})
     return old.model_copy(update={"data": data, "teachers": teachers})
 
 

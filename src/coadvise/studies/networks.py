@@ -124,7 +124,7 @@ def must_train(name: str, config: RunConfig, how: str) -> TeacherConfig:
     if not teacher.trained_here:
         raise UserError(
             f"the weights of teacher '{name}' are given, but this study trains it {how}; leave out "
-            f"teachers.{name}.checkpoint and .pretrained"
+            f"teachers.{name}.start"
         )
     return teacher
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from coadvise.advice import AVERAGE, CLASS
 from coadvise.config import (
@@ -18,6 +19,7 @@ from coadvise.config import (
     TeacherConfig,
     deciding_values,
     load_config,
+    names_model,
     with_changes,
 )
 from coadvise.data.sources import resolved, short_name, source_of
@@ -91,7 +93,7 @@ def plan_study(study: Study, config: RunConfig, options: StudyOptions) -> StudyP
 
 def runs_of_teachers(run: RunPlan) -> list[Path]:
     """The run directories in which the teachers of a run are made."""
-    return [Path(t.checkpoint).parent.parent for t in run.config.teachers.values() if t.checkpoint is not None]
+    return [Path(str(t.start)).parent.parent for t in run.config.teachers.values() if not t.trained_here]
 
 
 @dataclass(frozen=True)
@@ -138,10 +140,10 @@ class _Planner:
         if given == PRETRAINED:
             from coadvise.models.pretrained import has_weights  # imports torch, and few studies are given weights
 
-            return {"pretrained": True} if has_weights(model) else {}
+            return {"start": model, "adapt": "none"} if has_weights(model) else {}
         for ending in ENDINGS:
             if (path := Path(given) / f"{model}{ending}").is_file():
-                return {"checkpoint": str(path)}
+                return {"start": str(path), "adapt": "none"}
         return {}
 
     def runs_for(self, row: Row, study: Study) -> list[RunPlan]:
@@ -167,7 +169,8 @@ class _Planner:
             given[name] = teacher
             if row.role == ADVISED and teacher.trained_here:
                 teachers.append(run := self.teacher_run(name, config))
-                given[name] = teacher.model_copy(update={"checkpoint": str(run.folder / "teachers" / name)})
+                start = str(run.folder / "teachers" / name)
+                given[name] = teacher.model_copy(update={"start": start, "adapt": "none"})
         config = canonical_config(config.model_copy(update={"teachers": given}), row.role)
         first, seeds = self.base.seed, self.options.seeds
         parts = [Part(f"students/{row.role}-{seed}", row.role, seed) for seed in range(first, first + seeds)]
@@ -242,11 +245,27 @@ def config_hash(config: RunConfig, folder: Path) -> str:
     values = deciding_values(config)
     values["source"] = resolved(config.data.source)
     for given in (*values["teachers"].values(), values["student"]):
-        for key in ("checkpoint", "start"):
-            if given.get(key) is not None:
-                path = Path(given[key])
-                given[key] = str(path.relative_to(folder)) if path.is_relative_to(folder) else _contents(path)
+        start = given.get("start")
+        if isinstance(start, str) and not names_model(start):
+            path = Path(start)
+            given["start"] = str(path.relative_to(folder)) if path.is_relative_to(folder) else _contents(path)
+    values["teachers"] = {name: _as_first_written(teacher) for name, teacher in values["teachers"].items()}
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
+
+
+def _as_first_written(teacher: dict[str, Any]) -> dict[str, Any]:
+    """A teacher with the keys from before `start`, so that networks of that time are found."""
+    if teacher.get("adapt", "none") != "none":
+        return teacher
+    start = teacher.get("start")
+    published = start is not None and start == teacher["model"]
+    old = {"checkpoint": None if published else start, "pretrained": published}
+    return {
+        key: value
+        for own in teacher
+        if own not in ("start", "adapt")
+        for key, value in ({own: teacher[own]} | (old if own == "recipe" else {})).items()
+    }
 
 
 def _contents(path: Path) -> str:

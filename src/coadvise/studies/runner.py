@@ -141,7 +141,7 @@ def _check_given(runs: Sequence[RunPlan], dataset: Dataset, engine: Engine) -> N
     for run in runs:
         for part in run.teachers:
             teacher = run.config.teachers[part.teacher]
-            made_here = teacher.checkpoint is not None and Path(teacher.checkpoint).parent.parent in here
+            made_here = Path(str(teacher.start)).parent.parent in here
             if not teacher.trained_here and not made_here:
                 check_part(part, run.folder, run.config, dataset, engine)
 

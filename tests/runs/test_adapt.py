@@ -1,0 +1,68 @@
+"""Teachers that start elsewhere learn the data's classes, by fine-tuning or by a probe."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_images, records
+
+from coadvise import fit
+from coadvise.config import FinetuneConfig, RecipeConfig, TeacherConfig
+from coadvise.errors import UserError
+from coadvise.models.network import load_network
+
+
+def test_two_teachers_of_another_run_learn_other_classes(finished: Path, tiny_preset: str, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data", classes=("red", "violet"))
+    overrides = [
+        f"teachers.conv.start={finished}", "teachers.conv.adapt=finetune", "teachers.conv.finetune.epochs=2",
+        "teachers.conv.finetune.batch_size=8", f"teachers.inv.start={finished}/teachers/inv",
+        "teachers.inv.adapt=probe",
+        "student.recipe.epochs=1",
+    ]  # fmt: skip
+    run = fit(data, tiny_preset, tmp_path / "run", overrides=overrides)
+    conv, inv = (load_network(run / "teachers" / name) for name in ("conv", "inv"))
+    old = {name: load_network(finished / "teachers" / name).model.state_dict() for name in ("conv", "inv")}
+    assert conv.classes == inv.classes == ("red", "violet")
+    probed = inv.model.state_dict()
+    changed = {key for key, value in probed.items() if not torch.equal(value, old["inv"][key])}
+    assert changed == {key for key, value in probed.items() if value.shape != old["inv"][key].shape}
+    assert not any(
+        torch.equal(value, old["conv"][key]) for key, value in conv.model.state_dict().items() if "conv" in key
+    )
+    assert [record["part"] for record in records(run, "probe")] == ["teachers/inv"]
+    assert {record["epoch"] for record in records(run, "train") if record["part"] == "teachers/conv"} == {1, 2}
+    assert fit(data, tiny_preset, tmp_path / "run", overrides=overrides) == run  # it is done already
+
+
+def test_what_cannot_be_adapted_is_refused_and_nothing_is_written(
+    finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    for overrides, message in (
+        ([f"teachers.conv.start={finished}", "teachers.conv.adapt=probe"], "has the data's classes already; leave out"),
+        (["teachers.conv.adapt=probe"], "adapt=probe needs a start"),
+        ([f"teachers.third.start={finished}", "teachers.third.model=resnet18"], "no trained teacher 'third'; give one"),
+        (["teachers.conv.start=resnet1888"], "unknown model 'resnet1888', did you mean"),
+        (["teachers.conv.pretrained=true"], "unknown key 'teachers.conv.pretrained'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            fit(tiny_images, tiny_preset, tmp_path / "run", overrides=overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_fine_tuning_takes_as_many_epochs_as_the_images_ask_for() -> None:
+    recipe = RecipeConfig(epochs=300, weight_decay=0.3)
+    for images, epochs in ((100, 30), (1_500, 10), (2_500, 6), (100_000, 5)):
+        tuned = FinetuneConfig().recipe(recipe, images)
+        assert (tuned.epochs, tuned.weight_decay, tuned.head_epochs) == (epochs, 0.3, 1)
+    assert FinetuneConfig(epochs=1).recipe(recipe, 100).head_epochs == 0
+
+
+def test_what_a_start_means_follows_from_its_form() -> None:
+    kinds = {
+        "resnet18.a1_in1k": "finetune", "hf-hub:some/one": "finetune", "weights.pth": "finetune", "runs/first": "none",
+        "runs/first/teachers/conv": "none",
+    }  # fmt: skip
+    found = {start: TeacherConfig.model_validate({"model": start, "start": start}).adaptation for start in kinds}
+    assert found == kinds
+    assert TeacherConfig(model="resnet18").adaptation == "train"
