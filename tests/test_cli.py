@@ -271,7 +271,7 @@ def test_convert(cli: Cli, tmp_path: Path) -> None:
 
 def test_lists_of_models_presets_and_studies(cli: Cli, tiny_preset: str) -> None:
     out = cli("models")[1]
-    assert [line.split()[0] for line in out.splitlines()[1:-1]] == list(MODELS)
+    assert [line.split()[0] for line in out.splitlines()[1:-2]] == list(MODELS)
     assert [row["model"] for row in json.loads(cli("models", "--json")[1])] == list(MODELS)
     for command, names in (("presets", preset_names()), ("studies", list(STUDIES))):
         assert [line.split()[0] for line in cli(command)[1].splitlines()] == names

@@ -324,14 +324,14 @@ def test_a_start_that_is_not_at_hand_is_refused_and_nothing_is_written(
 
 
 def test_a_student_by_timm_s_name_is_trained_heads_first_and_answers(
-    cached: nn.Module, tiny_images: Path, tiny_preset: str, tmp_path: Path
+    cached: nn.Module, finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
 ) -> None:
     overrides = [
         "student.model=test_vit", "student.model_kwargs={patch_size: 8, depth: 2}", "student.start=true",
         "student.recipe.head_epochs=1", "student.recipe.layer_decay=0.5",
     ]  # fmt: skip
     listener = Stopper(lambda part, done: "advised" in part and done == 1)
-    start = partial(fit, tiny_images, tiny_preset, tmp_path / "run", overrides=overrides)
+    start = partial(fit, tiny_images, tiny_preset, tmp_path / "run", overrides=overrides, reuse=finished)
     with pytest.raises(Interrupted):
         start(listener=listener)
     run = start()

@@ -319,7 +319,7 @@ def test_with_three_splits_curves_are_of_val_and_the_verdict_of_test(
     assert any("3 of the 3 test images are also training images" in line for line in listener.said)
     assert "3 test images" in (run / "report.html").read_text()
     scored = evaluate_run(run)
-    assert scored["images"] == 3
+    assert (scored["images"], scored["data"]) == (3, f"{images} (test)")
     written = json.loads((run / "data.json").read_text())["splits"]
     assert [*written] == ["train", "val", "test"]
     assert written["test"]["paths"] == [f"test/{name}/0.png" for name in sorted(CLASSES)]

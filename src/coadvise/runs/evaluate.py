@@ -130,7 +130,7 @@ def _evaluated(ready: Networks, request: Request, listener: Listener) -> dict[st
     size, workers = ready.config.data.image_size, ready.config.data.workers
     if request.kind == IMAGENET_C and request.data is not None:
         return _imagenet_c(ready, request.data, request.images, listener)
-    files, classes = _image_set(ready, request.data, request.kind, listener)
+    data, files, classes = _image_set(ready, request.data, request.kind, listener)
     numbers = _evenly(len(files), request.images)
     some = files.subset(numbers)
     split = scan_split(some, size, in_memory=ready.config.in_memory)
@@ -139,7 +139,6 @@ def _evaluated(ready: Networks, request: Request, listener: Listener) -> dict[st
     labels = torch.from_numpy(split.labels)
     logits = ready.logits(still_batches(split, size, workers=workers), classes)
     confusions = {part: confusion(tokens[CLASS], labels) for part, tokens in logits.items()}
-    data = request.data or f"{ready.config.data.source} (validation)"
     result = {
         **_what(data, request.kind, len(classes), len(split)),
         "unreadable": list(split.unreadable),
@@ -160,11 +159,14 @@ def _evaluated(ready: Networks, request: Request, listener: Listener) -> dict[st
     return result
 
 
-def _image_set(ready: Networks, data: str | None, layout: str, listener: Listener) -> tuple[Split, tuple[str, ...]]:
-    """The images to score on, and the classes to choose from."""
+def _image_set(
+    ready: Networks, data: str | None, layout: str, listener: Listener
+) -> tuple[str, Split, tuple[str, ...]]:
+    """What to call the images, the images to score on, and the classes to choose from."""
     if data is None:
         source = source_of(with_resolved_source(ready.run, ready.config))
-        return source.test or source.val, source.classes  # a given teacher alone may know more
+        split, kind = (source.val, "validation") if source.test is None else (source.test, "test")
+        return f"{ready.config.data.source} ({kind})", split, source.classes  # a given teacher alone may know more
     if layout == FOLDER:
         how = ready.config.data.elsewhere()
         split = evaluation_split(data, ready.classes, how)
@@ -173,9 +175,9 @@ def _image_set(ready: Networks, data: str | None, layout: str, listener: Listene
         there = set(split.labels.tolist())
         if missing := [name for label, name in enumerate(ready.classes) if label not in there]:
             listener.say(f"no images of {few(missing)}; networks choose from all {len(ready.classes)} classes")
-        return split, ready.classes
+        return data, split, ready.classes
     known = set(ready.classes).intersection(*(network.classes for network in ready.networks.values()))
-    return subset_split(data, layout, tuple(known)), subset(layout)
+    return data, subset_split(data, layout, tuple(known)), subset(layout)
 
 
 def _imagenet_c(ready: Networks, data: str, images: int | None, listener: Listener) -> dict[str, Any]:
