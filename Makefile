@@ -46,4 +46,4 @@ chaos: setup  # SIGKILL at random places, exits with 1 if anything was lost
 	$(BIN)/python tests/chaos.py
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-extras runs

@@ -91,6 +91,10 @@ class DatasetSplit(Split):
         path = self.paths[row].as_py() if self.outside[row] else None
         return f"{self.version} {row}" + ("" if path is None else f" {_about(self.root / path)}")
 
+    def names(self) -> list[str]:
+        called = self.called.take(self.rows).to_pylist()
+        return [name or _numbered(self.where, row) for name, row in zip(called, self.rows.tolist(), strict=True)]
+
     def subset(self, rows: Sequence[int] | Labels, labels: Labels | None = None) -> "DatasetSplit":
         chosen = np.asarray(rows, np.int64)
         return replace(self, rows=self.rows[chosen], labels=self.labels[chosen] if labels is None else labels)
@@ -143,7 +147,8 @@ def typical_size(found: Found, look_at: int = 100) -> int:
     dataset = next(iter(found.open().values()))
     sides = []
     for column in _image_columns(dataset.features)[:1]:
-        split = _split(found, dataset, column, "", np.arange(min(look_at, len(dataset))))
+        rows = np.arange(min(look_at, len(dataset)))
+        split = _split(found, dataset, column, "", rows, rows)
         for index in range(len(split)):
             try:
                 with open_image(split.read(index)) as image:
@@ -189,24 +194,25 @@ class _Opened:
         """
         used = {kind: self.kinds[kind] for kind in wanted if kind in self.kinds} or {TRAIN: next(iter(self.tables))}
         unused = [name for name in self.counts if name not in {*self.kinds.values(), *used.values()}]
-        lines, texts, parts = list[str](), dict[str, list[str]](), dict[str, DatasetSplit]()
+        lines, texts, parts = list[str](), dict[str, tuple[str, ...]](), dict[str, DatasetSplit]()
         declared: set[str] = set()
         for kind, name in used.items():
             dataset, rows = self.tables[name]
             image, label = self._columns(dataset)
             codes, values = _values(dataset, label)
-            texts[kind] = [values[code] for code in codes[rows].tolist()]
-            if kind != TRAIN and len(rows) and not any(texts[kind]):
+            there, codes = np.unique(codes[rows], return_inverse=True)
+            of_part = tuple(values[code] for code in there)
+            if kind != TRAIN and of_part == ("",):
                 lines.append(f"left out, without labels: split '{name}' ({len(rows)} images)")
-                del self.kinds[kind], texts[kind]
+                del self.kinds[kind]
                 continue
             declared |= {*getattr(dataset.features[label], "names", ())}
-            parts[kind] = _split(self.found, dataset, image, name, rows)
+            texts[kind], parts[kind] = of_part, _split(self.found, dataset, image, name, rows, codes)
         labels = sorted({text for of_part in texts.values() for text in of_part})
-        place = {text: code for code, text in enumerate(labels)}
         for kind, part in parts.items():
-            parts[kind] = replace(part, labels=np.array([place[text] for text in texts[kind]], np.int64))
-        parts = {kind: _in_order(part) for kind, part in _named(parts, labels).items()}
+            places = np.array([labels.index(text) for text in texts[kind]], np.int64)
+            parts[kind] = _in_order(replace(part, labels=places[part.labels]))
+        parts = _named(parts, labels)
         self._check_labelled(parts, labels)
         if unused:
             counted = ", ".join(f"'{name}' ({self.counts[name]} rows)" for name in unused)
@@ -280,8 +286,8 @@ def _scored(found: Found, how: DataConfig) -> tuple[DatasetSplit, tuple[str, ...
     raise UserError(f"'{found.where}' has no labels in {few(list(opened.counts))}; there is nothing to score on")
 
 
-def _split(found: Found, dataset: Any, column: str, where: str, rows: Labels) -> DatasetSplit:
-    """Some rows of a dataset, without names or labels."""
+def _split(found: Found, dataset: Any, column: str, where: str, rows: Labels, labels: Labels) -> DatasetSplit:
+    """Some rows of a dataset, without names."""
     import pyarrow
     from pyarrow import compute
 
@@ -297,39 +303,39 @@ def _split(found: Found, dataset: Any, column: str, where: str, rows: Labels) ->
             paths = compute.struct_field(stored, "path").cast(pyarrow.string()).combine_chunks()
     files = [_about(Path(file["filename"])) for file in dataset.cache_files]
     version = " ".join([dataset._fingerprint, *files])
-    return DatasetSplit(
-        own, column, found.root, paths, outside, nothing, where, version, rows, np.zeros(len(rows), np.int64)
-    )
+    return DatasetSplit(own, column, found.root, paths, outside, nothing, where, version, rows, labels)
 
 
 def _named(parts: Mapping[str, DatasetSplit], labels: Sequence[str]) -> dict[str, DatasetSplit]:
     """With names: the stored paths, or SPLIT/LABEL/PATH where that alone tells them apart, or else numbers."""
     import pyarrow
 
-    def path(part: DatasetSplit, row: int, label: int) -> str | None:
-        return part.paths[row].as_py()
+    if _tell_apart(stored := {kind: replace(part, called=part.paths) for kind, part in parts.items()}):
+        return stored
+    longer = {}
+    for kind, part in parts.items():
+        called = np.full(len(part.paths), None, object)
+        for row, label, path in zip(part.rows.tolist(), part.labels.tolist(), _paths(part), strict=True):
+            called[row] = path and f"{part.where}/{labels[label]}/{path}"
+        longer[kind] = replace(part, called=pyarrow.array(called, pyarrow.string()))
+    return longer if _tell_apart(longer) else dict(parts)
 
-    def longer(part: DatasetSplit, row: int, label: int) -> str | None:
-        return (stored := path(part, row, label)) and f"{part.where}/{labels[label]}/{stored}"
 
-    for call in (path, longer):
-        called = {kind: np.full(len(part.paths), None, object) for kind, part in parts.items()}
-        every: list[str] = []
-        for kind, part in parts.items():
-            for row, label in zip(part.rows.tolist(), part.labels.tolist(), strict=True):
-                called[kind][row] = call(part, row, label) or None
-                every.append(called[kind][row] or _numbered(part.where, row))
-        if len({*every}) == len(every):
-            return {kind: replace(p, called=pyarrow.array(called[kind], pyarrow.string())) for kind, p in parts.items()}
-    return dict(parts)
+def _tell_apart(parts: Mapping[str, DatasetSplit]) -> bool:
+    """Whether all pictures are called differently."""
+    names = {name for part in parts.values() for name in part.names()}
+    return len(names) == sum(map(len, parts.values()))
 
 
 def _in_order(part: DatasetSplit) -> DatasetSplit:
-    keys = [
-        (label, (part.paths[row].as_py() or "").split("/"), row)
-        for label, row in zip(part.labels.tolist(), part.rows.tolist(), strict=True)
-    ]
-    return part.subset(sorted(range(len(keys)), key=keys.__getitem__))
+    """By label, then by path as folders are walked, then by row; `rows` are in order."""
+    keys = [(path or "").replace("/", "\0") for path in _paths(part)]
+    by_path = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+    return part.subset(by_path[np.argsort(part.labels[by_path], kind="stable")])
+
+
+def _paths(part: DatasetSplit) -> list[str | None]:
+    return part.paths.take(part.rows).to_pylist()
 
 
 def _numbered(where: str, row: int) -> str:
