@@ -191,6 +191,15 @@ def test_a_faulty_folder_is_explained(tmp_path: Path, fault: str) -> None:
     assert str(tmp_path / "data") in str(caught.value)
 
 
+def test_a_class_in_place_of_its_parent_and_a_choice_of_one_class_are_explained(tmp_path: Path) -> None:
+    lay_out(tmp_path / "data", {"a": 2, "b": 2})
+    with pytest.raises(UserError, match=r"holds images and no class folders; if it is a class, give '.*data'"):
+        opened(tmp_path / "data" / "a")
+    with pytest.raises(UserError, match=r"data.exclude leave one class of '.*data', 'b'"):
+        opened(tmp_path / "data", exclude=["a"])
+    assert "data.depth=3, but folders are 1 deep" in opened(tmp_path / "data", depth=3).remarks[0]
+
+
 def test_no_such_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name, what in (("missing", "does not exist"), ("file", "is a file")):

@@ -159,7 +159,7 @@ FAULTS: dict[str, tuple[Row, Sequence[Row], dict[str, Any], str]] = {
     "no label": (HEAD, [*PAIRS, ("images/7.png", "")], {}, r"1 row\(s\) have no label.*'images/7.png'.*data.exclude"),
     "one label": (HEAD, [(path, "a") for path, _ in PAIRS], {}, r"one label that is used, 'a'.*label_column"),
     "a label each": (HEAD, [(path, path) for path, _ in PAIRS], {}, r"8 of its 8 classes have one image"),
-    "no such label": (HEAD, PAIRS, {"exclude": ["c"]}, r"data.exclude names 1 class.*'c'; its 2 classes are 'a', 'b'"),
+    "no such label": (HEAD, PAIRS, {"exclude": ["c"]}, r"data.exclude names 1 class.*'c'; its classes are 'a', 'b'"),
     "all excluded": (HEAD, PAIRS, {"exclude": ["a", "b"]}, r"no row with a label that is used"),
     "unknown split": (WITH, [(*p, "fold1") for p in PAIRS], {}, r"'fold1' in 8 row\(s\); usual are train.*data.splits"),
     "no split": (WITH, [(*p, "test" if i else "") for i, p in enumerate(PAIRS)], {}, r"'' in 1 row\(s\); usual are"),

@@ -230,6 +230,9 @@ class _Listing:
             lines.append(
                 f"left out, without an image: class folder(s) {few(empty)}" + (f" ({others})" if others else "")
             )
+        levels = max((place.count("/") + 1 for place in deepest), default=0)
+        if isinstance(how.depth, int) and levels < how.depth:
+            lines.append(f"data.depth={how.depth}, but folders are {levels} deep; those at the bottom are the classes")
         if how.depth in (None, "top") and len(deepest) > len(used):
             lines.append(
                 f"{len(used)} top folders are the classes; {len(deepest)} folders below them hold the images, and "
@@ -406,9 +409,15 @@ def _at_least_two(folder: Path, classes: Sequence[str], how: DataConfig) -> None
     found = _other_files(others)
     advice = f"; its other folders hold {found}: convert those that are images, to JPEG for example" if found else ""
     if not classes:
+        if _flat_images(folder) and len(with_images(folder.parent)) > 1:
+            raise UserError(f"'{folder}' holds images and no class folders; if it is a class, give '{folder.parent}'")
         raise UserError(
             f"'{folder}' holds no class folders with images ({', '.join(sorted(EXTENSIONS))}); "
             f"lay them out as {folder}/CLASS/IMAGE{advice}"
+        )
+    if how.classes or how.exclude:
+        raise UserError(
+            f"data.classes and data.exclude leave one class of '{folder}', '{classes[0]}'; at least two are needed"
         )
     inner = with_images(folder / classes[0])
     if len(inner) > 1:

@@ -168,7 +168,7 @@ def chosen_classes(
             raise UserError(
                 f"data.{key} names {len(missing)} class(es) without an image in '{where}': {listed}"
                 + (" and others" if len(missing) > 5 else "")
-                + f"; its {len(existing)} classes are {few(existing)}; choose from these, or leave data.{key} out"
+                + f"; its classes are {few(existing)}; choose from these, or leave data.{key} out"
             )
     return used_classes(existing, chosen, exclude)
 
