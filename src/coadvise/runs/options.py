@@ -28,12 +28,8 @@ class Help:
     positional: bool = False
 
 
-DataOption = Annotated[
-    str,
-    Help(
-        "Folder with train/ and val/ or test/, folder of class folders, table of paths and labels, or 'digits'.", DATA
-    ),
-]
+DATA_HELP = "Folder with train/ and val/ or test/, folder of class folders, table of paths and labels, or 'digits'."
+DataOption = Annotated[str, Help(DATA_HELP, DATA)]
 
 
 @dataclass(frozen=True, kw_only=True)
