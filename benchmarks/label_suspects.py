@@ -110,9 +110,9 @@ def measure(
     """All figures, as curve.json holds them."""
     source = open_source(data)
     ways = {"edges and colours": look_through(source, None, 0)}
-    for network in [network_named(features)] * bool(features) + ([teachers_of(run)] if run else []):
-        name = Path(features).stem if features and len(ways) == 1 else "the run's teachers"
-        ways[name] = look_through(source, network, network.image_size)
+    networks = {} if features is None else {Path(features).stem: network_named(features)}
+    networks |= {} if run is None else {f"teachers of {run.name}": teachers_of(run)}
+    ways |= {name: look_through(source, network, network.image_size) for name, network in networks.items()}
     return {
         "data": Path(data).name,
         "images": len(ways["edges and colours"]),

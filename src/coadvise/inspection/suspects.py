@@ -100,7 +100,7 @@ def _cross_fitted(
         rows = folds == fold
         if not rows.any():
             continue
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=300))
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, tol=1e-3, max_iter=300))
         model.fit(features[~rows], labels[~rows])
         found[np.ix_(rows, model.classes_)] = model.predict_proba(features[rows])
     return found
