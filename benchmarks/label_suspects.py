@@ -1,6 +1,10 @@
 """How many planted faults `coadvise check` finds: wrong labels, and resized or recompressed copies in another split.
 
-    python -m benchmarks.label_suspects DATA --features FILE [--run RUN] [--out results/label-suspects]
+    python -m benchmarks.label_suspects DATA --features FILE
+
+    python -m benchmarks.label_suspects DATA --plant wrong.csv   # for teachers that have learned the wrong labels too
+    coadvise fit wrong.csv --out RUN
+    python -m benchmarks.label_suspects DATA --features FILE --run RUN
 
 The share of labels that is made wrong (each another class, all equally likely) is looked for in the ranking of all
 labels: by chance the first 5 % of a ranking hold 5 % of them. DATA's own wrong labels are in the ranking too and count
@@ -8,6 +12,7 @@ as mistakes. Copies of training images are put among the validation images. `--o
 """
 
 import argparse
+import csv
 import io
 import json
 from collections.abc import Sequence
@@ -66,15 +71,22 @@ def with_wrong_labels(labels: Labels, share: float, seed: int) -> tuple[Labels, 
 
 
 def curve(found: Pictures, share: float, seeds: Sequence[int]) -> list[dict[str, float]]:
-    """For each seed: the share of planted labels among the first of the ranking, by the share of the ranking."""
+    """For each seed: the share of planted labels among the first of the ranking, by the share of the ranking.
+
+    Under "train" and "val": of those of each split, among as many of the ranking as labels were planted.
+    """
     groups = [*exact_groups(found.digests), *near_groups(found.digests, found.hashes, found.looks)]
     curves = []
+    splits = np.array([place.split for place in found.places])
     for seed in seeds:
         labels, wrong = with_wrong_labels(found.labels, share, seed)
-        place = np.full(len(labels), len(labels))
+        rank = np.full(len(labels), len(labels))
         ranking = np.array(doubts(found.features, labels, groups).ranking, np.int64)
-        place[ranking] = np.arange(len(ranking))
-        curves.append({f"{part:g}": float((place[wrong] < part * len(labels)).mean()) for part in SHARES})
+        rank[ranking] = np.arange(len(ranking))
+        curves.append({f"{part:g}": float((rank[wrong] < part * len(labels)).mean()) for part in SHARES})
+        for split in ("train", "val"):  # among as many as are wrong, of all
+            some = wrong[splits[wrong] == split]
+            curves[-1][split] = float((rank[some] < len(wrong)).mean())
     return curves
 
 
@@ -110,16 +122,20 @@ def measure(
     """All figures, as curve.json holds them."""
     source = open_source(data)
     ways = {"edges and colours": look_through(source, None, 0)}
-    networks = {} if features is None else {Path(features).stem: network_named(features)}
-    networks |= {} if run is None else {f"teachers of {run.name}": teachers_of(run)}
-    ways |= {name: look_through(source, network, network.image_size) for name, network in networks.items()}
+    if features is not None:
+        network = network_named(features)
+        ways[Path(features).stem] = look_through(source, network, network.image_size)
+    recall = {name: curve(found, share, seeds) for name, found in ways.items()}
+    if run is not None:  # its teachers have learned the wrong labels of the first seed
+        network = teachers_of(run)
+        recall["teachers trained on them"] = curve(look_through(source, network, network.image_size), share, seeds[:1])
     return {
         "data": Path(data).name,
         "images": len(ways["edges and colours"]),
         "classes": len(source.classes),
         "wrong": share,
         "seeds": list(seeds),
-        "recall": {name: curve(found, share, seeds) for name, found in ways.items()},
+        "recall": recall,
         "copies": [copies_found(source, copies, seed) for seed in seeds],
         "versions": {name: version(name) for name in ("cleanlab", "imagehash", "scikit-learn", "timm", "torch")},
     }
@@ -144,6 +160,9 @@ def document(found: dict[str, Any]) -> str:
             values = [one[f"{share:g}"] for one in found["recall"][name]]
             cells.append(f"{mean(values):.1%} ({min(values):.1%} to {max(values):.1%})")
         lines.append(f"| {share:.0%} | {' | '.join(cells)} |")
+    for split in ("train", "val"):
+        cells = [f"{mean(one[split] for one in found['recall'][name]):.1%}" for name in names]
+        lines.append(f"| {found['wrong']:.0%}: those in {split} | {' | '.join(cells)} |")
     totals = {key: sum(one[key] for one in found["copies"]) for key in ("planted", "found", "groups", "right")}
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     lines += [
@@ -158,6 +177,19 @@ def document(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def plant(data: str, share: float, seed: int, table: Path) -> None:
+    """Writes the table of all images with the wrong labels of a seed."""
+    source = open_source(data)
+    splits = {"train": source.train, "val": source.val}
+    labels, _ = with_wrong_labels(np.concatenate([split.labels for split in splits.values()]), share, seed)
+    places = [(name, path) for name, split in splits.items() for path in split.names()]
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "label", "split"))
+        for (name, path), label in zip(places, labels.tolist(), strict=True):
+            writer.writerow((Path(data, path).absolute(), source.classes[label], name))
+
+
 def _share(part: int, whole: int) -> str:
     low, high = wilson_interval(part / whole, whole) if whole else (0.0, 1.0)
     return f"{part} of {whole} (95 % interval {low:.1%} to {high:.1%})"
@@ -167,12 +199,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.label_suspects", description=__doc__.partition("\n")[0])
     parser.add_argument("data")
     parser.add_argument("--features", help="as for 'coadvise check'")
-    parser.add_argument("--run", type=Path, help="as for 'coadvise check'")
+    parser.add_argument("--plant", type=Path, help="only write this table with the wrong labels of the first seed")
+    parser.add_argument("--run", type=Path, help="a run on that table")
     parser.add_argument("--wrong", type=float, default=0.05, help="share of the labels made wrong")
     parser.add_argument("--copies", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("results/label-suspects"))
     given = parser.parse_args()
+    if given.plant is not None:
+        plant(given.data, given.wrong, 0, given.plant)
+        return
     found = measure(given.data, given.features, given.run, given.wrong, given.copies, range(given.seeds))
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "curve.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -144,11 +144,11 @@ class Findings:
         parts = [f"{_count(two, 'image')} under two labels"] * bool(two)
         if suspects:
             parts.append(
-                f"{_count(suspects, 'label')} ({suspects / len(self.pictures):.1%}) contradicted by {self.predictor}, "
-                f"which agree with {self.doubts.agreement:.0%} of all labels"
+                f"{_count(suspects, 'label')} ({suspects / len(self.pictures):.1%}) that {self.predictor} contradict "
+                f"most strongly (they agree with {self.doubts.agreement:.0%} of all labels)"
             )
         if not parts:
-            return f"No image has two labels, and none has a label that is contradicted by {self.predictor}."
+            return f"No image has two labels, and none has a label that {self.predictor} contradict."
         return (
             f"Networks may learn wrong labels, for there are {' and '.join(parts)}: look through these images, the "
             "most doubtful first, and correct their labels."
