@@ -3,7 +3,7 @@
     python -m benchmarks.label_suspects DATA --features FILE
 
     python -m benchmarks.label_suspects DATA --plant wrong.csv   # for teachers that have learned the wrong labels too
-    coadvise fit wrong.csv --out RUN
+    coadvise fit wrong.csv --out RUN   # for the committed figures: --preset digits, both teachers for 25 epochs
     python -m benchmarks.label_suspects DATA --features FILE --run RUN
 
 The share of labels that is made wrong (each another class, all equally likely) is looked for in the ranking of all
@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from coadvise.config import read_config
 from coadvise.data.images import decode
 from coadvise.data.sources import Source, Split, open_source
 from coadvise.inspection.duplicates import exact_groups, near_groups
@@ -33,8 +34,10 @@ from coadvise.inspection.networks import network_named, teachers_of
 from coadvise.inspection.pictures import Pictures, look_through
 from coadvise.inspection.suspects import doubts
 from coadvise.report.predictors import wilson_interval
+from coadvise.runs.run import CONFIG
 
 SHARES = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)  # of the ranking
+TEACHERS = "teachers trained on them"
 Labels = npt.NDArray[np.int64]
 
 
@@ -128,7 +131,7 @@ def measure(
     recall = {name: curve(found, share, seeds) for name, found in ways.items()}
     if run is not None:  # its teachers have learned the wrong labels of the first seed
         network = teachers_of(run)
-        recall["teachers trained on them"] = curve(look_through(source, network, network.image_size), share, seeds[:1])
+        recall[TEACHERS] = curve(look_through(source, network, network.image_size), share, seeds[:1])
     return {
         "data": Path(data).name,
         "images": len(ways["edges and colours"]),
@@ -136,9 +139,16 @@ def measure(
         "wrong": share,
         "seeds": list(seeds),
         "recall": recall,
+        "teachers": None if run is None else _about(run),
         "copies": [copies_found(source, copies, seed) for seed in seeds],
         "versions": {name: version(name) for name in ("cleanlab", "imagehash", "scikit-learn", "timm", "torch")},
     }
+
+
+def _about(run: Path) -> str:
+    config = read_config(run / CONFIG)
+    epochs = ", ".join(f"{name} for {teacher.recipe.epochs} epochs" for name, teacher in config.teachers.items())
+    return f"images of {config.data.image_size} pixels, {epochs}"
 
 
 def document(found: dict[str, Any]) -> str:
@@ -163,6 +173,8 @@ def document(found: dict[str, Any]) -> str:
     for split in ("train", "val"):
         cells = [f"{mean(one[split] for one in found['recall'][name]):.1%}" for name in names]
         lines.append(f"| {found['wrong']:.0%}: those in {split} | {' | '.join(cells)} |")
+    if found["teachers"]:
+        lines += ["", f"{TEACHERS[0].upper()}{TEACHERS[1:]}: {found['teachers']}, seed {found['seeds'][0]} alone."]
     totals = {key: sum(one[key] for one in found["copies"]) for key in ("planted", "found", "groups", "right")}
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     lines += [

@@ -31,7 +31,7 @@ def test_three_sentences_of_faultless_data(found: Findings) -> None:
     clean = replace(found, exact=(), near=(), doubts=none, pictures=replace(found.pictures, unreadable=()))
     assert clean.sentences() == (
         "Scores will be of images that no network was trained on.",
-        "No image has two labels, and none has a label that logistic regressions on edges and colours contradict.",
+        "No image has two labels, and none has a label that predictions by edges and colours contradict.",
         "All files can be read, and no class is more than three times as large as another.",
     )
 

@@ -18,7 +18,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16), dtype=np.uint
 
 def test_teachers_give_what_their_classifiers_are_given(finished: Path) -> None:
     features = teachers_of(finished)
-    assert (features.image_size, features.what) == (16, f"the teachers conv and inv of '{finished}'")
+    assert (features.image_size, features.what) == (16, f"features of the teachers conv and inv of '{finished}'")
     for name, got in zip(("conv", "inv"), features(IMAGES), strict=True):
         network = load_network(finished / "teachers" / name)
         x = (torch.from_numpy(IMAGES).float() / 255 - network.mean) / network.std
@@ -29,7 +29,8 @@ def test_teachers_give_what_their_classifiers_are_given(finished: Path) -> None:
 
 def test_a_run_s_teachers_judge_labels(finished: Path, tiny_images: Path) -> None:
     found = check(tiny_images, run=finished)
-    assert "teachers conv and inv" in found.predictor
+    assert found.predictor == "predictions by the run's teachers"
+    assert "features of the teachers conv and inv" in found.remark
     assert "learned wrong ones by heart" in found.remark
     assert len(found.pictures.features) == 2
     assert len(found.doubts.ranking) == 36

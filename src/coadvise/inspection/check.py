@@ -20,10 +20,7 @@ from coadvise.runs.run import CONFIG, check_run, written_data
 from coadvise.storage import write_bytes, write_text
 from coadvise.training.listener import Listener, Silent
 
-_CHEAP = "logistic regressions on edges and colours"
-_CHEAP_REMARK = (
-    "These are weak, so take them as hints: the teachers of --run, or a network of --features, judge better."
-)
+_CHEAP = "These are weak, so take them as hints: the teachers of a run or another network judge better"
 
 
 def check(
@@ -64,14 +61,14 @@ def source_to_check(data: str, run: str | Path | None, overrides: Sequence[str])
 def inspect(source: Source, run: str | Path | None, features: str | None, listener: Listener | None = None) -> Findings:
     """As `check`, of an open source."""
     listener = listener or Silent()
-    network, predictor, remark = None, _CHEAP, _CHEAP_REMARK
+    network, predictor, remark = None, "edges and colours", _CHEAP
     if run is not None or features is not None:
         from coadvise.inspection.networks import network_named, teachers_of
 
         if run is not None and features is not None:
             raise UserError("both --run and --features would judge the labels; give one of them")
         network = teachers_of(Path(run)) if run is not None else network_named(str(features))
-        predictor = f"{FOLDS}-fold classifiers on features of {network.what}"
+        predictor = f"'{features}'" if run is None else "the run's teachers"
         remark = _remark(source, run)
     found = look_through(
         source,
@@ -81,20 +78,22 @@ def inspect(source: Source, run: str | Path | None, features: str | None, listen
     )
     exact = exact_groups(found.digests)
     near = near_groups(found.digests, found.hashes, found.looks)
-    listener.say(f"judging {len(found)} labels by {predictor}")
+    what = network.what if network else predictor
+    listener.say(f"judging {len(found)} labels by {what}")
     judged = doubts(found.features, found.labels, [*exact, *near])
-    return Findings(found, tuple(exact), tuple(near), judged, predictor, remark)
+    how = f"Each label is judged by a logistic regression on {what} that has not seen it ({FOLDS} folds). {remark}."
+    return Findings(found, tuple(exact), tuple(near), judged, f"predictions by {predictor}", how)
 
 
 def _remark(source: Source, run: str | Path | None) -> str:
     """What predictions on features of networks are worth."""
     if run is None:
-        return "Each label is judged by a classifier that has not seen it; the network is used as it is."
+        return "The network is used as it is"
     if written_data(Path(run)).get("folder") != resolved(source.where):
-        return "Each label is judged by a classifier that has not seen it; the run was on other data."
+        return "The run was on other data"
     return (
-        "Each label is judged by a classifier that has not seen it, but the teachers were trained on the labels of the "
-        "training images, so they may have learned wrong ones by heart; for other images all is out of sample."
+        "But the teachers were trained on the labels of the training images, so they may have learned wrong ones by "
+        "heart; for all other images the predictions are out of sample"
     )
 
 

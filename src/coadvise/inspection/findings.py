@@ -34,8 +34,8 @@ class Findings:
 
     Attributes:
         exact, near: groups of pictures that are the same byte for byte, or that look the same.
-        predictor: what the labels were judged by, in words.
-        remark: what its predictions are worth, in a sentence.
+        predictor: the predictions that the labels were judged by, in words.
+        remark: how these are made, and what they are worth, in sentences.
     """
 
     pictures: Pictures
@@ -128,9 +128,9 @@ class Findings:
     def _about_scores(self) -> str:
         exact = set(self.scored_copies(self.exact))
         near = set(self.scored_copies(self.near)) - exact
-        inside = sum(len(group) - 1 for group in self.exact) - len(exact)
         if not exact | near:
-            more = f"; {_count(inside, 'further copy', 'further copies')} inside a split counts twice" if inside else ""
+            inside = sum(len(group) - 1 for group in self.exact if not self.labels_differ(group))
+            more = f", but images count more than once in {_count(inside, 'case')}" if inside else ""
             return f"Scores will be of images that no network was trained on{more}."
         parts = [f"{len(exact)} byte for byte"] * bool(exact) + [f"{len(near)} resized or recompressed"] * bool(near)
         kinds = " --leave-out unreadable,duplicates,two-labels,near" if near else ""
@@ -241,8 +241,8 @@ def count_by(headers: Sequence[Header], what: str) -> dict[str, int]:
     return dict(Counter(str(getattr(header, what)) for header in headers).most_common())
 
 
-def _count(number: int, one: str, several: str = "") -> str:
-    return f"{number} {one if number == 1 else several or one + 's'}"
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _finite(value: float) -> float | None:

@@ -25,7 +25,7 @@ class NetworkFeatures:
 
     Attributes:
         image_size: pixels.
-        what: the networks in words.
+        what: the features in words.
     """
 
     def __init__(self, networks: Sequence[Network], what: str, config: EngineConfig) -> None:
@@ -64,7 +64,7 @@ def teachers_of(run: Path) -> NetworkFeatures:
     if not parts:
         raise UserError(f"'{run}' has no finished teacher yet; continue its 'coadvise fit', or leave out --run")
     names = " and ".join(part.partition("/")[2] for part in parts)
-    what = f"the teacher{'s' * (len(parts) > 1)} {names} of '{run}'"
+    what = f"features of the teacher{'s' * (len(parts) > 1)} {names} of '{run}'"
     return NetworkFeatures([load_network(run / part) for part in parts], what, read_config(run / CONFIG).engine)
 
 
@@ -93,7 +93,7 @@ def network_named(given: str) -> NetworkFeatures:
             f"--features {given}: there is no such file or folder, and timm has no published weights of that name; "
             "give for instance resnet18, or the file resnet18.safetensors"
         )
-    return NetworkFeatures([network], f"'{given}'", EngineConfig())
+    return NetworkFeatures([network], f"features of '{given}'", EngineConfig())
 
 
 def _usual_size(model: str) -> int:

@@ -35,7 +35,9 @@ def render(found: Findings) -> str:
 
 def _labels(found: Findings) -> Markup:
     suspects = found.doubts.suspects
-    agreement = f" They agree with {percent(found.doubts.agreement)} of all labels." if found.doubts.ranking else ""
+    agreement = (
+        f" The predictions agree with {percent(found.doubts.agreement)} of all labels." if found.doubts.ranking else ""
+    )
     parts = []
     if found.two_labels:
         parts.append(tag("h3", f"Identical files under two labels ({len(found.two_labels)})"))
@@ -44,7 +46,7 @@ def _labels(found: Findings) -> Markup:
         parts.append(tag("h3", f"Resized or recompressed copies under two labels ({len(doubtful)})"))
         parts.append(_groups(found, doubtful))
     parts.append(tag("h3", f"Labels that the predictions contradict ({count(len(suspects))})"))
-    parts.append(paragraph("note", f"Judged by {found.predictor}. {found.remark}{agreement}"))
+    parts.append(paragraph("note", f"{found.remark}{agreement}"))
     if suspects:
         parts.append(tag("div", *(_suspect(found, number) for number in suspects[:MOST_CARDS]), class_="cards"))
         parts.append(_shown(len(suspects), MOST_CARDS))
@@ -70,7 +72,7 @@ def _copies(found: Findings) -> Markup:
                 parts += [tag("h3", f"{title} {where} ({count(len(some))})"), _groups(found, some)]
     if not parts:
         return paragraph("lead", "No two files are the same, and no two images look the same.")
-    note = "Copies are found by checksum; by perceptual hash and a comparison of small copies if they look the same."
+    note = "Identical files have the same checksum; other copies a close perceptual hash and the same look when small."
     return join([paragraph("note", note), *parts])
 
 
@@ -123,8 +125,9 @@ def _files(found: Findings) -> Markup:
     sides = sorted((min(header.shape), max(header.shape)) for header in headers)
     shapes = count_by(headers, "shape")
     sizes = (
-        f"{len(shapes)} sizes; shorter side {sides[0][0]} to {sides[-1][0]} pixels, {sides[len(sides) // 2][0]} in the "
-        "middle"
+        f"{len(shapes)} sizes; shorter side {sides[0][0]} to {sides[-1][0]} pixels, median {sides[len(sides) // 2][0]}"
+        if len(shapes) > 1
+        else f"{headers[0].shape[0]} × {headers[0].shape[1]} pixels"
     )
     facts = {
         "size": sizes,
