@@ -1,7 +1,8 @@
 """Benchmarks, each against a named peer in the same process: `python -m benchmarks NAME [--json FILE]`.
 
 Every module named in `NAMES` has a function `run(setting: Setting) -> Table`; its docstring says what is compared with
-what. Two more tools live here: `networks.py` makes docs/MODELS.md, `same_numbers.py` compares two checkouts bit by bit.
+what. Three more tools live here: `networks.py` makes docs/MODELS.md, `same_numbers.py` compares two checkouts bit by
+bit, `label_suspects.py` plants faults for `coadvise check` and makes results/label-suspects.
 """
 
 import coadvise.torchvision_guard  # noqa: F401  (before a benchmark imports timm)

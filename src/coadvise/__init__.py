@@ -20,6 +20,7 @@ _HOME = {  # public name -> its module
     "TrainedStudent": "deploy.predict",
     "UserError": "errors",
     "build_cache": "runs.build_cache",
+    "check": "inspection.check",
     "co_advise_loss": "distill.loss",
     "export": "deploy.export",
     "fit": "runs.fit",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from coadvise.errors import LostProcessError as LostProcessError
     from coadvise.errors import StorageError as StorageError
     from coadvise.errors import UserError as UserError
+    from coadvise.inspection.check import check as check
     from coadvise.models.published import load_published as load_published
     from coadvise.runs.build_cache import build_cache as build_cache
     from coadvise.runs.fit import fit as fit

@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 
 from coadvise import __version__
 from coadvise.errors import Interrupted, LostProcessError, StorageError, UserError
-from coadvise.runs.options import OUTPUT, FitOptions, Help, RunOptions, StudyOptions, described
+from coadvise.runs.options import DATA_HELP, OUTPUT, FitOptions, Help, RunOptions, StudyOptions, described
 from coadvise.terminal import Terminal, shown
 
 app = typer.Typer(
@@ -151,6 +151,72 @@ def fit(options: FitOptions, dry_run: DryRun = False, as_json: AsJson = False) -
 
 def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
+
+
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(help=DATA_HELP)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="How the data are read, as for fit: data.KEY=value and seed=N.", show_default=False),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="A run whose teachers judge the labels; its data options are used too.")
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="A network that judges the labels: a timm model with published weights, a file of weights named "
+            "after its model, such as resnet18.safetensors, or a folder such as runs/x/teachers/conv."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The page to write. Default: NAME-check.html.")] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(help="Also write a table for fit, ending in .csv, without what is wrong. See --leave-out."),
+    ] = None,
+    leave_out: Annotated[
+        str | None,
+        typer.Option(
+            help="What --write leaves out: unreadable, duplicates (further copies of a file; the scored copy stays), "
+            "two-labels (identical files under two labels), near (resized or recompressed copies), suspects (training "
+            "images whose labels are probably wrong). Default: asked on a terminal, else the first three."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what is likely to go wrong with some data: copies, wrong labels, broken files. Trains nothing.
+
+    Writes a page, and with --write a table without what is wrong. The exit code is 0, whatever is found.
+    """
+    from coadvise.data.sources import short_name
+    from coadvise.inspection.check import check_outputs, inspect, source_to_check, write_cleaned, write_page
+    from coadvise.inspection.findings import KINDS, USUALLY
+
+    page = out or Path(f"{short_name(data)}-check.html")
+    kinds = None if leave_out is None else tuple(filter(None, leave_out.split(",")))
+    source = source_to_check(data, run, overrides or ())
+    check_outputs(source, page, write, kinds)
+    with closing(Terminal(Console(stderr=as_json))) as terminal:
+        found = inspect(source, run, features, terminal)
+    write_page(found, page)
+    result = {**found.plain(), "page": str(page)}
+    for line in () if as_json else (*found.lines(), f"page: {page}"):
+        show(line)
+    if write is not None:
+        if kinds is None and not as_json and sys.stdin.isatty():
+            counts = {kind: len(places) for kind, places in found.left_out(tuple(KINDS)).items()}
+            kinds = tuple(
+                kind for kind, what in KINDS.items()
+                if counts[kind] and typer.confirm(f"leave out {counts[kind]} {what}?", default=kind in USUALLY)
+            )  # fmt: skip
+        left_out = write_cleaned(found, write, USUALLY if kinds is None else kinds)
+        result["written"] = {"table": str(write), "left_out": left_out}
+        if not as_json:
+            what = ", ".join(f"{count} {KINDS[kind]}" for kind, count in left_out.items() if count) or "nothing"
+            show(f"table: {write}, left out: {what}")
+    if as_json:
+        print(json.dumps(result))
 
 
 @app.command()

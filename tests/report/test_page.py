@@ -15,8 +15,9 @@ from PIL import Image
 from coadvise.report import write_report
 from coadvise.report.classes import class_gains, confusions
 from coadvise.report.disagreement import disagreements
+from coadvise.report.document import POLICY
 from coadvise.report.markup import percent, points
-from coadvise.report.page import POLICY, SECTIONS
+from coadvise.report.page import SECTIONS
 from coadvise.report.predictors import predictors
 from coadvise.report.read import read_run
 

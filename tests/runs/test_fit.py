@@ -39,6 +39,7 @@ from coadvise.evaluation.scores import load_predictions, log_probabilities, pred
 from coadvise.evaluation.tables import score_lines
 from coadvise.models.network import create_network, load_network
 from coadvise.runs.evaluate import evaluate_run
+from coadvise.runs.fit import describe
 from coadvise.runs.plan import ADVISED, ALONE, Part, run_parts
 from coadvise.runs.run import trained_parts
 from coadvise.training.engine import Engine
@@ -299,6 +300,24 @@ def test_a_bad_configuration_is_named_and_nothing_is_written(
         with pytest.raises(UserError, match=names):
             fit(tiny_images, tiny_preset, tmp_path / "run", overrides=overrides)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_wrong_with_the_data_is_said_in_two_lines(tmp_path: Path) -> None:
+    images = make_images(tmp_path, train=9, val=2)
+    usual = [*describe(scan(open_source(images), 16, in_memory=False))]
+    assert [line.partition(":")[0] for line in usual] == ["data", "split", "train", "validation"]
+    for number in range(2, 9):
+        (images / "train" / "red" / f"{number}.png").unlink()
+    for number in range(4):
+        (images / "train" / "blue" / f"{number}.png").write_bytes(b"broken")
+    shutil.copy(images / "train" / "green" / "0.png", images / "val" / "green" / "0.png")
+    shutil.copy(images / "train" / "red" / "0.png", images / "train" / "green" / "1.png")
+    files, classes = [*describe(scan(open_source(images), 16, in_memory=False))][4:]
+    assert files.startswith("files: 4 file(s) cannot be read and are left out ('train/blue/0.png'")
+    assert "and 1 more in data.json), so scores are over 6 validation images" in files
+    assert "1 of the 6 validation images are also training images" in files
+    assert "1 image(s) have two labels" in files
+    assert classes.startswith("classes are of unequal size: 'green' has 9 training images, 'red' 2")
 
 
 def test_with_three_splits_curves_are_of_val_and_the_verdict_of_test(

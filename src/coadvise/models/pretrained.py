@@ -34,7 +34,7 @@ def given_network(name: str, teacher: TeacherConfig, image_size: int) -> Network
     Raises:
         UserError: There is none, it could not be downloaded or read, or its classes have no names.
     """
-    return _loaded(name, teacher, image_size, named=True).eval()
+    return load_start(name, teacher, image_size, named=True).eval()
 
 
 def adapted_network(
@@ -50,7 +50,7 @@ def adapted_network(
     Raises:
         UserError: There is none, it could not be downloaded or read, or it is from a run and has just these classes.
     """
-    network = _loaded(name, teacher, image_size, named=False)
+    network = load_start(name, teacher, image_size, named=False)
     model, known = network.model, [] if _UNNAMED in network.classes else network.classes
     if not names_model(str(teacher.start)) and tuple(known) == tuple(classes):
         raise UserError(
@@ -77,14 +77,18 @@ def fetch(name: str) -> None:
     """Downloads a model of timm, or of a hub, into the local cache. Raises UserError."""
     if not names_model(name):
         raise UserError(f"'{name}' is no name of a model; give one of timm, or {HUB}ORG/NAME")
-    _loaded("", TeacherConfig(model=name, start=name), 224, named=False)
+    load_start("", TeacherConfig(model=name, start=name), 224, named=False)
 
 
-def _loaded(name: str, teacher: TeacherConfig, image_size: int, named: bool) -> Network:
-    """A network with its weights.
+def load_start(name: str, teacher: TeacherConfig, image_size: int, named: bool) -> Network:
+    """Loads a network with its weights from where a teacher starts.
 
     Args:
-        named: its classes must have names; otherwise those without are called `_UNNAMED`.
+        name, image_size: As for `given_network`.
+        named: Its classes must have names; otherwise those without are called `_UNNAMED`.
+
+    Raises:
+        UserError: As `given_network`.
     """
     start = str(teacher.start)
     if names_model(start):

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
-from PIL import Image
 
 from coadvise.report.charts import Dot, Scale, axis_row, dot_row, track
+from coadvise.report.document import thumbnail
 from coadvise.report.markup import Markup, count, join, paragraph, percent, table, tag
 from coadvise.report.predictors import Predictor, choose_examples, comparable, disputed, predicted, predictors
 from coadvise.report.read import AVERAGE, Floats, Ints, Run, sequence
 
-SMALL = 96  # pixels: images up to this size are embedded unchanged and enlarged without smoothing
-LARGE = 224  # pixels: larger images are reduced to this
 SHOWN = 5  # classes in an image's table
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # what Pillow decodes without starting a program
 
 
 def disagreements(run: Run) -> Markup:
@@ -86,7 +82,8 @@ def _card(
     who = f"{' and '.join(right)} {'is' if len(right) == 1 else 'are'} right" if right else "no teacher is right"
     verdict = "the student is right" if predicted(run, tokens[0])[row] == label else "the student is wrong"
     about = [tag("h3", run.class_name(label)), tag("p", f"{who}; {verdict}"), tag("code", name or f"image {row}")]
-    head = tag("header", thumbnail(run, row, name) if run.picture else "", tag("div", *about))
+    picture = thumbnail(partial(run.picture, row), name or "") if run.picture else ""
+    head = tag("header", picture, tag("div", *about))
     return tag("article", head, _probabilities(run, label, teachers, tokens, shares), class_="card")
 
 
@@ -127,31 +124,3 @@ def _cell(predictor: Predictor, share: float, is_prediction: bool, tokens: Seque
     text = f"{100 * share:.0f}" if share >= 0.005 else "·"
     classes = " ".join(filter(None, (predictor.tone, "answer" if is_prediction else None, _edge(predictor, tokens))))
     return tag("td", tag("span", text), class_=classes, style=f"--p:{100 * share:.1f}%")
-
-
-def thumbnail(run: Run, row: int, name: str | None) -> Markup:
-    """An embedded image, or a placeholder if it cannot be read or decoded."""
-    try:
-        assert run.picture is not None
-        kind, content, small = _encoded(run.picture(row))
-    except Exception:  # Pillow's decoders raise many types
-        return tag("div", "no image", class_="thumb placeholder", title=f"{name or 'it'} cannot be read")
-    source = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-    return tag("img", src=source, alt=name or "", class_="thumb pixelated" if small else "thumb")
-
-
-def _encoded(encoded: bytes) -> tuple[str, bytes, bool]:
-    known = [*FORMATS, *(["HEIF"] if "HEIF" in Image.OPEN else [])]  # Pillow was taught it where pictures are read
-    with Image.open(io.BytesIO(encoded), formats=known) as picture:
-        if Image.MAX_IMAGE_PIXELS is not None and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
-            raise ValueError("a decompression bomb")
-        picture.draft("RGB", (LARGE, LARGE))
-        image = picture.convert("RGB")
-    small = max(image.size) <= SMALL
-    image.thumbnail((LARGE, LARGE))
-    buffer = io.BytesIO()
-    if small:
-        image.save(buffer, "PNG")
-    else:
-        image.save(buffer, "JPEG", quality=85)
-    return "png" if small else "jpeg", buffer.getvalue(), small

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 
 from coadvise.report.classes import agreements, class_gains
 from coadvise.report.curves import learning
 from coadvise.report.disagreement import disagreements
+from coadvise.report.document import document
 from coadvise.report.markup import Markup, tag
 from coadvise.report.provenance import again_section, data_section
 from coadvise.report.read import Run, read_run
@@ -26,8 +26,6 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup]], ...] = (
     ("again", "Reproduce", "How can I reproduce this run?", again_section),
 )
 SOURCES = "Made from config.yaml, data.json, metrics.jsonl and predictions/ of the run, and from the images shown."
-# The page loads nothing, whatever the names in a run contain.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def write_report(run: Path, picture: Callable[[int], bytes] | None = None) -> Path:
@@ -61,24 +59,9 @@ def write_report(run: Path, picture: Callable[[int], bytes] | None = None) -> Pa
 def render(run: Run) -> str:
     """The whole page as one string."""
     name = run.path.resolve().name
-    style = Markup(resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8"))
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{name} · coadvise report"),
-        tag("style", style),
-    )
-    links = (tag("a", short, href=f"#{anchor}") for anchor, short, _, _ in SECTIONS)
-    body = tag(
-        "body",
-        tag("header", _origin(run, name), headline(run), _faults(run), tag("nav", *links), class_="top"),
-        tag("main", *(tag("section", tag("h2", title), make(run), id=anchor) for anchor, _, title, make in SECTIONS)),
-        tag("footer", SOURCES),
-    )
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    top = (_origin(run, name), headline(run), _faults(run))
+    sections = [(anchor, short, title, make(run)) for anchor, short, title, make in SECTIONS]
+    return document(f"{name} · coadvise report", top, sections, SOURCES)
 
 
 def _origin(run: Run, name: str) -> Markup:

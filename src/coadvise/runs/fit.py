@@ -211,23 +211,29 @@ def describe(dataset: Dataset) -> Iterator[str]:
         size = f"{min(widths)}x{min(heights)}" + (f" to {max(widths)}x{max(heights)}" if len(split.sizes) > 1 else "")
         what = name if name == "train" else SPLIT_WORDS[name]
         yield f"{what}: {len(split)} images, {min(counts)} to {max(counts)} a class, {size} pixels"
-        for fault in split.unreadable[:5]:
-            yield f"  left out, cannot be read: {fault}"
-        if len(split.unreadable) > 5:
-            yield f"  and {len(split.unreadable) - 5} more; all are listed in {DATA}"
-    scored_are = SPLIT_WORDS[dataset.scored_name]
+    yield from _faults(dataset)
+
+
+def _faults(dataset: Dataset) -> Iterator[str]:
+    """The cheap part of `coadvise check`, in at most two lines: about the files, and about the classes."""
+    files, scored_are = [], SPLIT_WORDS[dataset.scored_name]
+    if lost := [fault for split in dataset.splits.values() for fault in split.unreadable]:
+        more = f" and {len(lost) - 3} more in {DATA}" if len(lost) > 3 else ""
+        files.append(
+            f"{len(lost)} file(s) cannot be read and are left out ({', '.join(lost[:3])}{more}), so scores are over "
+            f"{len(dataset.scored)} {scored_are} images"
+        )
     if both := scored_and_trained_on(dataset):
         scored, trained = both[0]
-        yield (
+        files.append(
             f"{len(both)} of the {len(dataset.scored)} {scored_are} images are also training images, byte for byte "
-            f"(for example {scored!r} and {trained!r}); scores on them say little: remove them from one of the two"
+            f"(for example {scored!r} and {trained!r}), so scores on them say little"
         )
     if doubtful := under_two_labels(dataset):
         one, other = doubtful[0]
-        yield (
-            f"{len(doubtful)} image(s) have two labels: identical files in different classes (for example {one!r} and "
-            f"{other!r}); remove the wrong copies"
-        )
+        files.append(f"{len(doubtful)} image(s) have two labels (for example {one!r} and {other!r})")
+    if files:
+        yield f"files: {'; '.join(files)}; 'coadvise check' shows them and writes a table without them"
     counts = dataset.train.per_class(len(dataset.classes))
     if unbalanced(counts):
         largest, smallest = (dataset.classes[counts.index(extreme(counts))] for extreme in (max, min))
@@ -235,5 +241,3 @@ def describe(dataset: Dataset) -> Iterator[str]:
             f"classes are of unequal size: '{largest}' has {max(counts)} training images, '{smallest}' {min(counts)}; "
             "data.balance=loss makes each count the same"
         )
-    if dataset.scored.unreadable:
-        yield f"scores are over the {len(dataset.scored)} {scored_are} images that can be read"

@@ -28,14 +28,11 @@ class Help:
     positional: bool = False
 
 
-DataOption = Annotated[
-    str,
-    Help(
-        "Folder with train/ and val/ or test/, folder of class folders, table of paths and labels, dataset of Hugging "
-        "Face (hf:NAME, or saved to disk), or 'digits'.",
-        DATA,
-    ),
-]
+DATA_HELP = (
+    "Folder with train/ and val/ or test/, folder of class folders, table of paths and labels, dataset of Hugging Face "
+    "(hf:NAME, or saved to disk), or 'digits'."
+)
+DataOption = Annotated[str, Help(DATA_HELP, DATA)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,197 @@
+"""One pass over all files: what their headers say, what they look like, and which cannot be read."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+
+from coadvise.data.images import Pixels, UnreadableImageError, decode, fault, open_image, square, to_array
+from coadvise.data.sources import Source, Split
+from coadvise.errors import UserError
+from coadvise.inspection.features import Floats, cheap_features
+from coadvise.inspection.suspects import NEEDED
+from coadvise.machine import available_cores
+
+LOOK = 16  # pixels, square: the small copy by which candidates for near duplicates are compared
+SLICE = 256  # pictures at a time
+_REDUCED = 256  # pixels; a hash of 64 bits needs no more
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a picture stands in the data."""
+
+    split: str
+    row: int
+    name: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its picture; `bits` a channel, `shape` is (width, height)."""
+
+    format: str
+    mode: str
+    bits: int
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """All readable pictures of a source, train first, and the others.
+
+    Attributes:
+        places, headers, digests: one each a readable picture; a digest is of the file's bytes.
+        hashes: [N] uint64, perceptual hashes.
+        looks: [N, LOOK, LOOK, 3] uint8, small copies.
+        features: [N, D] float32 for each way in which pictures are described.
+        unreadable: each place with a line: its name and why.
+    """
+
+    source: Source
+    places: tuple[Place, ...]
+    headers: tuple[Header, ...]
+    digests: tuple[str, ...]
+    hashes: npt.NDArray[np.uint64]
+    looks: Pixels
+    features: tuple[Floats, ...]
+    unreadable: tuple[tuple[Place, str], ...]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        return np.array([place.label for place in self.places], np.int64)
+
+    def read(self, number: int) -> bytes:
+        """A picture's encoded bytes. Raises OSError."""
+        place = self.places[number]
+        return splits_of(self.source)[place.split].read(place.row)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    header: Header
+    digest: str
+    hash: bytes
+    look: Pixels
+
+
+def splits_of(source: Source) -> dict[str, Split]:
+    """By name, in the order of `Pictures`."""
+    return {"train": source.train, "val": source.val} | ({} if source.test is None else {"test": source.test})
+
+
+def look_through(
+    source: Source,
+    network: Callable[[Pixels], Sequence[Floats]] | None,
+    image_size: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Pictures:
+    """Reads and decodes every file once, in threads.
+
+    Args:
+        network: maps images [B, 3, S, S] uint8 to features [B, D], one array a network; None: cheap features.
+        image_size: S in pixels.
+
+    Raises:
+        UserError: no picture can be read, or the package imagehash is missing.
+    """
+    _imagehash()
+    seen: list[_Seen] = []
+    places: list[Place] = []
+    unreadable: list[tuple[Place, str]] = []
+    described: list[Sequence[Floats]] = []
+    splits = splits_of(source)
+    total, done = sum(map(len, splits.values())), 0
+    for name, split in splits.items():
+        labels = split.labels.tolist()
+        for start, some in _slices(split, image_size if network else 0):
+            shown = []
+            for row, outcome in enumerate(some, start):
+                place = Place(name, row, split.name(row), labels[row])
+                if isinstance(outcome, str):
+                    unreadable.append((place, outcome))
+                    continue
+                places.append(place)
+                seen.append(outcome[0])
+                shown.append(outcome[1])
+            if shown:
+                stack = np.stack(shown)
+                described.append([stack] if network is None else network(stack))
+            done += len(some)
+            progress(done, total)
+    if not places:
+        raise UserError(f"none of the {total} images of '{source.where}' can be read; the first: {unreadable[0][1]}")
+    return Pictures(
+        source,
+        tuple(places),
+        tuple(one.header for one in seen),
+        tuple(one.digest for one in seen),
+        np.frombuffer(b"".join(one.hash for one in seen), np.uint64),
+        np.stack([one.look for one in seen]),
+        tuple(np.concatenate(parts) for parts in zip(*described, strict=True)),
+        tuple(unreadable),
+    )
+
+
+def _slices(split: Split, size: int) -> Iterator[tuple[int, list[tuple[_Seen, Any] | str]]]:
+    """The number of a first picture, and what became of it and of those after it; the next ones are read meanwhile."""
+    with ThreadPoolExecutor(min(16, available_cores())) as pool:
+        ahead = None
+        for start in [*range(0, len(split), SLICE), None]:
+            following = None
+            if start is not None:
+                rows = range(start, min(start + SLICE, len(split)))
+                following = (start, pool.map(partial(_look_at, split, size), rows))
+            if ahead is not None:
+                yield ahead[0], list(ahead[1])
+            ahead = following
+
+
+def _look_at(split: Split, size: int, row: int) -> tuple[_Seen, Any] | str:
+    """What is found of a picture, and its pixels [3, S, S] or cheap features [D]; or why it cannot be read."""
+    name = split.name(row)
+    try:
+        content = split.read(row)
+        with open_image(content) as opened:
+            header = Header(opened.format or "", opened.mode, _bits(opened), opened.size)
+    except Exception as error:  # Pillow's readers raise many types
+        return fault(name, error)
+    try:
+        image = decode(content, name)
+    except UnreadableImageError as error:
+        return str(error)
+    shown = to_array(square(image, size)) if size else cheap_features(image)
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    image.thumbnail((_REDUCED, _REDUCED), reducing_gap=2)
+    look = np.asarray(image.resize((LOOK, LOOK), Image.Resampling.BICUBIC))
+    bits = _imagehash().phash(image).hash
+    return _Seen(header, digest, np.packbits(bits).tobytes(), look), shown
+
+
+def _bits(image: Image.Image) -> int:
+    """Bits a channel in the file; Pillow decodes colours of 16 bits to 8."""
+    if image.mode in ("I", "F"):
+        return 32
+    if image.mode == "1":
+        return 1
+    raw = str(image.tile[0][3]) if isinstance(image, PngImageFile) and image.tile else image.mode
+    return 16 if "16" in raw else 8
+
+
+def _imagehash() -> Any:
+    try:
+        import imagehash
+    except ImportError:
+        raise UserError(NEEDED) from None
+    return imagehash
