@@ -26,7 +26,7 @@ import numpy.typing as npt
 from PIL import Image, features
 
 from coadvise.data import images
-from coadvise.data.images import Pixels
+from coadvise.data.images import Pixels, Values
 from coadvise.data.sources import Split
 from coadvise.machine import available_cores
 
@@ -35,11 +35,15 @@ _BLOCK = 64 * 2**20  # bytes hashed at a time, by one thread
 
 
 class Seen(NamedTuple):
-    """A picture that could be decoded: its size in pixels, and the first 16 hexadecimal digits of its bytes' sha256."""
+    """A picture that could be decoded: its size in pixels, and the first 16 hexadecimal digits of its bytes' sha256.
+
+    `span` is the smallest and largest value of a picture of more than 8 bits.
+    """
 
     width: int
     height: int
     digest: str
+    span: Values | None = None
 
 
 Outcome = str | Seen  # of a picture; a text is why it cannot be read

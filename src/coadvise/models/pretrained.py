@@ -12,7 +12,7 @@ import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import load_model_config_from_hf
 
-from coadvise.config import ModelConfig, TeacherConfig
+from coadvise.config import ImageSize, ModelConfig, TeacherConfig, plain_size
 from coadvise.errors import UserError
 from coadvise.models.network import HUB, Network, build_network, check_name, create_network, load_network, load_weights
 from coadvise.models.published import load_with_notes, read_published, read_tensors
@@ -21,7 +21,7 @@ from coadvise.models.student import Student
 _TIMM = f"{HUB}timm/"  # timm's own models there
 
 
-def given_network(teacher: TeacherConfig, image_size: int) -> Network:
+def given_network(teacher: TeacherConfig, image_size: ImageSize) -> Network:
     """Loads a teacher that is not trained here, with the classes that it was trained on.
 
     Args:
@@ -89,7 +89,7 @@ def pretrained_classes(model: str) -> list[str]:
     return classes
 
 
-def _from_hub(config: ModelConfig, image_size: int) -> Network:
+def _from_hub(config: ModelConfig, image_size: ImageSize) -> Network:
     """timm downloads `config.json`, which names architecture, arguments and classes, and the weights."""
     hub_name = config.model
     try:
@@ -111,7 +111,7 @@ def _from_hub(config: ModelConfig, image_size: int) -> Network:
         "model": str(model),
         "model_kwargs": {**arguments, **config.model_kwargs},
         "classes": _hub_classes(hub_name, settings),
-        "image_size": image_size,
+        "image_size": plain_size(image_size),
     }
     return create_network(about, source=hub_name)
 
@@ -132,7 +132,7 @@ def _hub_classes(hub_name: str, settings: dict[str, Any]) -> list[str]:
     return list(names)
 
 
-def _from_file(config: ModelConfig, path: Path, image_size: int) -> Network:
+def _from_file(config: ModelConfig, path: Path, image_size: ImageSize) -> Network:
     """Weights of the named model, or in a layout that `models/published.py` reads, for ImageNet's classes."""
     tensors, metadata = read_tensors(path)
     head = _head(config.model)
@@ -149,7 +149,7 @@ def _from_file(config: ModelConfig, path: Path, image_size: int) -> Network:
             f"'{path}' has {count} classes without names, and only ImageNet's 1000 are known; give the folder of a "
             "teacher that a run trained, which names them"
         )
-    about = {"model": model, "model_kwargs": arguments, "classes": classes, "image_size": image_size}
+    about = {"model": model, "model_kwargs": arguments, "classes": classes, "image_size": plain_size(image_size)}
     network = create_network(about)
     load_weights(network, tensors, path)
     return network.eval()

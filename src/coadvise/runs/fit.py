@@ -94,7 +94,7 @@ def estimate_fit(plan: RunPlan, say: Callable[[str], None] = lambda text: None) 
     """
     plan = _with_precision(plan)
     config = plan.config
-    dataset = scan(source_of(config), config.data.image_size, config.in_memory)
+    dataset = scan(source_of(config), config.data.image_size, config.in_memory, fit=config.data.fit)
     for line in describe(dataset):
         say(line)
     with Engine(config.engine) as engine:
@@ -122,7 +122,9 @@ def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]
     changed = check_folder(folder, config, plan.allow_changes)
     if not engine.is_main:  # only one process talks
         listener = Silent()
-    dataset = scan(source_of(config), config.data.image_size, config.in_memory, config.data.presize, listener.say)
+    dataset = scan(
+        source_of(config), config.data.image_size, config.in_memory, config.data.presize, listener.say, config.data.fit
+    )
     for line in describe(dataset) if plan.introduce else ():
         listener.say(line)
     image_changes = check_images(folder, dataset, plan.allow_changes)
@@ -210,6 +212,9 @@ def describe(dataset: Dataset) -> Iterator[str]:
         size = f"{min(widths)}x{min(heights)}" + (f" to {max(widths)}x{max(heights)}" if len(split.sizes) > 1 else "")
         what = name if name == "train" else SPLIT_WORDS[name]
         yield f"{what}: {len(split)} images, {min(counts)} to {max(counts)} a class, {size} pixels"
+        if name == "train" and split.values is not None:
+            low, high = split.values
+            yield f"  images of more than 8 bits hold values from {low:g} to {high:g}, which become black and white"
         for fault in split.unreadable[:5]:
             yield f"  left out, cannot be read: {fault}"
         if len(split.unreadable) > 5:
