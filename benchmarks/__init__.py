@@ -6,4 +6,4 @@ what. Two more tools live here: `networks.py` makes docs/MODELS.md, `same_number
 
 import coadvise.torchvision_guard  # noqa: F401  (before a benchmark imports timm)
 
-NAMES = ("involution", "step", "student", "export", "loader", "cache", "checkpoint", "startup")
+NAMES = ("involution", "step", "student", "export", "loader", "decode", "cache", "checkpoint", "startup")

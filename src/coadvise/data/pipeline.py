@@ -97,28 +97,35 @@ class Pipeline:
         np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)
         if isinstance(image, np.ndarray):
-            whole, size = torch.from_numpy(image).permute(2, 0, 1), (image.shape[1], image.shape[0])
+            size = (image.shape[1], image.shape[0])
             top, left, height, width = self._region(*size)
-            region = whole[None, :, top : top + height, left : left + width]
+            region = torch.from_numpy(image[top : top + height, left : left + width]).permute(2, 0, 1)
+            result: Any = _resized(region, self._inner(*size))
         else:
             picture, size = (image.image, image.size) if isinstance(image, Look) else (image, image.size)
             top, left, height, width = self._region(*size)
-            across, down = picture.width / size[0], picture.height / size[1]  # 1, unless it is reduced
-            box = (
-                round(left * across), round(top * down), round((left + width) * across), round((top + height) * down)
-            )  # fmt: skip
-            region = pil_to_tensor(picture.crop(box))[None]
-        region = region.contiguous(memory_format=torch.channels_last)  # resizes fastest with the channels together
-        wide, tall = self._inner(*size)
-        resized = F.interpolate(region, (tall, wide), mode="bicubic", antialias=True)[0].permute(1, 2, 0)
-        result: Any = Image.fromarray(resized.contiguous().numpy())
+            box = (left, top, left + width, top + height)
+            if picture.size == size:
+                result = _resized(pil_to_tensor(picture.crop(box)), self._inner(*size))
+            else:  # reduced, so that the region's edges lie between pixels, which only Pillow allows
+                across, down = picture.width / size[0], picture.height / size[1]
+                right, bottom = min(box[2] * across, picture.width), min(box[3] * down, picture.height)
+                edges = (left * across, top * down, right, bottom)
+                result = picture.resize(self._inner(*size), Image.Resampling.BICUBIC, edges)
         if self.fit == "pad":
             ground = Image.new("RGB", (self.width, self.height), PADDING)
-            ground.paste(result, ((self.width - wide) // 2, (self.height - tall) // 2))
+            ground.paste(result, ((self.width - result.width) // 2, (self.height - result.height) // 2))
             result = ground
         for transform in self._rest:
             result = transform(result)
         return np.array(result)
+
+
+def _resized(region: Tensor, size: tuple[int, int]) -> Image.Image:
+    """A region [3, H, W] uint8 as an image of that width and height."""
+    region = region[None].contiguous(memory_format=torch.channels_last)  # resizes fastest with the channels together
+    resized = F.interpolate(region, size[::-1], mode="bicubic", antialias=True)[0]
+    return Image.fromarray(resized.permute(1, 2, 0).contiguous().numpy())
 
 
 def allow_no_bits(transform: Any) -> None:
