@@ -12,6 +12,7 @@ import timm
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from timm.data import ImageNetInfo
+from timm.layers import resample_abs_pos_embed
 from timm.models import save_for_hf
 from tiny import Stopper, assert_same_weights, make_images, records, weights_of, write_preset
 from torch import nn
@@ -286,6 +287,16 @@ def test_students_start_from_published_weights(tmp_path: Path) -> None:
         "heads for 3 classes instead of 5 are newly initialised",
     )]  # fmt: skip
     assert said == 2 * fresh
+
+
+def test_positions_follow_a_rectangle_as_timm_resamples_them(tmp_path: Path) -> None:
+    weights = write_deit(tmp_path / "deit.pth")
+    given = [f"student.start={tmp_path / 'deit.pth'}", "data.image_size=[8, 24]"]
+    config = load_config(write_preset(tmp_path), given)
+    student = initial_network(Part("part", ALONE, 0), config, ("blue", "green", "red")).model
+    own = weights["pos_embed"]
+    wanted = resample_abs_pos_embed(own, new_size=[2, 6], old_size=[2, 2], num_prefix_tokens=2)
+    torch.testing.assert_close(student.pos_embed[:, 3:], wanted[:, 2:])
 
 
 def test_a_run_starts_from_published_weights_and_goes_on(

@@ -137,8 +137,8 @@ def _check_whole_patches(network: Network) -> None:
         return
     if any(side % patch for side, patch in zip(sides(size), embed.patch_size, strict=True)):
         raise UserError(
-            f"data.image_size={size} is not a whole number of patches of {size_text(embed.patch_size)} pixels, which "
-            f"'{network.about['model']}' has; choose multiples of that, or another patch_size"
+            f"model '{network.about['model']}' has patches of {size_text(embed.patch_size)} pixels, which do not fill "
+            f"images of {size_text(size)} pixels; choose data.image_size in whole patches, or another patch_size"
         )
 
 
