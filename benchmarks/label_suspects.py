@@ -110,7 +110,7 @@ def copies_found(source: Source, count: int, seed: int) -> dict[str, int]:
     originals = rng.choice(len(source.train), count, replace=False)
     copies = tuple(copy_of(source.train.read(int(row)), number, rng) for number, row in enumerate(originals))
     labels = np.concatenate([source.val.labels, source.train.labels[originals]])
-    found = look_through(replace(source, val=WithCopies(source.val, copies, labels)), None, 0)
+    found = look_through(replace(source, val=WithCopies(source.val, copies, labels)), None, None)
     where = {place.name: number for number, place in enumerate(found.places)}
     planted = {(where[source.train.name(int(row))], where[f"copy-{n}"]) for n, row in enumerate(originals)}
     groups = near_groups(found.digests, found.hashes, found.looks)
@@ -124,14 +124,14 @@ def measure(
 ) -> dict[str, Any]:
     """All figures, as curve.json holds them."""
     source = open_source(data)
-    ways = {"edges and colours": look_through(source, None, 0)}
+    ways = {"edges and colours": look_through(source, None, None)}
     if features is not None:
         network = network_named(features)
-        ways[Path(features).stem] = look_through(source, network, network.image_size)
+        ways[Path(features).stem] = look_through(source, network, network.pixels)
     recall = {name: curve(found, share, seeds) for name, found in ways.items()}
     if run is not None:  # its teachers have learned the wrong labels of the first seed
         network = teachers_of(run)
-        recall[TEACHERS] = curve(look_through(source, network, network.image_size), share, seeds[:1])
+        recall[TEACHERS] = curve(look_through(source, network, network.pixels), share, seeds[:1])
     return {
         "data": Path(data).name,
         "images": len(ways["edges and colours"]),

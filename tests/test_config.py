@@ -100,6 +100,13 @@ def test_all_faults_at_once() -> None:
         "student.recipe.ema=1",
         "data.val_fraction=1",
         "data.presize=8",
+        "data.image_size=[32]",
+        "data.image_size=[16, 7]",
+        "data.image_size=[16, 2000]",
+        "data.image_size=[16.5, 16]",
+        "data.image_size=.inf",
+        "data.image_size=wide",
+        "data.fit=foo",
         "augment.smoothing=1",
     ],
 )
@@ -108,6 +115,18 @@ def test_what_would_train_nothing_or_the_wrong_way_is_refused(override: str) -> 
     with pytest.raises(UserError, match=f"'{'data' if 'presize' in key else key}' is "):
         load_config("digits", ["data.image_size=16", override])
     assert load_config("digits", ["data.image_size=16", "data.presize=16"]).data.presize == 16
+
+
+def test_an_image_size_is_a_square_or_a_pair() -> None:
+    square, pair = (load_config("digits", [f"data.image_size={size}"]) for size in ("[16, 16]", "[16, 24]"))
+    assert square == load_config("digits")
+    assert square.to_yaml() == load_config("digits").to_yaml()
+    assert "fit" not in square.to_yaml()
+    assert pair.data.image_size == (16, 24)
+    assert parse_config(yaml.safe_load(pair.to_yaml())) == pair
+    assert differences(square, pair) == ["data.image_size: 16 -> [16, 24]"]
+    with pytest.raises(UserError, match="at least the longer side of the image_size of 16 x 24 pixels"):
+        load_config("digits", ["data.image_size=[16, 24]", "data.presize=20"])
 
 
 def test_chosen_classes_are_two_or_more_and_their_order_decides_nothing() -> None:

@@ -328,10 +328,10 @@ def export(
     if as_json:
         print(json.dumps({"out": str(out), **about}))
         return
-    size, classes = about["image_size"], len(about["classes"])
+    classes = len(about["classes"])
     show(f"{out}: {about['part']}, {about['model']}, {about['bytes'] / 1e6:.2f} MB, output head: {about['answer']}")
-    print(f"in: images, float32 [batch, 3, {size}, {size}], RGB in 0..1")
-    print(f"    made by: resize the shorter side to {size} (bicubic), centre crop")
+    print(f"in: images, float32 [{', '.join(map(str, about['input']['shape']))}], RGB in 0..1")
+    print(f"    made by: {about['made_by']}")
     print(f'out: probabilities [batch, {classes}]; the classes\' names are in its metadata, as JSON under "coadvise"')
     if "temperature" in about:
         what = "log-probabilities" if about["answer"] == "average" else "logits"

@@ -76,12 +76,45 @@ def _depth(given: object) -> object:
     raise ValueError("give top, leaf, or a level such as 2")
 
 
+ImageSize = int | tuple[int, int]  # pixels: the side of a square, or height and width where they differ
+Fit = Literal["crop", "pad", "stretch"]
+FEWEST_PIXELS, MOST_PIXELS = 8, 1024  # of a side
+
+
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of an image size."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def plain_size(size: int | Sequence[int]) -> int | list[int]:
+    """An image size as JSON and YAML hold it: a number for a square, else [height, width]."""
+    height, width = sides(size)
+    return height if height == width else [height, width]
+
+
+def size_text(size: int | Sequence[int]) -> str:
+    """An image size as the user reads it: "224", or "64 x 256", the height first."""
+    height, width = sides(size)
+    return str(height) if height == width else f"{height} x {width}"
+
+
+def _image_size(given: object) -> ImageSize:
+    """Checked before pydantic's union of types, whose errors name every type; a pair of equal sides is a square."""
+    pair = tuple(given) if isinstance(given, list | tuple) else (given, given)
+    if len(pair) != 2 or not all(isinstance(side, int | float) and float(side).is_integer() for side in pair):
+        raise ValueError("give the side of a square in pixels, or [height, width]")
+    height, width = (int(side) for side in pair)
+    if not FEWEST_PIXELS <= min(height, width) <= max(height, width) <= MOST_PIXELS:
+        raise ValueError(f"a side has {FEWEST_PIXELS} to {MOST_PIXELS} pixels")
+    return height if height == width else (height, width)
+
+
 class DataConfig(_Section):
     """Which images, at what size, and how a folder without splits is divided."""
 
     _unwritten: ClassVar[frozenset[str]] = frozenset({
         "classes", "exclude", "splits", "depth", "image_column", "label_column", "split_column", "root",
-        "balance", "class_weights",
+        "balance", "class_weights", "fit",
     })  # fmt: skip
     source: str = Field(
         "", description="data folder, a table of paths and labels, hf:NAME, or digits; given on the command line"
@@ -109,7 +142,14 @@ class DataConfig(_Section):
     class_weights: Literal["auto"] | dict[str, Annotated[float, Field(gt=0)]] = Field(
         "auto", description="how much each class counts with balance; auto: all the same, whatever their size"
     )
-    image_size: int = Field(32, ge=8, le=1024, description="pixels, square")
+    image_size: Annotated[ImageSize, BeforeValidator(_image_size)] = Field(
+        32, description="pixels: the side of a square, or [height, width]"
+    )
+    fit: Fit = Field(
+        "crop",
+        description="images of another shape than image_size: crop cuts off what hangs over, pad keeps all of the "
+        "image on a grey ground, stretch distorts it",
+    )
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="share of each class held out where the folder has no split"
     )
@@ -129,8 +169,11 @@ class DataConfig(_Section):
 
     @model_validator(mode="after")
     def _large_enough(self) -> "DataConfig":
-        if 0 < self.presize < self.image_size:
-            raise ValueError(f"presize must be 0, or at least the image_size of {self.image_size} pixels")
+        if 0 < self.presize < max(sides(self.image_size)):
+            side = "the longer side of " * (not isinstance(self.image_size, int))
+            raise ValueError(
+                f"presize must be 0, or at least {side}the image_size of {size_text(self.image_size)} pixels"
+            )
         return self
 
 

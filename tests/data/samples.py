@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from coadvise.config import AugmentConfig
+from coadvise.config import AugmentConfig, ImageSize, sides
 from coadvise.data.scan import ScannedSplit
 from coadvise.data.sources.folder import FolderSplit
 from coadvise.data.views import Batch, Views
@@ -35,14 +35,14 @@ def files(*paths: Path | str, labels: Iterable[int] = ()) -> FolderSplit:
     return FolderSplit.of(Path(), map(str, paths), found)
 
 
-def made_split(images: int, size: int = 12, classes: int = 3) -> ScannedSplit:
+def made_split(images: int, size: ImageSize = 12, classes: int = 3) -> ScannedSplit:
     """Random pixels without files."""
-    pixels = np.random.default_rng(images).integers(0, 256, (images, 3, size, size), dtype=np.uint8)
+    pixels = np.random.default_rng(images).integers(0, 256, (images, 3, *sides(size)), dtype=np.uint8)
     split = files(*map(str, range(images)), labels=(np.arange(images) % classes).tolist())
     return ScannedSplit(split, split.labels, pixels, (), Counter())
 
 
-def made_views(images: int, augment: AugmentConfig, size: int = 12, classes: int = 3, seed: int = 0) -> Views:
+def made_views(images: int, augment: AugmentConfig, size: ImageSize = 12, classes: int = 3, seed: int = 0) -> Views:
     return Views(made_split(images, size, classes), augment, classes, size, seed)
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,19 @@ from PIL import Image, ImageFile
 from samples import encoded
 from tiny import damages
 
-from coadvise.data.images import UnreadableImageError, read_image, square, to_array
+from coadvise.config import Fit
+from coadvise.data import images
+from coadvise.data.images import (
+    AMPLE,
+    PADDING,
+    UnreadableImageError,
+    decode,
+    fitted,
+    fitted_size,
+    look,
+    read_image,
+    to_array,
+)
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
 
@@ -116,7 +129,7 @@ def test_of_an_animation_the_first_frame_counts(tmp_path: Path, form: str) -> No
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (40, 3), (16, 16)])
 def test_any_shape_is_made_square(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("RGB", size, (9, 8, 7)).save(tmp_path / "x.png")
-    array = to_array(square(read_image(tmp_path / "x.png"), 16))
+    array = to_array(fitted(read_image(tmp_path / "x.png"), 16))
     assert array.shape == (3, 16, 16)
     assert (array == np.array([9, 8, 7])[:, None, None]).all()
 
@@ -127,8 +140,112 @@ def test_a_strip_is_not_scaled_up_whole(size: tuple[int, int], monkeypatch: pyte
     strip = Image.new("RGB", size, "white")
     strip.paste("red", tuple(side // 2 - 30 for side in size) + tuple(side // 2 + 30 for side in size))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    array = to_array(square(strip, 64))
+    array = to_array(fitted(strip, 64))
     assert (array == np.array([255, 0, 0])[:, None, None]).all()
+
+
+def before(image: Image.Image, size: int) -> Image.Image:
+    """What scored images were before there were other shapes: the shorter side resized, the centre cropped."""
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+
+
+picture_sizes = st.tuples(st.integers(1, 60), st.integers(1, 60))
+
+
+@given(picture_sizes, st.integers(8, 40), st.integers(8, 40), st.integers(0, 2**31))
+def test_a_picture_is_fitted_as_its_way_says(whole: tuple[int, int], height: int, width: int, seed: int) -> None:
+    image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*whole[::-1], 3), dtype=np.uint8))
+    if max(whole) <= 32 * min(whole):
+        assert fitted(image, width).tobytes() == before(image, width).tobytes()
+    for fit in ("crop", "pad", "stretch"):
+        assert fitted(image, (height, width), fit).size == (width, height)
+    stretched = image.resize((width, height), Image.Resampling.BICUBIC)
+    assert fitted(image, (height, width), "stretch").tobytes() == stretched.tobytes()
+    inner = fitted_size(*whole, (height, width), "pad")
+    assert inner[0] == width or inner[1] == height
+    assert abs(inner[0] - inner[1] * whole[0] / whole[1]) <= max(1, whole[0] / whole[1])
+    padded = np.array(fitted(image, (height, width), "pad"))
+    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+    box = padded[top : top + inner[1], left : left + inner[0]]
+    assert np.array_equal(box, np.asarray(image.resize(inner, Image.Resampling.BICUBIC)))
+    box[:] = PADDING
+    assert (padded == PADDING).all()
+
+
+def test_a_strip_covers_a_strip_with_all_of_it() -> None:
+    """Only what is longer still than the size asked for is cut before it is resized."""
+    ramp = np.arange(1024, dtype=np.uint16)[None, :, None].repeat(8, 0).repeat(3, 2)
+    image = Image.fromarray((ramp // 4).astype(np.uint8))
+    assert fitted(image, (8, 1024)).tobytes() == image.tobytes()
+
+
+# more than 8 bits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_values_become_levels_by_the_range_of_the_set(form: str, kind: type) -> None:
+    if form == "PNG" and kind is not np.uint16:
+        pytest.skip("PNG files have no such values")
+    wide = np.arange(0, 4096, 15).reshape(2, -1).astype(kind)
+    wide = wide / 4095 if kind is np.float32 else wide
+    content = encoded(Image.fromarray(wide.astype(kind)), form)
+    span = look(content, "").span
+    assert span == pytest.approx((0, 1 if kind is np.float32 else 4095))
+    levels = np.asarray(decode(content, "", values=span))
+    assert np.array_equal(levels[..., 0], np.rint(np.arange(0, 4096, 15).reshape(2, -1) * 255 / 4095))
+    assert np.asarray(decode(content, "")).max() == (1 if kind is np.float32 else 15), "by itself it is black"
+    other = np.asarray(decode(content, "", values=(span[1] / 4, span[1] / 2)))  # of a set that it is no part of
+    assert (other.min(), other.max()) == (0, 255)
+
+
+def test_what_is_no_number_does_not_count_and_one_value_is_a_range_too() -> None:
+    wide = np.array([[0.5, np.nan, np.inf, -np.inf]], np.float32)
+    assert look(encoded(Image.fromarray(wide), "TIFF"), "").span == (0.5, 0.5)
+    assert look(encoded(Image.fromarray(np.full((1, 4), np.nan, np.float32)), "TIFF"), "").span is None
+    assert look(encoded(Image.fromarray(COLOURS), "PNG"), "").span is None
+    levels = np.asarray(decode(encoded(Image.fromarray(wide), "TIFF"), "", values=(0.5, 0.5)))
+    assert levels[0, :, 0].tolist() == [0, 0, 0, 0]
+
+
+# large pictures ------------------------------------------------------------------------------------------------------
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 14, 3), dtype=np.uint8)).resize((width, height))
+    return Image.fromarray((np.asarray(coarse) + rng.normal(0, 4, (height, width, 1))).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_large_jpeg_is_decoded_at_a_reduced_size_that_is_ample(
+    orientation: int, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "LARGE", 304 * 200)
+    exif = Image.Exif()
+    exif[274] = orientation
+    content = encoded(photograph(304, 200), "JPEG", quality=92, exif=exif)
+    size = (16, 24)
+    need = partial(fitted_size, size=size, fit=fit)
+    whole, reduced = look(content, ""), look(content, "", need)
+    assert reduced.size == whole.size == whole.image.size == ((304, 200) if orientation < 5 else (200, 304))
+    assert reduced.image.width <= whole.image.width // 2
+    assert all(side >= AMPLE * least for side, least in zip(reduced.image.size, need(*whole.size), strict=True))
+    one, other = (np.asarray(fitted(seen.image, size, fit), float) for seen in (whole, reduced))
+    assert np.abs(one - other).mean() < 1.0
+    enlarged = look(content, "", lambda width, height: (4 * width, 4 * height))
+    assert enlarged.image.tobytes() == whole.image.tobytes()
+
+
+def test_smaller_pictures_and_other_formats_are_decoded_whole() -> None:
+    tiny = partial(fitted_size, size=8, fit="crop")
+    for image, form in ((photograph(1280, 960), "JPEG"), (Image.new("L", (1700, 1300), 9), "PNG")):
+        content = encoded(image, form)
+        assert decode(content, "", tiny).tobytes() == decode(content, "").tobytes()
 
 
 BAD = {

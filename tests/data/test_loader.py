@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from samples import EVERYTHING, joined, made_views, same
 
 from coadvise.config import AugmentConfig
-from coadvise.data.images import square, to_array
+from coadvise.data.images import fitted, to_array
 from coadvise.data.loader import TrainingLoader, epoch_batches, still_batches
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
@@ -101,5 +101,5 @@ def test_scored_images_come_once_in_order(image_folder: Path, in_memory: bool, w
     split = scan(open_source(image_folder), 12, in_memory).val
     parts = list(still_batches(split, 12, batch_size=7, workers=workers))
     assert [len(part) for part in parts] == [7, 7, 4]
-    expected = np.stack([to_array(square(split.picture(row), 12)) for row in range(18)]).astype(np.float32) / 255
+    expected = np.stack([to_array(fitted(split.picture(row), 12)) for row in range(18)]).astype(np.float32) / 255
     assert np.array_equal(torch.cat(parts).numpy(), expected)

@@ -7,10 +7,13 @@ import pytest
 import timm.data
 import torch
 from PIL import Image, ImageFilter
+from samples import encoded
 from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment, posterize
 from torch import Tensor
 
-from coadvise.config import AugmentConfig
+from coadvise.config import AugmentConfig, Fit
+from coadvise.data import images as decoding
+from coadvise.data.images import PADDING, fitted, look, to_array
 from coadvise.data.pipeline import Pipeline, allow_no_bits
 
 PLAIN = AugmentConfig(kind="deit", rand_augment="")
@@ -92,6 +95,54 @@ def test_no_draw_stops_the_pipeline(name: str) -> None:
     for operation in found:
         assert operation.aug_fn(image, 0).getextrema() == ((0, 0),) * 3
         assert operation.aug_fn(image, 3).tobytes() == posterize(image, 3).tobytes()
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_a_view_of_all_of_a_picture_is_what_is_scored(fit: Fit) -> None:
+    augment = PLAIN.model_copy(update={"crop_scale": (1.0, 1.0), "flip": False})
+    shapes = ((60, 24), (100, 40)) if fit == "crop" else ((60, 24), (33, 60), (96, 30))  # only the network's is cropped
+    images, size = [textures(1, *shape)[0] for shape in shapes], (16, 40)
+    views = Pipeline(augment, size, fit).views(zip(images, range(len(images)), strict=True), len(images))
+    scored = torch.from_numpy(np.stack([to_array(fitted(image, size, fit)) for image in images]))
+    assert views.shape == (len(images), 3, *size)
+    assert (views * 255 - scored).abs().mean() < 0.5  # Pillow's rounding and PyTorch's
+    if fit == "pad":
+        ground = (scored == torch.tensor(PADDING)[:, None, None]).all(1)
+        assert ground.any()
+        assert torch.equal((views * 255).round().movedim(1, -1)[ground], scored.float().movedim(1, -1)[ground])
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_regions_vary_around_the_shape_of_what_they_become(fit: Fit) -> None:
+    pipeline, shapes = Pipeline(PLAIN, (16, 64), fit), []
+    for seed in range(300):
+        random.seed(seed)
+        _, _, height, width = pipeline._region(400, 200)
+        shapes.append(width / height)
+    around = 4 if fit == "crop" else 2
+    assert around * 3 / 4 * 0.95 < min(shapes)
+    assert max(shapes) < around * 4 / 3 * 1.05
+    assert abs(np.exp(np.log(shapes).mean()) / around - 1) < 0.1
+
+
+def test_a_reduced_picture_gives_the_view_of_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "LARGE", 100 * 100)
+    content = encoded(textures(1, 512, 384)[0], "JPEG", quality=95)
+    pipeline, seeds = Pipeline(PLAIN, (16, 24)), range(12)
+    whole, reduced = (
+        [look(content, "", pipeline.need(seed) if ample else None) for seed in seeds] for ample in (False, True)
+    )
+    assert len({seen.image.size for seen in reduced}) > 1, "as much as the region of each view needs"
+    assert max(seen.image.width for seen in reduced) <= 256
+    for seed, seen in zip(seeds, reduced, strict=True):
+        least = pipeline.need(seed)(512, 384)
+        assert all(side >= 2 * need for side, need in zip(seen.image.size, least, strict=True))
+    state = random.getstate()
+    one, other = (pipeline.views(zip(seen, seeds, strict=True), 12) for seen in (whole, reduced))
+    assert random.getstate() == state
+    assert (one - other).abs().mean() * 255 < 1
+    pixels = Pipeline(PLAIN, (16, 24)).views([(whole[0].image, 0)], 1)
+    assert torch.equal(pixels, one[:1]), "an image that is not reduced needs no more"
 
 
 def test_images_of_any_size_and_form() -> None:

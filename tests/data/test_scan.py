@@ -12,7 +12,9 @@ from PIL import Image
 from samples import encoded, files
 from tiny import make_images
 
+from coadvise.data import images as images_module
 from coadvise.data import scan as scan_module
+from coadvise.data.images import fitted, to_array
 from coadvise.data.scan import changes_of, scan, scan_split, scored_and_trained_on, under_two_labels
 from coadvise.data.sources import Source, open_source
 from coadvise.data.store import presized
@@ -175,8 +177,10 @@ def test_no_picture_to_train_on_is_decoded_at_a_start(
 ) -> None:
     source = open_source(make_images(tmp_path, train=3, val=2))
     decoded: list[str] = []
-    decode = scan_module.decode
-    monkeypatch.setattr(scan_module, "decode", lambda content, name: decoded.append(name) or decode(content, name))
+    look = scan_module.look
+    monkeypatch.setattr(
+        scan_module, "look", lambda content, name, *rest: decoded.append(name) or look(content, name, *rest)
+    )
     dataset = scan(source, 16, in_memory=False)
     assert decoded == source.val.names()
     assert dataset.train.identity == scan_split(source.train, 16, in_memory=False).identity
@@ -257,6 +261,59 @@ def test_pictures_are_decoded_once_whatever_process_or_run_asks(
     assert new.picture(row).getpixel((0, 0)) == (1, 2, 3)
     if in_memory or presize:
         assert ((new.presized if presize else new.pixels.transpose(0, 2, 3, 1))[row] == (1, 2, 3)).all()
+
+
+@pytest.mark.parametrize(("in_memory", "presize"), [(True, 0), (False, 24), (False, 0)])
+def test_pictures_of_12_bits_are_scaled_by_what_the_training_pictures_span(
+    tmp_path: Path, cache: Path, in_memory: bool, presize: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_images(tmp_path / "images", train=3, val=2)
+    wide = np.random.default_rng(0).integers(20, 4000, (3, 16, 16), dtype=np.uint16)
+    wide[1, 5, 5], wide[2, 7, 7] = 4095, 0
+    for name, pixels in zip(("train/red/0", "train/blue/2", "val/green/0"), wide * [[[1]], [[1]], [[2]]], strict=True):
+        Image.fromarray(pixels.astype(np.uint16)).save(root / f"{name}.png")
+    plain = np.asarray(Image.open(root / "train" / "red" / "1.png"))
+    dataset = scan(open_source(root), 16, in_memory, presize)
+    train, val = dataset.train, dataset.val
+    assert train.values == val.values == (wide[:2].min(), 4095)
+    assert train.unusual == {"value_range": [wide[:2].min(), 4095]}
+    low, levels = int(wide[:2].min()), {}
+    for split, name, pixels in ((train, "train/red/0.png", wide[0]), (val, "val/green/0.png", 2 * wide[2].astype(int))):
+        row = split.split.names().index(name)
+        levels[name] = np.rint((pixels.clip(low, 4095) - low) * (255 / (4095 - low)))
+        assert np.array_equal(split.still(row, 16)[0], levels[name])
+        if in_memory:
+            assert np.array_equal(split.pixels[row], split.still(row, 16))
+    if presize:
+        row = train.split.names().index("train/red/0.png")
+        assert np.array_equal(train.presized[row][..., 2], levels["train/red/0.png"])
+    assert np.array_equal(train.picture(train.split.names().index("train/red/1.png")), plain)
+    monkeypatch.setattr(scan_module, "look", lambda *_: pytest.fail("decoded again"))
+    again = scan(open_source(root), 16, in_memory, presize)
+    assert again.train.values == train.values
+    if in_memory:
+        assert np.array_equal(again.train.pixels, train.pixels)
+
+
+def test_ways_of_fitting_are_kept_apart(tmp_path: Path, cache: Path) -> None:
+    source = large_images(tmp_path / "images")
+    for fit in ("crop", "pad", "stretch", "crop"):
+        for size in (16, (16, 24), (24, 16)):
+            split = scan(source, size, in_memory=True, fit=fit).train
+            assert np.array_equal(split.pixels[3], split.still(3, size))
+            assert np.array_equal(split.pixels[3], to_array(fitted(split.picture(3), size, fit)))
+            assert split.unusual == ({} if fit == "crop" else {"fit": fit})
+
+
+def test_a_large_jpeg_has_its_whole_size(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images_module, "LARGE", 100 * 100)
+    root, turned = make_images(tmp_path / "images", train=1, val=1), Image.Exif()
+    turned[274] = 6
+    Image.new("RGB", (320, 160), "red").save(root / "train" / "red" / "0.jpg", exif=turned)
+    for in_memory, presize in ((True, 0), (False, 16), (False, 0)):
+        train = scan(open_source(root), 16, in_memory, presize).train
+        assert train.sizes == {(16, 16): 3, (160, 320): 1}
+    assert scan(open_source(root), 16, False, 16).train.presized[2].shape == (32, 16, 3)
 
 
 def test_only_presized_images_need_a_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from samples import EVERYTHING, NOTHING, files, joined, made_split, made_views, 
 from tiny import make_images
 from torch import Tensor
 
-from coadvise.config import AugmentConfig
+from coadvise.config import AugmentConfig, ImageSize, sides
 from coadvise.data import draws
 from coadvise.data import views as views_module
 from coadvise.data.scan import ScannedSplit, scan, scan_split
@@ -47,11 +47,13 @@ def on_disk(image_folder: Path) -> ScannedSplit:
 def test_views_do_not_depend_on_batch_layout(
     name: str, seed: int, epoch: int, images: int, data: st.DataObject
 ) -> None:
-    views = made_views(images, AUGMENTS[name], seed=seed)
+    size = data.draw(st.sampled_from([12, (8, 13)]))
+    views = made_views(images, AUGMENTS[name], size, seed=seed)
     whole = views[epoch, np.arange(images)]
+    assert whole.images.shape == (images, 3, *sides(size))
     assert sorted(whole.index.tolist()) == list(range(images))
     cuts = sorted(data.draw(st.sets(st.integers(1, images - 1), max_size=4))) if images > 1 else []
-    again = made_views(images, AUGMENTS[name], seed=seed)  # another object, as in another process
+    again = made_views(images, AUGMENTS[name], size, seed=seed)  # another object, as in another process
     assert same(joined(again[epoch, part] for part in np.split(np.arange(images), cuts)), whole)
     scattered = np.array(data.draw(st.lists(st.integers(0, images - 1), min_size=1, max_size=6)))
     some = again[epoch, scattered]
@@ -149,6 +151,24 @@ def test_turning_by_a_right_angle_is_exact() -> None:
     assert torch.allclose(turned[1], images[1].rot90(-1, (1, 2)), atol=1e-5)
 
 
+@given(st.floats(0, 180), st.sampled_from([(20, 20), (20, 44), (44, 20)]))
+def test_a_disc_stays_a_disc_whatever_the_shape_of_the_image(degrees: float, size: tuple[int, int]) -> None:
+    rows, columns = (torch.arange(side) - (side - 1) / 2 for side in size)
+    away = rows[:, None] ** 2 + columns**2
+    disc = (-away / 18).exp().expand(1, 3, -1, -1).contiguous()
+    u = centred()
+    u[:, 2] = 1
+    turned = light_views(disc, AugmentConfig(flip=False, shift=0, rotate=degrees), u)
+    assert (turned - disc)[..., away < 81].abs().max() < 0.06  # what the interpolation blurs; further out is mirrored
+
+
+def test_shifts_are_shares_of_each_side() -> None:
+    images, u = torch.rand(1, 3, 10, 40), centred()
+    u[:, 3:5] = 1, 1  # to the left and up, as far as possible
+    moved = light_views(images, AugmentConfig(flip=False, shift=0.1), u)
+    assert torch.equal(moved[:, :, :9, :36], images[:, :, 1:, 4:])
+
+
 @given(seeds, st.floats(0, 0.5), st.floats(0, 0.9), st.floats(0, 180))
 def test_light_views_stay_within_range(seed: int, shift: float, zoom: float, rotate: float) -> None:
     u = draws.uniforms(seed, draws.GEOMETRY, 0, np.arange(4), 9)
@@ -172,26 +192,28 @@ def test_brightness_contrast_and_saturation() -> None:
 # erasing ------------------------------------------------------------------------------------------------------------
 
 
-def erased(probability: float, images: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Views and a mask [N, S, S] of what was erased from images that are 0 all over."""
+def erased(probability: float, images: int, size: ImageSize, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Views and a mask [N, H, W] of what was erased from images that are 0 all over."""
     split = made_split(images, size)
     split.pixels[:] = 0
     batch = Views(split, AugmentConfig(kind="none", erase=probability), 3, size, seed)[0, np.arange(images)]
     return batch.images, (batch.images != 0).any(1)
 
 
-@given(seeds, st.integers(4, 40))
-def test_what_is_erased_is_one_rectangle_inside_the_image(seed: int, size: int) -> None:
-    _, mask = erased(1.0, 6, size, seed)
+@given(seeds, st.integers(4, 40), st.integers(4, 40))
+def test_what_is_erased_is_one_rectangle_inside_the_image(seed: int, tall: int, wide: int) -> None:
+    _, mask = erased(1.0, 6, (tall, wide), seed)
     for one in mask:
         rows, columns = one.any(1).nonzero()[:, 0], one.any(0).nonzero()[:, 0]
         height, width = len(rows), len(columns)
         assert one.sum() == height * width
         assert rows[-1] - rows[0] + 1 == height
         assert columns[-1] - columns[0] + 1 == width
-        assert max(height, width) < size
-        assert (height - 0.5) * (width - 0.5) <= size**2 / 3
-        assert min((height + 0.5) * (width + 0.5), (height + 0.5) * size) >= 0.02 * size**2
+        assert height < tall
+        assert width < wide
+        assert (height - 0.5) * (width - 0.5) <= tall * wide / 3
+        least = min((height + 0.5) * (width + 0.5), (height + 0.5) * wide, (width + 0.5) * tall)
+        assert least >= 0.02 * tall * wide
 
 
 def test_how_often_how_much_and_with_what_is_erased() -> None:
@@ -211,7 +233,7 @@ def test_how_often_how_much_and_with_what_is_erased() -> None:
 # mixing -------------------------------------------------------------------------------------------------------------
 
 
-def numbered(images: int, augment: AugmentConfig, size: int = 16, seed: int = 0) -> Views:
+def numbered(images: int, augment: AugmentConfig, size: ImageSize = 16, seed: int = 0) -> Views:
     """Image n is n + 1 all over (before division by 255) and of class n, so a view's pixels tell whose they are."""
     split = made_split(images, size, classes=images)
     split.pixels[:] = (np.arange(images) + 1)[:, None, None, None]
@@ -220,7 +242,8 @@ def numbered(images: int, augment: AugmentConfig, size: int = 16, seed: int = 0)
 
 @given(seeds, st.integers(1, 12), st.floats(0.1, 4), st.floats(0, 1))
 def test_cutmix_labels_are_the_shares_of_pixels(seed: int, images: int, alpha: float, probability: float) -> None:
-    views = numbered(images, AugmentConfig(kind="none", cutmix=alpha, mix_probability=probability), seed=seed)
+    augment = AugmentConfig(kind="none", cutmix=alpha, mix_probability=probability)
+    views = numbered(images, augment, 16 if seed % 2 else (9, 31), seed)
     batch = views[1, np.arange(images)]
     owner = (batch.images[:, 0] * 255).round().long() - 1
     share = F.one_hot(owner.flatten(1), images).float().mean(1)

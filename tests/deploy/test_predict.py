@@ -1,5 +1,6 @@
 """Predictions of a finished run's networks: the same for every form of an image, and as the run was scored."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import assert_same_weights, records
+from tiny import ONE_EPOCH, assert_same_weights, make_images, records
 
 import coadvise
+from coadvise.data.images import fitted, recipe, to_array, upright_rgb
 from coadvise.deploy.predict import TrainedStudent, load
 from coadvise.errors import UserError
-from coadvise.evaluation.scores import load_predictions
+from coadvise.evaluation.scores import load_predictions, scores
 from coadvise.runs.evaluate import evaluate_run
 from coadvise.runs.run import trained_parts
 
@@ -79,6 +81,41 @@ def test_an_image_in_memory_is_looked_at_as_its_file_is(student: TrainedStudent,
         with Image.open(tmp_path / "x.png") as opened:
             assert student.predict(opened) == student.predict(tmp_path / "x.png")
     assert student.predict(pixels) == student.predict(Image.fromarray(pixels))
+
+
+@pytest.mark.parametrize(("kind", "fit"), [("light", "pad"), ("deit", "stretch")])
+def test_rectangles_are_seen_alike_in_training_scoring_and_use(
+    kind: str, fit: str, tiny_preset: str, tmp_path: Path
+) -> None:
+    """Oblong pictures of several shapes, of 8 and of 12 bits, through a cache, copied networks, and an export."""
+    data, rng = make_images(tmp_path / "data", train=3, val=2), np.random.default_rng(0)
+    for number, path in enumerate(sorted(data.rglob("*.png"))):
+        pixels = rng.integers(0, 4096 if number % 2 else 256, (int(rng.integers(8, 30)), int(rng.integers(8, 70))))
+        Image.fromarray(pixels.astype(np.uint16 if number % 2 else np.uint8)).save(path)
+    how = ["data.image_size=[16, 24]", f"data.fit={fit}", f"augment.kind={kind}", "augment.cutmix=1", *ONE_EPOCH]
+    run = coadvise.fit(data, tiny_preset, tmp_path / "run", overrides=how, cache=tmp_path / "logits")
+    coadvise.fit(data, tiny_preset, tmp_path / "again", overrides=how, reuse=run)
+    assert [record["part"] for record in records(tmp_path / "again", "reused")] == ["teachers/conv", "teachers/inv"]
+    written = json.loads((run / "data.json").read_text())
+    low, high = written["value_range"]
+    assert (written["image_size"], written["fit"]) == ([16, 24], fit)
+    assert (low, high) == pytest.approx((0, 4095), abs=100)
+
+    scored, evaluated = sorted((data / "val").rglob("*.png")), evaluate_run(run)["parts"]
+    for part in trained_parts(run):
+        network, (logits, labels) = load(run, part), load_predictions(run, part)
+        assert (network.image_size, network.fit, network.network.values) == ((16, 24), fit, (low, high))
+        found = [list(prediction.probabilities.values()) for prediction in network.predict(scored)]
+        np.testing.assert_allclose(found, logits["class"].softmax(-1), atol=1e-5)
+        assert evaluated[part]["class"]["nll"] == pytest.approx(scores(logits, labels)["class"].nll, rel=1e-5)
+    about = coadvise.export(run, tmp_path / "student.pt2")
+    assert about["input"]["shape"] == ["batch", 3, 16, 24]
+    assert about["made_by"] == recipe((16, 24), fit, (low, high))
+    images = [fitted(upright_rgb(Image.open(path), (low, high)), (16, 24), fit) for path in scored]
+    exported = torch.export.load(tmp_path / "student.pt2").module()
+    with torch.no_grad():
+        found = exported(torch.from_numpy(np.stack([to_array(image) for image in images])) / 255)
+    np.testing.assert_allclose(found, load_predictions(run, "students/advised-0")[0]["class"].softmax(-1), atol=1e-5)
 
 
 def test_batches_change_nothing(student: TrainedStudent, paths: list[Path]) -> None:

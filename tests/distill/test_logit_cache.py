@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -227,6 +228,12 @@ def test_the_fingerprint_has_all_that_the_numbers_depend_on(
     data = config.data.model_copy(update={"presize": 32})
     assert differing(taken(config.model_copy(update={"data": data}))) == ["views.presize"]
     assert differing(taken(seed=1)) == ["views.seed"]
+    sized = config.data.model_copy(update={"image_size": (16, 24)})
+    assert differing(taken(config.model_copy(update={"data": sized}))) == ["views.image_size"]
+    assert differing(taken(dataset=replace(dataset, train=replace(train, fit="pad")))) == ["views.fit"]
+    assert differing(taken(dataset=replace(dataset, train=replace(train, values=(0, 9))))) == ["views.value_range"]
+    large = replace(train, sizes=train.sizes + Counter({(6016, 4016): 1}))
+    assert differing(taken(dataset=replace(dataset, train=large))) == ["views.reduced"]
     renamed = replace(dataset, source=replace(dataset.source, classes=(*CLASSES[:2], "rot")))
     assert differing(taken(dataset=renamed)) == ["data.classes"]
     relabelled = replace(dataset, train=replace(train, labels=train.labels[::-1]))

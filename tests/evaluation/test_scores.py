@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_
 from torch import Tensor, nn
 
 from coadvise.config import EngineConfig
-from coadvise.data.images import square, to_array
+from coadvise.data.images import fitted, to_array
 from coadvise.data.loader import still_batches
 from coadvise.data.scan import ScannedSplit, scan
 from coadvise.data.sources import open_source
@@ -64,7 +64,7 @@ def test_logits_against_a_loop_over_files(engine: Engine, val: ScannedSplit, tra
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     network.eval()
     for number in range(len(val)):
-        image = torch.from_numpy(to_array(square(val.picture(number), 16)))[None] / 255
+        image = torch.from_numpy(to_array(fitted(val.picture(number), 16)))[None] / 255
         with torch.no_grad():
             for name, values in network(image).items():
                 assert torch.allclose(logits[name][number], values[0], atol=1e-5)

@@ -8,6 +8,7 @@ import pytest
 from inspection.conftest import encoded
 from PIL import Image
 
+from coadvise.data.images import fitted, to_array
 from coadvise.data.sources import open_source
 from coadvise.errors import UserError
 from coadvise.inspection.findings import Findings
@@ -39,7 +40,7 @@ def test_a_header_says_format_mode_depth_and_size(tmp_path: Path) -> None:
         for name, content in files.items():
             (tmp_path / folder / name).write_bytes(content)
     done = []
-    pictures = look_through(open_source(tmp_path), None, 0, lambda *progress: done.append(progress))
+    pictures = look_through(open_source(tmp_path), None, None, lambda *progress: done.append(progress))
     headers = {Path(place.name).name: header for place, header in zip(pictures.places, pictures.headers, strict=True)}
     told = {name: (header.format, header.mode, header.bits, header.shape) for name, header in headers.items()}
     assert told == {
@@ -58,7 +59,7 @@ def test_networks_are_given_the_readable_pictures_in_order(faulty: Path) -> None
         given.append(images)
         return [images.mean((2, 3), dtype=np.float32), np.ones((len(images), 1), np.float32)]
 
-    pictures = look_through(open_source(faulty), network, 16)
+    pictures = look_through(open_source(faulty), network, lambda image: to_array(fitted(image, 16)))
     assert {images.shape[1:] for images in given} == {(3, 16, 16)}
     means, ones = pictures.features
     assert ones.shape == (55, 1)
@@ -70,7 +71,7 @@ def test_no_readable_picture_and_a_missing_package_are_errors(tmp_path: Path, mo
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"nothing")
     with pytest.raises(UserError, match="none of the 4 images"):
-        look_through(open_source(tmp_path), None, 0)
+        look_through(open_source(tmp_path), None, None)
     usual = builtins.__import__
 
     def without(name: str, *rest: object) -> object:
@@ -80,4 +81,4 @@ def test_no_readable_picture_and_a_missing_package_are_errors(tmp_path: Path, mo
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"coadvise\[check\]"):
-        look_through(open_source(tmp_path), None, 0)
+        look_through(open_source(tmp_path), None, None)

@@ -105,6 +105,34 @@ def test_normalisation_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert load_network(tmp_path / "model").mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
 
 
+@pytest.mark.parametrize("config", [CONV, VIT, STUDENT, ALIGNED])
+def test_an_image_may_be_a_rectangle(config: ModelConfig, tmp_path: Path) -> None:
+    tokens = TOKENS if config in (STUDENT, ALIGNED) else None
+    network = build_network(config, CLASSES, (8, 24), seed=0, tokens=tokens).eval()
+    network.about |= {"fit": "pad", "value_range": [0.0, 4095.0]}
+    network.save(tmp_path / "network")
+    again = load_network(tmp_path / "network")
+    assert again.about["image_size"] == [8, 24]
+    assert (again.about["fit"], again.values) == ("pad", (0.0, 4095.0))
+    images = torch.rand(2, 3, 8, 24)
+    assert torch.equal(again(images)["class"], network(images)["class"])
+    torch.testing.assert_close(network.for_inference()(images)["class"], network(images)["class"])
+    if config is not CONV:
+        with pytest.raises(
+            UserError, match=r"32 x 33 pixels; choose data\.image_size|not a whole number of patches of 4"
+        ):
+            build_network(config, CLASSES, (32, 33), seed=0, tokens=tokens)
+        with pytest.raises((AssertionError, UserError)):
+            network(torch.rand(2, 3, 24, 8))
+
+
+def test_a_square_network_s_manifest_is_as_it_was(tmp_path: Path) -> None:
+    build_network(CONV, CLASSES, (16, 16), seed=0).save(tmp_path / "network")
+    about = load_network(tmp_path / "network").about
+    assert about["image_size"] == 16
+    assert not {"fit", "value_range"} & about.keys()
+
+
 def test_a_transformer_is_built_for_the_data_s_image_size() -> None:
     assert build_network(VIT, CLASSES, 16, seed=0).model.patch_embed.img_size == (16, 16)
     assert build_network(VIT, CLASSES, 16, seed=0).fixed_image_size

@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
+from timm.layers import resample_abs_pos_embed
 from tiny import CLASSES, Stopper, assert_same_weights, records, weights_of, write_preset
 from torch import Tensor, nn
 
@@ -34,6 +35,16 @@ def write_deit(path: Path, **changes: Any) -> dict[str, torch.Tensor]:
     model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5, **{**TINY_VIT, **changes})
     torch.save({"model": model.state_dict()}, path)
     return model.state_dict()
+
+
+def test_positions_follow_a_rectangle_as_timm_resamples_them(tmp_path: Path) -> None:
+    weights = write_deit(tmp_path / "deit.pth")
+    given = [f"student.start={tmp_path / 'deit.pth'}", "data.image_size=[8, 24]"]
+    config = load_config(write_preset(tmp_path), given)
+    student = initial_network(Part("part", ALONE, 0), config, ("blue", "green", "red")).model
+    own = weights["pos_embed"]
+    wanted = resample_abs_pos_embed(own, new_size=[2, 6], old_size=[2, 2], num_prefix_tokens=2)
+    torch.testing.assert_close(student.pos_embed[:, 3:], wanted[:, 2:])
 
 
 def test_students_start_from_published_weights(tmp_path: Path) -> None:
@@ -309,7 +320,7 @@ def test_a_run_s_vision_transformer_keeps_its_tokens_by_name(tmp_path: Path) -> 
         (["student.model=vit_wee_patch16_reg1_gap_256"], "'vit_wee_patch16_reg1_gap_256' cannot be a student"),
         (
             ["student.model=vit_tiny_patch16_224", "data.image_size=32", "student.start=true"],
-            "'vit_tiny_patch16_224' could not be loaded: .*; fetch them into the local cache once .*or give their file",
+            "'vit_tiny_patch16_224' could not be loaded: .*; fetch them once where .*coadvise fetch vit_tiny_patch16_224",
         ),
     ],
 )

@@ -105,6 +105,13 @@ def test_a_complete_run(build):
     assert "Thumbnails are left out" in Page(write_report(run).read_text()).text["p"]
 
 
+def test_the_shape_of_the_images_and_how_they_are_fitted_are_said(small):
+    assert "resolution: 32 × 32 pixels." in report(small).all_text
+    data = json.loads((small / "data.json").read_text())
+    (small / "data.json").write_text(json.dumps({**data, "image_size": [64, 256], "fit": "pad"}))
+    assert "resolution: 64 × 256 pixels (height × width), fitted by pad." in report(small).all_text
+
+
 def test_every_figure_of_the_verdict_is_below_its_heading(build):
     run = build(epochs=2)
     *results, verdict = read_lines(run)

@@ -2,22 +2,26 @@
 
 import hashlib
 import io
+import math
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from coadvise.config import Fit, ImageSize, sides, size_text
 from coadvise.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
+Values = tuple[float, float]  # of pictures wider than 8 bits: what becomes 0 and what becomes 255
+Need = Callable[[int, int], tuple[float, float]]  # from a picture's width and height to those it will be resized to
 
 # Formats that are decoded, whatever a file is called. Pillow knows more; EPS for example starts Ghostscript.
 HEIF = find_spec("pillow_heif") is not None  # photographs of many phones; the extra `heic`
@@ -25,19 +29,39 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", *(["HEIF"] if HEI
 MOST_BYTES = 2**30  # of an encoded image; more than any with MAX_IMAGE_PIXELS needs
 MOST_OBLONG = 32  # longer side over shorter; of a longer strip only the middle is used, since resizing it needs memory
 _BACKGROUND = "white"  # behind transparent parts, as web pages show them; the colour stored there is arbitrary
+PADDING = (124, 116, 104)  # beside a padded picture: ImageNet's mean, about 0 once normalised, as DeiT fills rotations
+WIDE = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # Pillow's modes of 16-bit, 32-bit and float pictures
+
+# A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that leaves AMPLE times what it is then resized to.
+LARGE = 2_000_000  # pixels; smaller pictures are decoded whole
+AMPLE = 2
+REDUCED = 1  # raise it with every change of what is decoded at reduced size; logits stored before are then refused
 
 
 class UnreadableImageError(UserError):
     """A picture that cannot be read or decoded; `str` gives its name and the reason."""
 
 
-def read_image(path: Path) -> Image.Image:
+class Look(NamedTuple):
+    """A decoded picture: `image` is upright RGB, maybe reduced.
+
+    Attributes:
+        size: width and height of the whole picture, upright.
+        span: the smallest and largest value of a picture of one of the modes `WIDE`; None of any other.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    span: Values | None = None
+
+
+def read_image(path: Path, need: Need | None = None, values: Values | None = None) -> Image.Image:
     """The image in a file, as `decode` gives it. Raises UnreadableImageError."""
     try:
         content = read_file(path)
     except OSError as error:
         raise UnreadableImageError(fault(str(path), error)) from None
-    return decode(content, str(path))
+    return decode(content, str(path), need, values)
 
 
 def read_file(path: Path) -> bytes:
@@ -63,11 +87,18 @@ def _open_now(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait
 
 
-def decode(content: bytes, name: str) -> Image.Image:
+def decode(content: bytes, name: str, need: Need | None = None, values: Values | None = None) -> Image.Image:
+    """The image of `look`."""
+    return look(content, name, need, values).image
+
+
+def look(content: bytes, name: str, need: Need | None = None, values: Values | None = None) -> Look:
     """An encoded image as upright RGB, transparent parts on white, the first frame of an animation.
 
     Args:
         name: of the picture, for the error.
+        need: what the picture will be resized to; a large JPEG may be decoded at a reduced size then.
+        values: what becomes black and white in a picture of one of the modes `WIDE`; None: its own 8 or 16 bits.
 
     Raises:
         UnreadableImageError: empty, truncated, not an image of a known format, or more pixels than
@@ -75,10 +106,33 @@ def decode(content: bytes, name: str) -> Image.Image:
     """
     try:
         with open_image(content) as image:
+            whole = _reduce(image, need) if need is not None and image.width * image.height >= LARGE else None
             image.load()
-            return upright_rgb(image)
+            upright = upright_rgb(image, values)
+            return Look(upright, whole or upright.size, _span(image))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, EOFError and others
         raise UnreadableImageError(fault(name, error)) from None
+
+
+def _reduce(image: Image.Image, need: Need) -> tuple[int, int] | None:
+    """Has a JPEG decoded at a reduced size, if that is ample. Returns its whole size, upright; None of other formats.
+
+    Entropy decoding stays, the rest of the work shrinks with the number of pixels.
+    """
+    if image.format not in ("JPEG", "MPO"):
+        return None
+    whole = upright_size(image)
+    width, height = (max(1, math.ceil(AMPLE * side)) for side in need(*whole))
+    image.draft(None, (width, height) if whole == image.size else (height, width))
+    return whole
+
+
+def _span(image: Image.Image) -> Values | None:
+    if image.mode not in WIDE:
+        return None
+    values = np.asarray(image)
+    values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if values.size else None
 
 
 def fault(name: str, error: Exception) -> str:
@@ -89,9 +143,9 @@ def fault(name: str, error: Exception) -> str:
     return f"{name!r}: {reason}"
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image, values: Values | None = None) -> Image.Image:
     """An image as every network sees it: turned as its EXIF block says, transparent parts on white, 8 bits."""
-    return _rgb(_upright(image))
+    return _rgb(_upright(image), values)
 
 
 @contextmanager
@@ -126,16 +180,46 @@ def readable(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
     return good, faults
 
 
-def square(image: Image.Image, size: int) -> Image.Image:
-    """Resizes the shorter side to `size` (bicubic) and crops the centre, size x size: what networks are scored on."""
-    image = _middle(image)
-    width, height = image.size
-    if (width, height) != (size, size):
-        scale = size / min(width, height)
-        width, height = max(size, round(width * scale)), max(size, round(height * scale))
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+def fitted(image: Image.Image, size: ImageSize, fit: Fit = "crop") -> Image.Image:
+    """An image of that size as networks are scored on it, resized by bicubic interpolation.
+
+    `crop` covers the size and cuts off the ends, `pad` keeps the whole picture on `PADDING`, `stretch` distorts it.
+    """
+    height, width = sides(size)
+    image = _middle(image, height, width) if fit == "crop" else image
+    inner = fitted_size(*image.size, size, fit)
+    if image.size != inner:
+        image = image.resize(inner, Image.Resampling.BICUBIC)
+    if fit != "pad":
+        left, top = (inner[0] - width) // 2, (inner[1] - height) // 2
+        return image.crop((left, top, left + width, top + height))
+    ground = Image.new("RGB", (width, height), PADDING)
+    ground.paste(image, ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return ground
+
+
+def fitted_size(width: int, height: int, size: ImageSize, fit: Fit) -> tuple[int, int]:
+    """Width and height that a picture is resized to before `fitted` crops or pads it."""
+    tall, wide = sides(size)
+    if fit == "stretch":
+        return wide, tall
+    if fit == "crop":
+        scale = max(wide / width, tall / height)
+        return max(wide, round(width * scale)), max(tall, round(height * scale))
+    scale = min(wide / width, tall / height)
+    return min(wide, max(1, round(width * scale))), min(tall, max(1, round(height * scale)))
+
+
+def recipe(size: ImageSize, fit: Fit, values: Values | None = None) -> str:
+    """How `decode` and `fitted` make an image, in words."""
+    scaled = "" if values is None else "values {:g} to {:g} of more than 8 bits to 0..1, ".format(*values)
+    if fit == "stretch":
+        return f"{scaled}resize to {size_text(size)} (bicubic)"
+    if fit == "pad":
+        return f"{scaled}resize to fit into {size_text(size)} (bicubic), centre on RGB {PADDING}"
+    if isinstance(size, int):
+        return f"{scaled}resize the shorter side to {size} (bicubic), centre crop"
+    return f"{scaled}resize to cover {size_text(size)} (bicubic), centre crop"
 
 
 def to_array(image: Image.Image) -> Pixels:
@@ -143,13 +227,14 @@ def to_array(image: Image.Image) -> Pixels:
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
 
 
-def _middle(image: Image.Image) -> Image.Image:
+def _middle(image: Image.Image, tall: int, wide: int) -> Image.Image:
+    """What is used of a picture that is to cover `wide` x `tall` pixels."""
     width, height = image.size
-    most = MOST_OBLONG * min(width, height)
-    if max(width, height) <= most:
+    most_width, most_height = MOST_OBLONG * height * wide // tall, MOST_OBLONG * width * tall // wide
+    if width <= most_width and height <= most_height:
         return image
-    left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
-    return image.crop((left, top, min(width, left + most), min(height, top + most)))
+    left, top = max(0, (width - most_width) // 2), max(0, (height - most_height) // 2)
+    return image.crop((left, top, min(width, left + most_width), min(height, top + most_height)))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -159,11 +244,16 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "I;16", "I;16L", "I;16B", "F"):  # 16 bits and wider: Pillow would clip instead of scaling
+def _rgb(image: Image.Image, values: Values | None) -> Image.Image:
+    if image.mode in WIDE:  # Pillow would clip instead of scaling
         wide = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        top = 65535.0 if wide.max() > 255 else 255.0
-        return Image.fromarray((wide.clip(0, top) * (255.0 / top)).astype(np.uint8)).convert("RGB")
+        if values is None:
+            top = 65535.0 if wide.max() > 255 else 255.0
+            levels = wide.clip(0, top) * (255.0 / top)
+        else:
+            low, high = values
+            levels = np.rint((wide.clip(low, high) - low) * (255.0 / ((high - low) or 1.0)))
+        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         above = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", above.size, _BACKGROUND), above).convert("RGB")
@@ -189,7 +279,9 @@ def first_bits(content: bytes) -> int:
 
 
 def is_whole(image: Image.Image, begin: bytes, end: bytes, size: int) -> bool:
-    """Whether a file ends as its format says; False also if only decoding can tell."""
+    """Whether a file ends as its format says; False also if only decoding can tell, and where values must be seen."""
+    if image.mode in WIDE:
+        return False
     if image.format in ("JPEG", "MPO"):
         return end.rstrip(b"\0").endswith(b"\xff\xd9")
     if image.format == "PNG":
@@ -200,7 +292,7 @@ def is_whole(image: Image.Image, begin: bytes, end: bytes, size: int) -> bool:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height after `upright_rgb`, by the header."""
     if "exif" in image.info:
-        with suppress(Exception):  # a broken EXIF block says nothing about the pixels
-            if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+        with suppress(Exception):  # as `_upright` has it
+            if image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
                 return image.height, image.width
     return image.size

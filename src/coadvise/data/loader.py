@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from coadvise.data.images import Pixels, UnreadableImageError, square, to_array
+from coadvise.config import ImageSize
+from coadvise.data.images import Pixels, UnreadableImageError
 from coadvise.data.scan import ScannedSplit
 from coadvise.data.views import Batch, Request, Views
 from coadvise.data.workers import mark_reading, worker_batches
@@ -100,9 +101,9 @@ def _loader_options(views: Views, workers: int, pin: bool) -> tuple[int, bool]:
 
 
 class _StillImages(Dataset[Tensor]):
-    """Images as networks are scored on them: resized, centre cropped, nothing random, then `change`d."""
+    """Images as networks are scored on them: fitted to their size, nothing random, then `change`d."""
 
-    def __init__(self, split: ScannedSplit, image_size: int, batch_size: int, change: Change | None) -> None:
+    def __init__(self, split: ScannedSplit, image_size: ImageSize, batch_size: int, change: Change | None) -> None:
         self.split, self.image_size, self.batch_size, self.change = split, image_size, batch_size, change
 
     def __len__(self) -> int:
@@ -121,7 +122,7 @@ class _StillImages(Dataset[Tensor]):
     def _read(self, row: int) -> Pixels:
         mark_reading(row)
         try:
-            return to_array(square(self.split.picture(row), self.image_size))
+            return self.split.still(row, self.image_size)
         except UnreadableImageError as error:
             raise UserError(
                 f"an image to be scored can no longer be read: {error}; none is scored in its place"
@@ -129,13 +130,13 @@ class _StillImages(Dataset[Tensor]):
 
 
 def still_batches(
-    split: ScannedSplit, image_size: int, batch_size: int = 250, workers: int = 0, change: Change | None = None,
+    split: ScannedSplit, image_size: ImageSize, batch_size: int = 250, workers: int = 0, change: Change | None = None,
     numbers: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:  # fmt: skip
-    """Validation images [B, 3, S, S] float32 in 0..1, all of them, in the split's order.
+    """Validation images [B, 3, H, W] float32 in 0..1, all of them, in the split's order.
 
     Args:
-        change: maps an image [3, S, S] uint8 and its row in the split to the image to score in its place.
+        change: maps an image [3, H, W] uint8 and its row in the split to the image to score in its place.
         numbers: which batches to make, counted from 0; None makes all.
 
     Raises:

@@ -22,60 +22,110 @@ from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpola
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from coadvise.config import AugmentConfig
-from coadvise.data.images import Pixels
+from coadvise.config import AugmentConfig, Fit, ImageSize, sides
+from coadvise.data.images import PADDING, Look, Need, Pixels, fitted_size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # DeiT fills with it what a shift or rotation leaves empty
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Pipeline:
-    """Views of images of any size."""
+    """Views of images of any size.
 
-    def __init__(self, augment: AugmentConfig, image_size: int) -> None:
+    With `crop` a random region's shape varies around the network's, with `pad` and `stretch` around the picture's own;
+    the region is then resized, and padded, as the picture is for scoring.
+    """
+
+    def __init__(self, augment: AugmentConfig, image_size: ImageSize, fit: Fit = "crop") -> None:
+        self.image_size, self.fit = image_size, fit
+        self.height, self.width = sides(image_size)
         whole = create_transform(
-            image_size, is_training=True, scale=augment.crop_scale, hflip=0.5 if augment.flip else 0.0,
-            color_jitter=None, auto_augment=augment.rand_augment, interpolation="bicubic", re_prob=0.0,
-            mean=IMAGENET_MEAN, normalize=False,
+            (3, self.height, self.width), is_training=True, scale=augment.crop_scale,
+            hflip=0.5 if augment.flip else 0.0, color_jitter=None, auto_augment=augment.rand_augment,
+            interpolation="bicubic", re_prob=0.0, mean=IMAGENET_MEAN, normalize=False,
         )  # fmt: skip
         allow_no_bits(whole)
-        self.image_size = image_size
         self._crop, *self._rest, to_tensor = whole.transforms
         assert isinstance(self._crop, RandomResizedCropAndInterpolation), "timm's pipeline no longer begins with it"
         assert isinstance(to_tensor, MaybePILToTensor), "timm's pipeline no longer ends with it"
 
-    def views(self, images: Iterable[tuple[Image.Image | Pixels, int]], count: int) -> Tensor:
-        """[B, 3, S, S] float32 in 0..1, the view of each image a function of its seed.
+    def views(self, images: Iterable[tuple[Look | Image.Image | Pixels, int]], count: int) -> Tensor:
+        """[B, 3, H, W] float32 in 0..1, the view of each image a function of its seed.
 
         Args:
-            images: B pairs of a decoded image, or an array [H, W, 3], and its seed.
+            images: B pairs of a decoded image, which may be reduced as `need` says, or an array [H, W, 3], and its
+                seed.
             count: B.
         """
-        out = torch.empty(count, 3, self.image_size, self.image_size)
+        out = torch.empty(count, 3, self.height, self.width)
         with _global_generators_restored():
             for row, (image, seed) in zip(out, images, strict=True):
                 view = torch.from_numpy(self._view(image, seed)).permute(2, 0, 1)
                 row.copy_(view.contiguous()).div_(255)  # one after the other, while it is in the processor's cache
         return out
 
-    def _view(self, image: Image.Image | Pixels, seed: int) -> Pixels:
-        """[S, S, 3]."""
+    def need(self, seed: int) -> Need:
+        """What a view needs of a picture: so many pixels that its region is not enlarged more than it has to be."""
+
+        def need(width: int, height: int) -> tuple[float, float]:
+            state = random.getstate()
+            random.seed(seed)
+            _, _, down, across = self._region(width, height)
+            random.setstate(state)
+            wide, tall = self._inner(width, height)
+            return width * wide / across, height * tall / down
+
+        return need
+
+    def _inner(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that the region of a picture is resized to."""
+        return (
+            (self.width, self.height) if self.fit == "crop" else fitted_size(width, height, self.image_size, self.fit)
+        )
+
+    def _region(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a random region, by timm from Python's global generator."""
+        aspect = self.width / self.height if self.fit == "crop" else width / height
+        low, high = self._crop.ratio
+        blank = torch.empty(3, height, width, device="meta")  # timm asks it for its size
+        top, left, down, across = self._crop.get_params(blank, self._crop.scale, (low * aspect, high * aspect))
+        return top, left, down, across
+
+    def _view(self, image: Look | Image.Image | Pixels, seed: int) -> Pixels:
+        """[H, W, 3]."""
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)
-        whole = image if isinstance(image, Image.Image) else torch.from_numpy(image).permute(2, 0, 1)
-        top, left, height, width = self._crop.get_params(whole, self._crop.scale, self._crop.ratio)
-        if isinstance(whole, Image.Image):
-            region = pil_to_tensor(whole.crop((left, top, left + width, top + height)))[None]
+        if isinstance(image, np.ndarray):
+            size = (image.shape[1], image.shape[0])
+            top, left, height, width = self._region(*size)
+            region = torch.from_numpy(image[top : top + height, left : left + width]).permute(2, 0, 1)
+            result: Any = _resized(region, self._inner(*size))
         else:
-            region = whole[None, :, top : top + height, left : left + width]
-        region = region.contiguous(memory_format=torch.channels_last)  # resizes fastest with the channels together
-        square = (self.image_size, self.image_size)
-        resized = F.interpolate(region, square, mode="bicubic", antialias=True)[0]
-        result: Any = Image.fromarray(resized.permute(1, 2, 0).contiguous().numpy())
+            picture, size = (image.image, image.size) if isinstance(image, Look) else (image, image.size)
+            top, left, height, width = self._region(*size)
+            box = (left, top, left + width, top + height)
+            if picture.size == size:
+                result = _resized(pil_to_tensor(picture.crop(box)), self._inner(*size))
+            else:  # reduced, so that the region's edges lie between pixels, which only Pillow allows
+                across, down = picture.width / size[0], picture.height / size[1]
+                right, bottom = min(box[2] * across, picture.width), min(box[3] * down, picture.height)
+                edges = (left * across, top * down, right, bottom)
+                result = picture.resize(self._inner(*size), Image.Resampling.BICUBIC, edges)
+        if self.fit == "pad":
+            ground = Image.new("RGB", (self.width, self.height), PADDING)
+            ground.paste(result, ((self.width - result.width) // 2, (self.height - result.height) // 2))
+            result = ground
         for transform in self._rest:
             result = transform(result)
         return np.array(result)
+
+
+def _resized(region: Tensor, size: tuple[int, int]) -> Image.Image:
+    """A region [3, H, W] uint8 as an image of that width and height."""
+    region = region[None].contiguous(memory_format=torch.channels_last)  # resizes fastest with the channels together
+    resized = F.interpolate(region, size[::-1], mode="bicubic", antialias=True)[0]
+    return Image.fromarray(resized.permute(1, 2, 0).contiguous().numpy())
 
 
 def allow_no_bits(transform: Any) -> None:

@@ -14,22 +14,28 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+from coadvise.config import Fit, ImageSize, sides, size_text
 from coadvise.data.images import (
     ENDS,
+    Look,
+    Need,
     Pixels,
     UnreadableImageError,
-    decode,
+    Values,
     digest_of,
     fault,
     first_bits,
+    fitted,
+    fitted_size,
     is_whole,
+    look,
     open_image,
-    square,
     to_array,
     upright_size,
 )
@@ -40,7 +46,24 @@ from coadvise.errors import UserError
 from coadvise.machine import available_cores, cache_folder
 
 T = TypeVar("T")
-Make = Callable[[Image.Image], Pixels]  # what is kept of an image
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is kept of each image: an array.
+
+    Attributes:
+        make: gives it.
+        need: what `make` resizes a picture to.
+        values: see `ScannedSplit`.
+        wide: whether pictures of more than 8 bits are kept; they cannot be while their `values` are looked for.
+    """
+
+    make: Callable[[Image.Image], Pixels]
+    need: Need
+    values: Values | None = None
+    wide: bool = True
+
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of decoded images kept in memory
 MEASURED = 2000  # pictures whose headers are read to foresee how much space presized ones take
@@ -57,7 +80,7 @@ class ScannedSplit:
     Attributes:
         split: the readable pictures, in the source's order.
         labels: [N] int64, indices into the source's classes.
-        pixels: [N, 3, S, S] uint8, or None where images are decoded when they are needed.
+        pixels: [N, 3, H, W] uint8, or None where images are decoded when they are needed.
         unreadable: one line for each picture that could not be read: its name and why.
         sizes: how many images there are of each (width, height).
         presized: the images decoded and no larger than needed, or None where they are decoded again for every view.
@@ -65,6 +88,9 @@ class ScannedSplit:
         left_out: the unreadable pictures.
         contents: [N] uint64, of all bytes of each; 0 where not all were read.
         kept: where the scan is kept.
+        fit: how pictures of another shape than the networks' are fitted.
+        values: what becomes black and white in pictures of more than 8 bits; None: each picture's own 8 or 16 bits.
+        span: the smallest and largest value in all of those pictures; None where there are none.
     """
 
     split: Split
@@ -77,6 +103,9 @@ class ScannedSplit:
     left_out: Split | None = None
     contents: Keys = field(default_factory=_none)
     kept: Store | None = None
+    fit: Fit = "crop"
+    values: Values | None = None
+    span: Values | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,7 +120,23 @@ class ScannedSplit:
 
     def picture(self, row: int) -> Image.Image:
         """A picture, decoded to upright RGB. Raises UnreadableImageError."""
-        return _decoded(self.split, row)[1]
+        return self.look(row).image
+
+    def look(self, row: int, need: Need | None = None) -> Look:
+        """A picture, decoded to what is needed of it. Raises UnreadableImageError."""
+        return _decoded(self.split, row, need, self.values)[1]
+
+    def still(self, row: int, size: ImageSize) -> Pixels:
+        """A picture as networks are scored on it, [3, H, W]. Raises UnreadableImageError."""
+        keep = _still(size, self.fit)
+        return keep.make(self.look(row, keep.need).image)
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """How pictures become pixels, as plain values, where it is not the usual way."""
+        return ({} if self.fit == "crop" else {"fit": self.fit}) | (
+            {} if self.values is None else {"value_range": list(self.values)}
+        )
 
     def per_class(self, classes: int) -> list[int]:
         return np.bincount(self.labels, minlength=classes).tolist()
@@ -189,7 +234,12 @@ def changes_of(old: Iterable[str], new: Iterable[str]) -> Changes:
 
 
 def scan(
-    source: Source, image_size: int, in_memory: bool, presize: int = 0, say: Callable[[str], None] = lambda text: None
+    source: Source,
+    image_size: ImageSize,
+    in_memory: bool,
+    presize: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+    fit: Fit = "crop",
 ) -> Dataset:
     """Looks at every picture once, in threads, or takes what another process or run kept in the user's cache folder.
 
@@ -200,18 +250,17 @@ def scan(
         in_memory: keep all images as `pixels`, which processes share.
         presize: shorter side, in pixels, of the training images to keep on disk; 0 keeps none.
         say: called with a line about what will be written there.
+        fit: how pictures of another shape are fitted to that size.
 
     Raises:
         UserError: a class has no readable image to train on, none can be scored, the pixels do not fit into memory, or
             the presized images not onto the disk.
     """
     size = image_size if in_memory else None
-    val = _shared_split(source, "val", size)
-    test = None if source.test is None else _shared_split(source, "test", size)
-    if presize and not in_memory:
-        train = presized_split(source, "train", presize, cache_folder(), say)
-    else:
-        train = _shared_split(source, "train", size)
+    train = _train_split(source, size, fit, 0 if in_memory else presize, say)
+    values = train.values
+    val = _shared_split(source, "val", size, fit, values)
+    test = None if source.test is None else _shared_split(source, "test", size, fit, values)
     for label, count in enumerate(train.per_class(len(source.classes))):
         if count == 0:
             lost = train.unreadable[np.flatnonzero(train.left_out.labels == label)[0]] if train.left_out else "none"
@@ -222,52 +271,100 @@ def scan(
     return Dataset(source, train, val, test)
 
 
-def scan_split(split: Split, image_size: int, in_memory: bool) -> ScannedSplit:
-    """Decodes every picture of a split; leaves out those that cannot be read. Nothing is kept on disk."""
+def scan_split(
+    split: Split,
+    image_size: ImageSize,
+    in_memory: bool,
+    fit: Fit = "crop",
+    values: Values | None = None,
+    wide: bool = True,
+) -> ScannedSplit:
+    """Decodes every picture of a split; leaves out those that cannot be read. Nothing is kept on disk.
+
+    Args:
+        image_size, in_memory, fit: as for `scan`.
+        values: see `ScannedSplit`.
+        wide: see `Keep`.
+    """
     every = range(len(split))
     if not in_memory:
-        return _scanned(split, [outcome for outcome, _ in _decode(split, None, every)])
+        return _scanned(split, [outcome for outcome, _ in _decode(split, None, every)], None, fit, values)
     _check_memory(len(split), image_size)
-    pixels = np.empty((len(split), 3, image_size, image_size), np.uint8)
+    pixels = np.empty((len(split), 3, *sides(image_size)), np.uint8)
     outcomes: list[Outcome] = []
     kept = 0
-    for outcome, array in _decode(split, partial(_square, size=image_size), every):
+    for outcome, array in _decode(split, _still(image_size, fit, values, wide), every):
         outcomes.append(outcome)
         if array is not None:
             pixels[kept] = array
             kept += 1
-    return _scanned(split, outcomes, pixels[:kept])
+    return _scanned(split, outcomes, pixels[:kept], fit, values)
 
 
-def _shared_split(source: Source, name: str, image_size: int | None) -> ScannedSplit:
+def _train_split(
+    source: Source, size: ImageSize | None, fit: Fit, presize: int, say: Callable[[str], None]
+) -> ScannedSplit:
+    """The training pictures; where some have more than 8 bits, all such are scaled by what these span together."""
+
+    def scanned(values: Values | None, say: Callable[[str], None]) -> ScannedSplit:
+        known = values is not None
+        if presize:
+            split = presized_split(source, TRAIN, presize, cache_folder(), say, values, wide=known)
+            return replace(split, fit=fit)
+        return _shared_split(source, TRAIN, size, fit, values, wide=known)
+
+    train = scanned(None, say)
+    if train.span is None:
+        return train
+    return replace(train, values=train.span) if size is None and not presize else scanned(train.span, lambda text: None)
+
+
+def _shared_split(
+    source: Source,
+    name: str,
+    image_size: ImageSize | None,
+    fit: Fit,
+    values: Values | None = None,
+    wide: bool = True,
+) -> ScannedSplit:
     """A split scanned once for all processes and runs, with pixels of a size or without."""
     split: Split = getattr(source, name)
     kind, need = "decoded", 0
-    look: Decode = partial(_decode, split, None)
+    see: Decode = partial(_decode, split, None)
     if image_size is not None:
-        kind, need = f"{image_size} square", _check_memory(len(split), image_size)
-        look = partial(_decode, split, partial(_square, size=image_size))
+        square = isinstance(image_size, int) and fit == "crop"
+        kind = f"{image_size} square" if square else f"{size_text(image_size)} {fit}"
+        need = _check_memory(len(split), image_size)
+        see = partial(_decode, split, _still(image_size, fit, values, wide))
     elif name == TRAIN:  # what fails later is replaced in training; a score must be over all that it says
-        kind, look = "headers", partial(_look_at_headers, split)
+        kind, see = "headers", partial(_look_at_headers, split)
     folder = cache_folder()
     if folder is not None and shutil.disk_usage(folder).free > need:
         with contextlib.suppress(OSError):
-            store = _store(folder, source, name, kind, look)
-            pixels = None if image_size is None else store.stacked((3, image_size, image_size))
-            return _from_store(split, store, pixels)
+            store = _store(folder, source, name, kind, see, None if image_size is None else values)
+            whole = image_size is not None and len(store) == int(store.readable.sum())
+            pixels = store.stacked((3, *sides(image_size))) if whole and image_size is not None else None
+            return replace(_from_store(split, store, pixels), fit=fit, values=values)
     if kind == "headers":
-        return _scanned(split, [outcome for outcome, _ in look(np.arange(len(split)))])
-    return scan_split(split, image_size or 0, in_memory=image_size is not None)
+        return _scanned(split, [outcome for outcome, _ in see(np.arange(len(split)))], None, fit, values)
+    return scan_split(split, image_size or 0, image_size is not None, fit, values, wide)
 
 
 def presized_split(
-    source: Source, name: str, side: int, folder: Path | None, say: Callable[[str], None]
+    source: Source,
+    name: str,
+    side: int,
+    folder: Path | None,
+    say: Callable[[str], None],
+    values: Values | None = None,
+    wide: bool = True,
 ) -> ScannedSplit:
     """Images with a shorter side of at most `side` pixels, in a file below `folder`. Raises UserError for no room."""
     split: Split = getattr(source, name)
     remedy = "set XDG_CACHE_HOME to a folder on a larger disk, or data.presize=0 to decode pictures for every view"
     if folder is None:
         raise UserError(f"there is no folder for presized images, ~/.cache/coadvise cannot be written; {remedy}")
+    keep = Keep(partial(presized, side=side), lambda *whole: presized_size(whole, side), values, wide)
 
     def decode(rows: Labels) -> Decoded:
         need, free = _presized_bytes(split, side), shutil.disk_usage(folder).free
@@ -275,13 +372,13 @@ def presized_split(
         if need > free:
             raise UserError(f"{len(split)} presized images ({side} px) need {room}; {remedy}")
         say(f"presizing {len(rows)} images to {side} px, once: {room}")
-        return _decode(split, partial(presized, side=side), rows)
+        return _decode(split, keep, rows)
 
     try:
-        store = _store(folder, source, name, f"{side} presized", decode)
+        store = _store(folder, source, name, f"{side} presized", decode, values)
     except OSError as error:
         raise UserError(f"presized images cannot be kept in '{folder}' ({error.strerror or error}); {remedy}") from None
-    return _from_store(split, store, presized=store)
+    return replace(_from_store(split, store, presized=store), values=values)
 
 
 def scored_and_trained_on(dataset: Dataset) -> list[tuple[str, str]]:
@@ -312,33 +409,42 @@ def under_two_labels(dataset: Dataset) -> list[tuple[str, str]]:
     return list(found.values())
 
 
-def _store(folder: Path, source: Source, name: str, kind: str, look: Decode) -> Store:
+def _store(folder: Path, source: Source, name: str, kind: str, see: Decode, values: Values | None) -> Store:
     """The store of a split, one for each source, choice of its classes, way of dividing it, and kind."""
     split: Split = getattr(source, name)
+    kind += "" if values is None else " scaled"
     what = repr((resolved(source.where), source.classes, source.note, kind))
     place = hashlib.sha256(what.encode()).hexdigest()[:12]
-    return open_store(folder / "images" / f"{name}-{kind.replace(' ', '-')}-{place}", split.keys(), kind, look)
+    made = kind if values is None else f"{kind} {values}"
+    return open_store(folder / "images" / f"{name}-{kind.replace(' ', '-')}-{place}", split.keys(), made, see)
 
 
-def _check_memory(images: int, image_size: int) -> int:
+def _check_memory(images: int, image_size: ImageSize) -> int:
     """Bytes that decoded images take. Raises UserError for too many."""
-    need = images * 3 * image_size**2
+    height, width = sides(image_size)
+    need = images * 3 * height * width
     if need > MEMORY_LIMIT:
         raise UserError(
-            f"{images} images at {image_size} px need {need / 2**30:.1f} GiB decoded, and at most "
+            f"{images} images at {size_text(image_size)} px need {need / 2**30:.1f} GiB decoded, and at most "
             f"{MEMORY_LIMIT / 2**30:.0f} GiB are kept in memory; use augment.kind=deit, which decodes them as needed"
         )
     return need
 
 
-def _scanned(split: Split, outcomes: Sequence[Outcome], pixels: Pixels | None = None) -> ScannedSplit:
+def _scanned(
+    split: Split, outcomes: Sequence[Outcome], pixels: Pixels | None, fit: Fit, values: Values | None
+) -> ScannedSplit:
     seen = [outcome for outcome in outcomes if isinstance(outcome, Seen)]
+    spans = [one.span for one in seen if one.span is not None]
     return replace(
         _readable(split, {row: outcome for row, outcome in enumerate(outcomes) if isinstance(outcome, str)}),
         pixels=pixels,
         sizes=Counter((one.width, one.height) for one in seen),
         digests=np.array([one.digest for one in seen], np.uint64),
         contents=np.array([one.content for one in seen], np.uint64),
+        fit=fit,
+        values=values,
+        span=(min(low for low, _ in spans), max(high for _, high in spans)) if spans else None,
     )
 
 
@@ -356,7 +462,14 @@ def _from_store(
         digests=seen["digest"],
         contents=seen["content"],
         kept=store,
+        span=_span(seen["span"]),
     )
+
+
+def _span(spans: npt.NDArray[np.float64]) -> Values | None:
+    """Of spans [N, 2], NaN for pictures that have none."""
+    known = spans[~np.isnan(spans[:, 0])]
+    return (float(known[:, 0].min()), float(known[:, 1].max())) if len(known) else None
 
 
 def _readable(split: Split, faults: Mapping[int, str]) -> ScannedSplit:
@@ -370,8 +483,13 @@ def _readable(split: Split, faults: Mapping[int, str]) -> ScannedSplit:
     )
 
 
-def _square(image: Image.Image, size: int) -> Pixels:
-    return to_array(square(image, size))
+def _still(size: ImageSize, fit: Fit, values: Values | None = None, wide: bool = True) -> Keep:
+    """Images as networks are scored on them, [3, H, W]."""
+
+    def make(image: Image.Image) -> Pixels:
+        return to_array(fitted(image, size, fit))
+
+    return Keep(make, partial(fitted_size, size=size, fit=fit), values, wide)
 
 
 def _presized_bytes(split: Split, side: int) -> int:
@@ -397,23 +515,24 @@ def _bytes(split: Split, index: int) -> bytes:
         raise UnreadableImageError(fault(split.name(index), error)) from None
 
 
-def _decoded(split: Split, index: int) -> tuple[bytes, Image.Image]:
-    """A picture's bytes and its image, upright RGB. Raises UnreadableImageError."""
+def _decoded(split: Split, index: int, need: Need | None = None, values: Values | None = None) -> tuple[bytes, Look]:
+    """A picture's bytes and the picture, upright RGB. Raises UnreadableImageError."""
     content = _bytes(split, index)
-    return content, decode(content, split.name(index))
+    return content, look(content, split.name(index), need, values)
 
 
-def _decode(split: Split, make: Make | None, rows: Sequence[int] | Labels) -> Decoded:
-    return _threaded(partial(_decode_one, split, make), rows)
+def _decode(split: Split, keep: Keep | None, rows: Sequence[int] | Labels) -> Decoded:
+    return _threaded(partial(_decode_one, split, keep), rows)
 
 
-def _decode_one(split: Split, make: Make | None, index: int) -> tuple[Outcome, Pixels | None]:
+def _decode_one(split: Split, keep: Keep | None, index: int) -> tuple[Outcome, Pixels | None]:
     try:
-        content, image = _decoded(split, index)
+        content, found = _decoded(split, index, *((keep.need, keep.values) if keep else ()))
     except UnreadableImageError as error:
         return str(error), None
-    seen = Seen(*image.size, digest_of(content, content, len(content)), first_bits(content))
-    return seen, make(image) if make else None
+    seen = Seen(*found.size, digest_of(content, content, len(content)), first_bits(content), found.span)
+    kept = keep is not None and (keep.wide or found.span is None)
+    return seen, keep.make(found.image) if keep and kept else None
 
 
 def _look_at_headers(split: Split, rows: Sequence[int] | Labels) -> Decoded:

@@ -26,14 +26,15 @@ import numpy.typing as npt
 from PIL import Image, features
 
 from coadvise.data import images
-from coadvise.data.images import Pixels
+from coadvise.data.images import Pixels, Values
 from coadvise.data.sources.split import Keys
 from coadvise.machine import available_cores
 
 FORMAT = 3
 _BLOCK = 64 * 2**20  # bytes hashed at a time, by one thread
 _ROW = np.dtype([
-    ("key", "<u8"), ("width", "<i4"), ("height", "<i4"), ("digest", "<u8"), ("content", "<u8"), ("shape", "<i4", (3,)),
+    ("key", "<u8"), ("width", "<i4"), ("height", "<i4"), ("digest", "<u8"), ("content", "<u8"), ("span", "<f8", (2,)),
+    ("shape", "<i4", (3,)),
 ])  # fmt: skip
 _ENDINGS = (".pixels", ".table", ".json")  # in the order in which they are renamed into place
 
@@ -44,12 +45,14 @@ class Seen(NamedTuple):
     Attributes:
         digest: see `scan.digest_of`.
         content: of all its bytes; 0 if not all were read.
+        span: the smallest and largest value of a picture of more than 8 bits.
     """
 
     width: int
     height: int
     digest: int
     content: int = 0
+    span: Values | None = None
 
 
 Outcome = str | Seen  # of a picture; a text is why it cannot be read
@@ -88,6 +91,13 @@ class Store:
     def table(self) -> npt.NDArray[np.void]:
         """[N], a row for each picture, with the fields of `Seen`; of unreadable ones only the key counts."""
         return _map(self.path.with_suffix(".table"), _ROW)
+
+    def seen(self, row: int) -> Seen:
+        """What was found of a readable picture, by its row in the split."""
+        found = self.table[row]
+        width, height, digest, content = (int(found[field]) for field in Seen._fields[:4])
+        low, high = found["span"].tolist()
+        return Seen(width, height, digest, content, None if np.isnan(low) else (low, high))
 
     @cached_property
     def readable(self) -> npt.NDArray[np.bool_]:
@@ -204,7 +214,8 @@ def _write(folder: Path, name: str, keys: Keys, maker: str, decode: Decode) -> N
             if isinstance(outcome, str):
                 faults[row] = outcome
             else:
-                table[row] = keys[row], *outcome, (0, 0, 0) if array is None else array.shape
+                shape = (0, 0, 0) if array is None else array.shape
+                table[row] = keys[row], *outcome[:4], outcome.span or (np.nan, np.nan), shape
             if array is not None:
                 file.write(np.ascontiguousarray(array).data)
     table.tofile(table_file)
@@ -229,15 +240,15 @@ def _outcomes(keys: Keys, old: Store | None, decode: Decode) -> Iterator[tuple[O
     order = np.argsort(known)
     place = order[np.minimum(np.searchsorted(known, keys, sorter=order), len(known) - 1)]
     hit = (known[place] == keys) & old.readable[place]
-    number = np.cumsum(old.readable) - 1
+    kept = old.table["shape"][:, 0] > 0
+    number = np.cumsum(kept) - 1
     missing = np.flatnonzero(~hit)
     fresh = iter(decode(missing) if len(missing) else ())
     for at, there in zip(place.tolist(), hit.tolist(), strict=True):
         if not there:
             yield next(fresh)
             continue
-        found = old.table[at]
-        yield Seen(*(int(found[field]) for field in Seen._fields)), old[number[at]] if len(old) else None
+        yield old.seen(at), old[number[at]] if kept[at] else None
 
 
 def _older(folder: Path, maker: str) -> Store | None:

@@ -8,28 +8,28 @@ Random numbers are drawn on the CPU and applied where the pixels are: on the CUD
 fit there, which gives the same views up to the device's rounding.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from scipy.special import betaincinv
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from coadvise.config import AugmentConfig
+from coadvise.config import AugmentConfig, ImageSize
 from coadvise.data import draws
 from coadvise.data.balance import balanced_order
-from coadvise.data.images import Pixels, UnreadableImageError, square, to_array
+from coadvise.data.images import Look, Pixels, UnreadableImageError
 from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, Pipeline
 from coadvise.data.scan import ScannedSplit
 from coadvise.data.workers import mark_reading
 from coadvise.errors import UserError
 
+T = TypeVar("T")
 Indices = npt.NDArray[np.int64]
 
 # The version of views. Raise it with every change that alters them: stored logits of older views are then refused.
@@ -91,7 +91,7 @@ class Views(TorchDataset[Batch]):
         split: ScannedSplit,
         augment: AugmentConfig,
         classes: int,
-        image_size: int,
+        image_size: ImageSize,
         seed: int,
         weights: Sequence[float] | None = None,
     ) -> None:
@@ -99,7 +99,7 @@ class Views(TorchDataset[Batch]):
         self.weights = weights  # how often each class is shown; None: every image once an epoch
         self._resident: Tensor | None = None  # all pixels, on the device that makes the views
         self._order: tuple[int, Indices] = (-1, np.empty(0, np.int64))
-        self._pipeline = Pipeline(augment, image_size) if augment.kind == "deit" else None
+        self._pipeline = Pipeline(augment, image_size, split.fit) if augment.kind == "deit" else None
 
     def __len__(self) -> int:
         return len(self.split)
@@ -173,7 +173,7 @@ class Views(TorchDataset[Batch]):
         return Batch(images, labels, torch.from_numpy(index), epoch, unreadable)
 
     def _single_views(self, epoch: int, wanted: Indices, unreadable: dict[int, str]) -> tuple[Tensor, Indices]:
-        """[B, 3, S, S] in 0..1, before mixing, and the row of each view's image."""
+        """[B, 3, H, W] in 0..1, before mixing, and the row of each view's image."""
         if self._pipeline is not None:
             images, index = self._pipeline_views(self._pipeline, epoch, wanted, unreadable)
         else:
@@ -195,22 +195,25 @@ class Views(TorchDataset[Batch]):
         """DeiT's views of images of any size, read one at a time, and the row of each view's image."""
         presized, shown = self.split.presized, list[int]()
 
-        def images() -> Iterator[tuple[Image.Image | Pixels, int]]:
-            seeds = draws.seeds(self.seed, draws.PIPELINE, epoch, wanted) >> np.uint64(1)
-            for row, seed in zip(wanted.tolist(), seeds.tolist(), strict=True):
-                image, at = (presized[row], row) if presized is not None else self._read(row, unreadable)
+        def look(row: int) -> tuple[Look | Pixels, int]:
+            seed = draws.scalar_seed(self.seed, draws.PIPELINE, epoch, row)
+            return self.split.look(row, pipeline.need(seed)) if presized is None else presized[row], seed
+
+        def images() -> Iterator[tuple[Look | Pixels, int]]:
+            for row in wanted.tolist():
+                seen, at = self._read(row, unreadable, look)
                 shown.append(at)
-                yield image, seed if at == row else draws.scalar_seed(self.seed, draws.PIPELINE, epoch, at)
+                yield seen
 
         return pipeline.views(images(), len(wanted)), np.array(shown, np.int64)
 
-    def _read(self, row: int, unreadable: dict[int, str]) -> tuple[Image.Image, int]:
-        """An image and its row: the one asked for, or the next that can be read."""
+    def _read(self, row: int, unreadable: dict[int, str], read: Callable[[int], T]) -> tuple[T, int]:
+        """What `read` gives of an image, and its row: the one asked for, or the next that can be read."""
         tried = min(MOST_SKIPPED, len(self))
         for at in (place % len(self) for place in range(row, row + tried)):
             mark_reading(at)
             try:
-                return self.split.picture(at), at
+                return read(at), at
             except UnreadableImageError as error:
                 unreadable[at] = str(error)
         raise UserError(
@@ -219,15 +222,15 @@ class Views(TorchDataset[Batch]):
         )
 
     def _pixels(self, wanted: Indices, unreadable: dict[int, str]) -> tuple[Tensor, Indices]:
-        """Images [B, 3, S, S] uint8, and the row of each."""
+        """Images [B, 3, H, W] uint8, and the row of each."""
         if self._resident is not None:
             return self._resident[_sent(wanted, self.device)], wanted
         if self.split.pixels is not None:
             return torch.from_numpy(self.split.pixels[wanted]), wanted
         arrays, index = list[Pixels](), wanted.copy()
         for place, row in enumerate(wanted.tolist()):
-            image, index[place] = self._read(row, unreadable)
-            arrays.append(to_array(square(image, self.image_size)))
+            pixels, index[place] = self._read(row, unreadable, lambda at: self.split.still(at, self.image_size))
+            arrays.append(pixels)
         return torch.from_numpy(np.stack(arrays)), index
 
     def _mix(self, epoch: int, positions: Indices, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,16 +240,16 @@ class Views(TorchDataset[Batch]):
         cut = u[:, 1] < (0.5 if augment.mixup > 0 and augment.cutmix > 0 else float(augment.cutmix > 0))
         alpha = np.where(cut, augment.cutmix, augment.mixup)
         share = np.where(u[:, 0] < augment.mix_probability, betaincinv(alpha, alpha, u[:, 2]), 1.0)
-        size = own.shape[-1]
-        half = np.sqrt(1 - share) * size / 2
+        size = np.array(own.shape[-2:])
+        half = np.sqrt(1 - share)[:, None] * size / 2
         centre = u[:, 3:5] * size
-        low = np.clip(np.rint(centre - half[:, None]), 0, size)
-        high = np.clip(np.rint(centre + half[:, None]), 0, size)
-        share = np.where(cut, 1 - np.prod(high - low, axis=1) / size**2, share)
+        low = np.clip(np.rint(centre - half), 0, size)
+        high = np.clip(np.rint(centre + half), 0, size)
+        share = np.where(cut, 1 - np.prod(high - low, axis=1) / np.prod(size), share)
         blend = np.where(cut, 1.0, share)
         corners = _sent(np.stack([low, high], 1), own.device)
         shares, blends, cuts = _sent(np.stack([share, blend, cut]), own.device).float()[:, :, None]
-        box = _boxes(corners, size) & (cuts[:, :, None, None] > 0)
+        box = _boxes(corners, *own.shape[-2:]) & (cuts[:, :, None, None] > 0)
         return torch.where(box, other, other.lerp(own, blends[:, :, None, None])), shares
 
 
@@ -267,13 +270,15 @@ def light_views(images: Tensor, augment: AugmentConfig, u: draws.Array) -> Tenso
     mirror = torch.where(draw[:, 0] < 0, -1.0, 1.0) if augment.flip else torch.ones(len(draw))
     zoom = 1 + augment.zoom * draw[:, 1]
     angle = torch.deg2rad(augment.rotate * draw[:, 2])
-    size = images.shape[-1]
+    height, width = images.shape[-2:]
     shift = augment.shift * 2 * draw[:, 3:5]
     resampled = augment.zoom > 0 or augment.rotate > 0
     if not resampled:  # whole pixels, so that nothing is blurred
+        size = torch.tensor([width, height])
         shift = (shift * size / 2).round() * 2 / size
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    theta = torch.stack([cos * mirror, -sin, shift[:, 0], sin * mirror, cos, shift[:, 1]], dim=1).view(-1, 2, 3)
+    right, down = -sin * (height / width), sin * (width / height)  # the grid is -1..1 on both axes: turns, not shears
+    theta = torch.stack([cos * mirror, right, shift[:, 0], down * mirror, cos, shift[:, 1]], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(_sent(theta, images.device), list(images.shape), align_corners=False)
     mode = "bilinear" if resampled else "nearest"
     images = F.grid_sample(images, grid, mode=mode, padding_mode="reflection", align_corners=False)
@@ -288,8 +293,8 @@ def light_views(images: Tensor, augment: AugmentConfig, u: draws.Array) -> Tenso
 
 def erase_(images: Tensor, probability: float, u: draws.Array, index: Indices, epoch: int, seed: int) -> None:
     """Random erasing (Zhong et al. 2020), in place: noise on a rectangle of 2-33 % of the area, aspect 0.3-3.3."""
-    size = images.shape[-1]
-    area = (0.02 + u[:, 1] * (1 / 3 - 0.02)) * size**2
+    size = np.array(images.shape[-2:])
+    area = (0.02 + u[:, 1] * (1 / 3 - 0.02)) * np.prod(size)
     aspect = np.exp((2 * u[:, 2] - 1) * np.log(10 / 3))
     sides = np.clip(np.rint(np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], 1)), 1, size - 1)
     low = np.floor(u[:, 3:5] * (size - sides + 1))
@@ -301,11 +306,14 @@ def erase_(images: Tensor, probability: float, u: draws.Array, index: Indices, e
         images[row, :, top : top + height, left : left + width] = noise
 
 
-def _boxes(corners: Tensor, size: int) -> Tensor:
-    """[B, 1, size, size] masks of boxes, given as [B, 2, 2] (low and high, row and column)."""
-    steps = torch.arange(size, device=corners.device)
-    inside = (steps >= corners[:, 0, :, None]) & (steps < corners[:, 1, :, None])
-    return (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]
+def _boxes(corners: Tensor, height: int, width: int) -> Tensor:
+    """[B, 1, H, W] masks of boxes, given as [B, 2, 2] (low and high, row and column)."""
+
+    def inside(axis: int, size: int) -> Tensor:
+        steps = torch.arange(size, device=corners.device)
+        return (steps >= corners[:, 0, axis, None]) & (steps < corners[:, 1, axis, None])
+
+    return (inside(0, height)[:, :, None] & inside(1, width)[:, None, :])[:, None]
 
 
 def _smooth(labels: Tensor, classes: int, smoothing: float) -> Tensor:

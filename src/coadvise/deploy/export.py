@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from coadvise.advice import AVERAGE, CLASS
+from coadvise.config import plain_size, sides
+from coadvise.data.images import recipe
 from coadvise.deploy.predict import load
 from coadvise.errors import UserError
 from coadvise.storage import write_bytes
@@ -24,7 +26,7 @@ TOLERANCE = 1e-4  # largest difference of a probability
 def export(run: str | Path, out: str | Path, part: str | None = None, answer: str = CLASS) -> dict[str, Any]:
     """Writes a network of a finished run as a file that needs nothing of coadvise.
 
-    It maps images [B, 3, S, S] (float32, RGB in 0..1, the shorter side resized to S, centre crop) to probabilities
+    It maps images [B, 3, H, W] (float32, RGB in 0..1, made as "made_by" of the metadata says) to probabilities
     [B, K]. Normalisation is part of the network. The metadata hold what is returned here, as JSON under "coadvise". The
     file is written only if it gives the network's probabilities for random images. A calibrated network's logits are
     divided by its temperature before the softmax, also in the file.
@@ -36,9 +38,9 @@ def export(run: str | Path, out: str | Path, part: str | None = None, answer: st
         answer: "class", another token's name, or "average" of all tokens.
 
     Returns:
-        The network's part, model, answer, classes, image size, the names and shapes of input and output, "temperature"
-        where it is calibrated, the size in bytes, and the largest difference of a probability (None where ONNX Runtime
-        is not installed).
+        The network's part, model, answer, classes, image size, how an image is made, the names and shapes of input and
+        output, "temperature" where it is calibrated, the size in bytes, and the largest difference of a probability
+        (None where ONNX Runtime is not installed).
 
     Raises:
         UserError: No such run, network or answer, another file ending, or missing packages for ONNX.
@@ -53,10 +55,10 @@ def export(run: str | Path, out: str | Path, part: str | None = None, answer: st
             f"writing ONNX needs 'pip install {' '.join(missing)}'; a file ending in {EXPORTED} needs nothing more"
         )
     student = load(run, part)
-    answering, size = student.answering(answer), student.image_size
+    answering, (height, width) = student.answering(answer), sides(student.image_size)
     if answer == AVERAGE and len(student.tokens) == 1:
         (answer,) = student.tokens
-    images = torch.rand(SAMPLES, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(SAMPLES, 3, height, width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = answering(images)
     about: dict[str, Any] = {
@@ -64,8 +66,10 @@ def export(run: str | Path, out: str | Path, part: str | None = None, answer: st
         "model": student.network.about["model"],
         "answer": answer,
         "classes": list(student.classes),
-        "image_size": size,
-        "input": {"name": IMAGES, "shape": ["batch", 3, size, size], "dtype": "float32", "range": [0, 1]},
+        "image_size": plain_size(student.image_size),
+        "fit": student.fit,
+        "made_by": recipe(student.image_size, student.fit, student.network.values),
+        "input": {"name": IMAGES, "shape": ["batch", 3, height, width], "dtype": "float32", "range": [0, 1]},
         "output": {"name": PROBABILITIES, "shape": ["batch", len(student.classes)]},
     }
     if (temperature := student.temperature(answer)) is not None:
@@ -83,7 +87,7 @@ def export(run: str | Path, out: str | Path, part: str | None = None, answer: st
 
 
 def to_pt2(network: nn.Module, images: Tensor, about: dict[str, Any]) -> bytes:
-    """A network as a .pt2 file for any batch size, from sample images [B, 3, S, S], B > 1, and its metadata."""
+    """A network as a .pt2 file for any batch size, from sample images [B, 3, H, W], B > 1, and its metadata."""
     file = io.BytesIO()
     with torch.no_grad():
         program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -98,7 +102,7 @@ def _run_pt2(content: bytes, images: Tensor) -> Tensor:
 
 
 def to_onnx(network: nn.Module, images: Tensor, about: dict[str, Any]) -> bytes:
-    """A network as an ONNX file for any batch size, from sample images [B, 3, S, S], B > 1, and its metadata."""
+    """A network as an ONNX file for any batch size, from sample images [B, 3, H, W], B > 1, and its metadata."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's, about itself
         program = torch.onnx.export(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from coadvise.advice import AVERAGE, CLASS
-from coadvise.data.images import UnreadableImageError, read_image, square, to_array, upright_rgb
+from coadvise.config import Fit, ImageSize, sides
+from coadvise.data.images import UnreadableImageError, fitted, fitted_size, read_image, to_array, upright_rgb
 from coadvise.distill.loss import average_probabilities
 from coadvise.errors import UserError
 from coadvise.evaluation.calibration import calibrated
@@ -38,17 +39,20 @@ class TrainedStudent:
     """A student with its classes, image size and normalisation; what `coadvise.load(run)` returns.
 
     Attributes:
-        network: Images [B, 3, S, S] in 0..1 to logits by token.
+        network: Images [B, 3, H, W] in 0..1 to logits by token.
         part: Its place in the run, such as "students/advised-0".
         tokens: The tokens that were trained, "class" first.
         classes: Class names in the order of the logits.
-        image_size: S in pixels.
+        image_size: Pixels: the side of a square, or (height, width).
+        fit: How an image of another shape is fitted to that size: crop, pad or stretch.
     """
 
     def __init__(self, network: Network, part: str, tokens: tuple[str, ...]) -> None:
         self.network, self.part, self.tokens = network.eval(), part, tokens
         self.classes = network.classes
-        self.image_size: int = network.about["image_size"]
+        height, width = sides(network.about["image_size"])
+        self.image_size: ImageSize = height if height == width else (height, width)
+        self.fit: Fit = network.about.get("fit", "crop")
 
     @property
     def model(self) -> torch.nn.Module:
@@ -61,7 +65,7 @@ class TrainedStudent:
         return self.network.for_inference()
 
     def answering(self, answer: str = CLASS) -> torch.nn.Module:
-        """A module that maps images [B, 3, S, S] in 0..1 to probabilities [B, K], calibrated if the network is.
+        """A module that maps images [B, 3, H, W] in 0..1 to probabilities [B, K], calibrated if the network is.
 
         Args:
             answer: As for `predict`.
@@ -108,7 +112,8 @@ class TrainedStudent:
     def _pixels(self, image: ImageLike) -> npt.NDArray[np.uint8]:
         if isinstance(image, (str, Path)):
             try:
-                image = read_image(Path(image))
+                need = partial(fitted_size, size=self.image_size, fit=self.fit)
+                image = read_image(Path(image), need, self.network.values)
             except UnreadableImageError as error:
                 raise UserError(
                     f"cannot read image {error}; leave it out (coadvise predict: --allow-unreadable)"
@@ -123,7 +128,7 @@ class TrainedStudent:
             image = Image.fromarray(image)
         elif not isinstance(image, Image.Image):
             raise UserError(f"{image!r} is not an image; give one or several paths, PIL images, arrays or tensors")
-        return to_array(square(upright_rgb(image), self.image_size))
+        return to_array(fitted(upright_rgb(image, self.network.values), self.image_size, self.fit))
 
 
 class _Answering(torch.nn.Module):

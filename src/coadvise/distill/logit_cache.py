@@ -24,7 +24,8 @@ import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from coadvise.config import RunConfig, changes
+from coadvise.config import RunConfig, changes, plain_size
+from coadvise.data.images import LARGE, REDUCED
 from coadvise.data.scan import Dataset
 from coadvise.data.views import VIEWS, Batch
 from coadvise.errors import UserError
@@ -114,7 +115,14 @@ def fingerprint(config: RunConfig, dataset: Dataset, teachers: Mapping[str, Path
             "labels": _digest(train.labels.tobytes()),
             "classes": _digest(json.dumps(dataset.classes).encode()),
         },
-        "views": {**views, "image_size": config.data.image_size, "presize": config.data.presize, "seed": seed},
+        "views": {
+            **views,
+            "image_size": plain_size(config.data.image_size),
+            "presize": config.data.presize,
+            "seed": seed,
+            **train.unusual,
+            **({"reduced": REDUCED} if any(width * height >= LARGE for width, height in train.sizes) else {}),
+        },
         "teachers": {name: teacher_fingerprint(folder) for name, folder in teachers.items()},
         "precision": config.engine.precision,
         "stored": str(form_of(config, len(dataset.classes))),

@@ -38,7 +38,7 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int) -> Pixels:
     """A corrupted copy of an image.
 
     Args:
-        image: [3, S, S] uint8.
+        image: [3, H, W] uint8.
         name: one of `CORRUPTIONS`.
         severity: 1 (mild) to 5.
         seed: decides all random numbers; each name and severity has its own.
@@ -51,15 +51,16 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int) -> Pixels:
     if severity not in SEVERITIES:
         raise UserError(f"severity {severity} of '{name}' must be 1, 2, 3, 4 or 5")
     assert image.dtype == np.uint8
-    assert image.shape == (3, image.shape[-1], image.shape[-1])
+    assert image.ndim == 3
+    assert len(image) == 3
     function, large, small = _TABLE[name]
-    constants = (small if image.shape[1] < SMALL else large)[severity - 1]
+    constants = (small if min(image.shape[1:]) < SMALL else large)[severity - 1]
     rng = np.random.default_rng((seed, zlib.crc32(name.encode()), severity))
     levels = function(np.ascontiguousarray(image.transpose(1, 2, 0)), rng, *constants)
     return np.ascontiguousarray(levels.clip(0, 255).astype(np.uint8).transpose(2, 0, 1))
 
 
-# Each function takes an image [S, S, 3] uint8, a generator and its constants, and returns levels [S, S, 3]; `corrupt`
+# Each function takes an image [H, W, 3] uint8, a generator and its constants, and returns levels [H, W, 3]; `corrupt`
 # clips these to 0..255 and truncates them to integers.
 
 
@@ -98,13 +99,13 @@ def _disk(radius: float, alias_blur: float) -> Floats:
 
 def _glass_blur(image: Pixels, rng: Generator, sigma: float, reach: int, rounds: int) -> Floats:
     """Blur, shuffle, blur. The published swap of two pixels copies one over the other; so does this one."""
-    size = image.shape[0]
+    height, width = image.shape[:2]
     soft = (_gaussian(image / 255.0, sigma) * 255).astype(np.uint8)
-    rows, columns = np.meshgrid(*[np.arange(size - reach, reach, -1)] * 2, indexing="ij")
-    comes_from = list(range(size * size))
+    rows, columns = np.meshgrid(*(np.arange(size - reach, reach, -1) for size in (height, width)), indexing="ij")
+    comes_from = list(range(height * width))
     for _ in range(rounds):
         right, down = np.moveaxis(rng.integers(-reach, reach, size=(*rows.shape, 2)), -1, 0)
-        here, there = rows * size + columns, (rows + down) * size + columns + right
+        here, there = rows * width + columns, (rows + down) * width + columns + right
         for a, b in zip(
             here.ravel().tolist(), there.ravel().tolist(), strict=True
         ):  # in order: a copy may be copied again
@@ -128,13 +129,14 @@ def _streak(x: Floats, radius: int, sigma: float, angle: float) -> Floats:
     weights /= weights.sum()
     downs = -np.ceil(steps * np.sin(np.deg2rad(angle)) - 0.5).astype(int)
     rights = -np.ceil(steps * np.cos(np.deg2rad(angle)) - 0.5).astype(int)
-    size, reach = x.shape[0], 2 * radius + 1
+    height, width = x.shape[:2]
+    reach = 2 * radius + 1
     padded = np.pad(x, ((reach, reach), (reach, reach), *[(0, 0)] * (x.ndim - 2)), "edge")
     out = np.zeros_like(x)
     for weight, down, right in zip(weights, downs, rights, strict=True):
-        if max(abs(down), abs(right)) >= size:  # outside the image
+        if abs(down) >= height or abs(right) >= width:  # outside the image
             break
-        out += weight * padded[reach - down : reach - down + size, reach - right : reach - right + size]
+        out += weight * padded[reach - down : reach - down + height, reach - right : reach - right + width]
     return out
 
 
@@ -146,12 +148,11 @@ def _zoom_blur(image: Pixels, rng: Generator, stop: float, step: float) -> Float
 
 
 def _zoomed(x: Floats, factor: float) -> Floats:
-    """The centre of x [..., S, S], enlarged to the size of x by linear interpolation."""
-    size = x.shape[-1]
-    inner = int(np.ceil(size / factor))
-    first = (size - inner) // 2
-    along = _zooming(size, inner, factor)
-    return along @ x[..., first : first + inner, first : first + inner] @ along.T
+    """The centre of x [..., H, W], enlarged to the size of x by linear interpolation."""
+    inner = [int(np.ceil(size / factor)) for size in x.shape[-2:]]
+    top, left = ((size - part) // 2 for size, part in zip(x.shape[-2:], inner, strict=True))
+    along, across = (_zooming(size, part, factor) for size, part in zip(x.shape[-2:], inner, strict=True))
+    return along @ x[..., top : top + inner[0], left : left + inner[1]] @ across.T
 
 
 @lru_cache(64)
@@ -185,21 +186,22 @@ def _snow(
 
 def _frost(image: Pixels, rng: Generator, keep: float, strength: float) -> Floats:
     contrast = (
-        0.7 if image.shape[0] < SMALL else 1.0
+        0.7 if min(image.shape[:2]) < SMALL else 1.0
     )  # CIFAR-10-C scales the photographs down, which lowers their contrast
-    return keep * image.astype(np.float64) + strength * _frost_texture(image.shape[0], rng, contrast)
+    return keep * image.astype(np.float64) + strength * _frost_texture(image.shape[0], image.shape[1], rng, contrast)
 
 
-def _frost_texture(size: int, rng: Generator, contrast: float) -> Floats:
-    """Levels [S, S, 3] of a bluish pattern: soft patches, and bright ridges along the zeros of a second pattern.
+def _frost_texture(height: int, width: int, rng: Generator, contrast: float) -> Floats:
+    """Levels [H, W, 3] of a bluish pattern: soft patches, and bright ridges along the zeros of a second pattern.
 
     Both patterns are Gaussian with power proportional to frequency^-1.7. The mean (85..205), the standard deviation
     (15..38) and the difference of red to green are uniform in the range of the photographs' crops.
     """
-    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     frequency[0, 0] = np.inf  # no constant term
     patches, ridges = (
-        np.fft.irfft2(np.fft.rfft2(rng.normal(size=(size, size))) * frequency**-0.85, (size, size)) for _ in range(2)
+        np.fft.irfft2(np.fft.rfft2(rng.normal(size=(height, width))) * frequency**-0.85, (height, width))
+        for _ in range(2)
     )
     texture = patches / patches.std() - np.abs(ridges) / ridges.std()
     texture = (texture - texture.mean()) / texture.std()
@@ -208,10 +210,10 @@ def _frost_texture(size: int, rng: Generator, contrast: float) -> Floats:
 
 
 def _fog(image: Pixels, rng: Generator, strength: float, decay: float) -> Floats:
-    size = image.shape[0]
+    height, width = image.shape[:2]
     x = image / 255.0
     brightest = x.max()
-    fog = strength * _plasma(1 << (size - 1).bit_length(), decay, rng)[:size, :size, None]
+    fog = strength * _plasma(1 << (max(height, width) - 1).bit_length(), decay, rng)[:height, :width, None]
     return (x + fog) * brightest / (brightest + strength) * 255
 
 
@@ -256,20 +258,24 @@ def _contrast(image: Pixels, rng: Generator, keep: float) -> Floats:
 
 
 def _elastic_transform(image: Pixels, rng: Generator, alpha: float, sigma: float, affine: float) -> Floats:
-    """A random affine map, then displacements of `alpha` times noise blurred by `sigma`; all as shares of the side."""
-    size = image.shape[0]
+    """A random affine map, then displacements of `alpha` times noise blurred by `sigma`.
+
+    All are shares of the shorter side.
+    """
+    height, width = image.shape[:2]
+    size = min(height, width)
     x = (image / 255.0).astype(np.float32)
-    centre, arm = float(size // 2), size // 3
-    corners = np.array([[centre + arm, centre + arm], [centre + arm, centre - arm], [centre - arm, centre - arm]])
+    right, down, arm = float(width // 2), float(height // 2), size // 3
+    corners = np.array([[right + arm, down + arm], [right + arm, down - arm], [right - arm, down - arm]])
     moved = corners + rng.uniform(-affine * size, affine * size, size=(3, 2))
     # Where each output pixel comes from: the affine map (in x, y) that takes the moved corners back.
     back = np.linalg.solve(np.column_stack([moved, np.ones(3)]), corners)  # [3, 2]
-    rows, columns = np.mgrid[:size, :size].astype(np.float64)
+    rows, columns = np.mgrid[:height, :width].astype(np.float64)
     from_columns, from_rows = (columns * back[0, i] + rows * back[1, i] + back[2, i] for i in range(2))
     x = _sampled(x, from_rows, from_columns, "mirror")
-    along = _blurring(size, sigma * size)
-    right, down = (along @ rng.uniform(-1, 1, size=(size, size)) @ along.T * alpha * size for _ in range(2))
-    return _sampled(x, rows + down, columns + right, "reflect") * 255
+    along, across = _blurring(height, sigma * size), _blurring(width, sigma * size)
+    aside, below = (along @ rng.uniform(-1, 1, size=(height, width)) @ across.T * alpha * size for _ in range(2))
+    return _sampled(x, rows + below, columns + aside, "reflect") * 255
 
 
 @lru_cache(64)
@@ -284,9 +290,9 @@ def _sampled(x: Floats, rows: Floats, columns: Floats, mode: str) -> Floats:
 
 
 def _pixelate(image: Pixels, rng: Generator, scale: float) -> Pixels:
-    size, few = image.shape[0], int(image.shape[0] * scale)
-    small = Image.fromarray(image).resize((few, few), Image.Resampling.BOX)
-    return np.asarray(small.resize((size, size), Image.Resampling.BOX))
+    whole = Image.fromarray(image)
+    small = whole.resize((int(whole.width * scale), int(whole.height * scale)), Image.Resampling.BOX)
+    return np.asarray(small.resize(whole.size, Image.Resampling.BOX))
 
 
 def _jpeg_compression(image: Pixels, rng: Generator, quality: int) -> Pixels:

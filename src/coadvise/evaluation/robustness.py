@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coadvise.config import Fit, ImageSize
 from coadvise.data import draws
-from coadvise.data.images import Pixels
+from coadvise.data.images import Pixels, Values
 from coadvise.data.loader import still_batches
 from coadvise.data.scan import ScannedSplit, scan_split
 from coadvise.data.sources import Split
@@ -45,7 +46,12 @@ class Case:
 
 
 def made_cases(
-    split: ScannedSplit, numbers: Sequence[int], severities: Sequence[int], image_size: int, seed: int, workers: int
+    split: ScannedSplit,
+    numbers: Sequence[int],
+    severities: Sequence[int],
+    image_size: ImageSize,
+    seed: int,
+    workers: int,
 ) -> Iterator[Case]:
     """Every corruption of a split's images.
 
@@ -65,14 +71,19 @@ def _corrupted(pixels: Pixels, row: int, numbers: Sequence[int], name: str, seve
 
 
 def file_cases(
-    splits: Mapping[tuple[str, int], Split], image_size: int, unreadable: list[str], workers: int
+    splits: Mapping[tuple[str, int], Split],
+    image_size: ImageSize,
+    unreadable: list[str],
+    workers: int,
+    fit: Fit = "crop",
+    values: Values | None = None,
 ) -> Iterator[Case]:
     """Corrupted images from files. Each file is read once; unreadable ones are added to `unreadable`."""
     for (name, severity), split in splits.items():
         readable = 0
         for start in range(0, len(split), AT_ONCE):
             few = split.subset(range(start, min(start + AT_ONCE, len(split))))
-            scanned = scan_split(few, image_size, in_memory=True)
+            scanned = scan_split(few, image_size, True, fit, values)
             unreadable += (f"{name}/{severity}: {line}" for line in scanned.unreadable)
             readable += len(scanned)
             if len(scanned):

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from coadvise.advice import AVERAGE
+from coadvise.config import ImageSize
 from coadvise.data.loader import still_batches
 from coadvise.data.scan import ScannedSplit
 from coadvise.distill.loss import average_probabilities
@@ -26,7 +27,7 @@ BATCH = 250  # images per forward pass; the bits of the logits depend on it
 
 
 def predict_logits(
-    network: nn.Module, split: ScannedSplit, image_size: int, engine: Engine, workers: int = 0
+    network: nn.Module, split: ScannedSplit, image_size: ImageSize, engine: Engine, workers: int = 0
 ) -> dict[str, Tensor]:
     """Logits [N, K] float32 on the CPU by output head, rows in the split's order. The network's mode is restored.
 

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from coadvise.config import ImageSize, sides
 from coadvise.models.network import Network
 from coadvise.training.engine import Engine
 
@@ -41,14 +42,14 @@ def interleaved(
 @torch.inference_mode()
 def images_per_second(
     networks: Mapping[str, Network],
-    image_size: int,
+    image_size: ImageSize,
     engine: Engine,
     batch_size: int = 64,
     repeats: int = 15,
     enough_seconds: float = 20.0,
 ) -> dict[str, float]:
     """Inference speed of each network on one random batch, the median of interleaved repeats."""
-    images = torch.rand(batch_size, 3, image_size, image_size, device=engine.device)
+    images = torch.rand(batch_size, 3, *sides(image_size), device=engine.device)
     images = images.contiguous(memory_format=engine.memory_format)
 
     def infer(network: Network) -> None:

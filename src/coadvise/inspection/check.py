@@ -73,7 +73,7 @@ def inspect(source: Source, run: str | Path | None, features: str | None, listen
     found = look_through(
         source,
         network,
-        network.image_size if network else 0,
+        network.pixels if network else None,
         lambda done, total: listener.progress("images", done, total, {}),
     )
     exact = exact_groups(found.digests)

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from coadvise.data.images import square
+from coadvise.data.images import fitted
 
 Floats = npt.NDArray[np.float32]
 CELLS, DIRECTIONS = 6, 8  # of the edges, a side and of half a turn
@@ -13,7 +13,7 @@ SIDE, SMALL = 48, 8  # pixels: where edges and colours are counted; the very sma
 
 def cheap_features(image: Image.Image) -> Floats:
     """Edges by place and direction (as in HOG), colours, and a very small copy: [D] float32."""
-    pixels = np.asarray(square(image, SIDE)).astype(np.float32) / 255
+    pixels = np.asarray(fitted(image, SIDE)).astype(np.float32) / 255
     down, right = np.gradient(pixels.mean(2))
     strength, angle = np.hypot(down, right), np.arctan2(down, right) % np.pi
     bins = np.minimum((angle / np.pi * DIRECTIONS).astype(int), DIRECTIONS - 1)
@@ -22,7 +22,7 @@ def cheap_features(image: Image.Image) -> Floats:
     edges = np.bincount(place.ravel(), strength.ravel(), CELLS**2 * DIRECTIONS) / (strength.sum() + 1e-6)
     levels = np.minimum((pixels * 4).astype(int), 3)
     colours = np.bincount((levels @ [16, 4, 1]).ravel(), minlength=64) / SIDE**2
-    small = np.asarray(square(image, SMALL)).ravel() / 255
+    small = np.asarray(fitted(image, SMALL)).ravel() / 255
     directions = edges.reshape(-1, DIRECTIONS).sum(0)
     return np.concatenate([np.sqrt(edges), np.sqrt(directions), np.sqrt(colours), small, [strength.mean()]]).astype(
         np.float32

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from coadvise.config import HUB, EngineConfig, TeacherConfig, read_config
-from coadvise.data.images import Pixels
+from coadvise.config import HUB, EngineConfig, ImageSize, TeacherConfig, read_config
+from coadvise.data.images import Pixels, fitted, to_array
 from coadvise.errors import UserError
 from coadvise.inspection.features import Floats
 from coadvise.models.network import Network, load_network
@@ -24,19 +25,23 @@ class NetworkFeatures:
     """Maps images to what the classifiers of networks are given.
 
     Attributes:
-        image_size: pixels.
+        image_size: pixels, of the first of them.
         what: the features in words.
     """
 
     def __init__(self, networks: Sequence[Network], what: str, config: EngineConfig) -> None:
         self.networks = [network.for_inference() for network in networks]
-        self.image_size: int = self.networks[0].about["image_size"]
+        self.image_size: ImageSize = self.networks[0].about["image_size"]
         self.what, self.engine = what, Engine(for_this_machine(config))
         for network in self.networks:
             self.engine.prepare(network)
 
+    def pixels(self, image: Image.Image) -> Pixels:
+        """What the networks are given of an image, [3, H, W] uint8."""
+        return to_array(fitted(image, self.image_size, self.networks[0].about.get("fit", "crop")))
+
     def __call__(self, images: Pixels) -> list[Floats]:
-        """Features [B, D] float32 by each network, of images [B, 3, S, S] uint8."""
+        """Features [B, D] float32 by each network, of images [B, 3, H, W] uint8."""
         batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
         parts = [[self._features(network, batch) for batch in batches] for network in self.networks]
         return [np.concatenate(part) for part in parts]

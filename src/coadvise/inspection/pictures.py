@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from coadvise.data.images import Pixels, UnreadableImageError, decode, fault, open_image, square, to_array
+from coadvise.data.images import Pixels, UnreadableImageError, decode, fault, open_image
 from coadvise.data.sources import Source, Split
 from coadvise.errors import UserError
 from coadvise.inspection.features import Floats, cheap_features
@@ -94,14 +94,14 @@ def splits_of(source: Source) -> dict[str, Split]:
 def look_through(
     source: Source,
     network: Callable[[Pixels], Sequence[Floats]] | None,
-    image_size: int,
+    pixels: Callable[[Image.Image], Pixels] | None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pictures:
     """Reads and decodes every file once, in threads.
 
     Args:
-        network: maps images [B, 3, S, S] uint8 to features [B, D], one array a network; None: cheap features.
-        image_size: S in pixels.
+        network: maps images [B, 3, H, W] uint8 to features [B, D], one array a network; None: cheap features.
+        pixels: makes such an image [3, H, W].
 
     Raises:
         UserError: no picture can be read, or the package imagehash is missing.
@@ -115,7 +115,7 @@ def look_through(
     total, done = sum(map(len, splits.values())), 0
     for name, split in splits.items():
         labels = split.labels.tolist()
-        for start, some in _slices(split, image_size if network else 0):
+        for start, some in _slices(split, pixels or cheap_features):
             shown = []
             for row, outcome in enumerate(some, start):
                 place = Place(name, row, split.name(row), labels[row])
@@ -144,7 +144,9 @@ def look_through(
     )
 
 
-def _slices(split: Split, size: int) -> Iterator[tuple[int, list[tuple[_Seen, Any] | str]]]:
+def _slices(
+    split: Split, describe: Callable[[Image.Image], Any]
+) -> Iterator[tuple[int, list[tuple[_Seen, Any] | str]]]:
     """The number of a first picture, and what became of it and of those after it; the next ones are read meanwhile."""
     with ThreadPoolExecutor(min(16, available_cores())) as pool:
         ahead = None
@@ -152,14 +154,14 @@ def _slices(split: Split, size: int) -> Iterator[tuple[int, list[tuple[_Seen, An
             following = None
             if start is not None:
                 rows = range(start, min(start + SLICE, len(split)))
-                following = (start, pool.map(partial(_look_at, split, size), rows))
+                following = (start, pool.map(partial(_look_at, split, describe), rows))
             if ahead is not None:
                 yield ahead[0], list(ahead[1])
             ahead = following
 
 
-def _look_at(split: Split, size: int, row: int) -> tuple[_Seen, Any] | str:
-    """What is found of a picture, and its pixels [3, S, S] or cheap features [D]; or why it cannot be read."""
+def _look_at(split: Split, describe: Callable[[Image.Image], Any], row: int) -> tuple[_Seen, Any] | str:
+    """What is found of a picture, and its description; or why it cannot be read."""
     name = split.name(row)
     try:
         content = split.read(row)
@@ -171,7 +173,7 @@ def _look_at(split: Split, size: int, row: int) -> tuple[_Seen, Any] | str:
         image = decode(content, name)
     except UnreadableImageError as error:
         return str(error)
-    shown = to_array(square(image, size)) if size else cheap_features(image)
+    shown = describe(image)
     digest = hashlib.sha256(content).hexdigest()[:16]
     image.thumbnail((_REDUCED, _REDUCED), reducing_gap=2)
     look = np.asarray(image.resize((LOOK, LOOK), Image.Resampling.BICUBIC))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor, nn
 
 from coadvise.advice import CLASS
-from coadvise.config import HUB, ModelConfig, nearest
+from coadvise.config import HUB, Fit, ImageSize, ModelConfig, nearest, plain_size, sides, size_text
 from coadvise.errors import UserError
 from coadvise.models import TokenModel
 from coadvise.models.token_vit import STUDENTS_ARE, create_token_vit, is_timms
@@ -24,6 +24,9 @@ _FORBIDDEN_ARGUMENTS = frozenset({
 })  # fmt: skip
 
 
+_Side = Annotated[int, Field(ge=1, le=4096)]
+
+
 class _About(BaseModel):
     """A network's manifest. It is checked, since the file may come from a stranger."""
 
@@ -32,10 +35,12 @@ class _About(BaseModel):
     model: str
     model_kwargs: dict[str, JsonValue]
     classes: list[str] = Field(min_length=1)
-    image_size: int = Field(ge=1, le=4096)
+    image_size: _Side | Annotated[list[_Side], Field(min_length=2, max_length=2)]
     mean: Annotated[list[float], Field(min_length=3, max_length=3)]
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
     temperatures: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    fit: Fit = "crop"
+    value_range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
 
 
 class Network(nn.Module):
@@ -59,6 +64,12 @@ class Network(nn.Module):
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.about["classes"])
+
+    @property
+    def values(self) -> tuple[float, float] | None:
+        """What becomes black and white in images of more than 8 bits; None: each image's own 8 or 16 bits."""
+        span = self.about.get("value_range")
+        return None if span is None else (span[0], span[1])
 
     @property
     def parameter_count(self) -> int:
@@ -98,7 +109,7 @@ class Network(nn.Module):
 def build_network(
     config: ModelConfig,
     classes: Sequence[str],
-    image_size: int,
+    image_size: ImageSize,
     seed: int,
     tokens: Sequence[str] | None = None,
     pretrained: bool = False,
@@ -115,13 +126,31 @@ def build_network(
     arguments = dict(config.model_kwargs)
     if tokens is not None:
         arguments["token_names"] = list(tokens)
-    about = {"model": config.model, "model_kwargs": arguments, "classes": list(classes), "image_size": image_size}
+    about = {
+        "model": config.model,
+        "model_kwargs": arguments,
+        "classes": list(classes),
+        "image_size": plain_size(image_size),
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = create_network(about, config.model if pretrained else None)
     if tokens is not None and not isinstance(network.model, TokenModel):
         raise UserError(f"model '{config.model}' has no tokens for teachers to advise; {STUDENTS_ARE}")
+    _check_whole_patches(network)
     return network
+
+
+def _check_whole_patches(network: Network) -> None:
+    """Raises UserError for a transformer that would ignore a strip at the image's right or bottom, as timm's do."""
+    embed, size = getattr(network.model, "patch_embed", None), network.about["image_size"]
+    if embed is None or not getattr(embed, "strict_img_size", False) or embed.dynamic_img_pad:
+        return
+    if any(side % patch for side, patch in zip(sides(size), embed.patch_size, strict=True)):
+        raise UserError(
+            f"model '{network.about['model']}' has patches of {size_text(embed.patch_size)} pixels, which do not fill "
+            f"images of {size_text(size)} pixels; choose data.image_size in whole patches, or another patch_size"
+        )
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
@@ -141,7 +170,7 @@ def load_network(folder: Path) -> Network:
     """
     manifest, weights = read_model(folder)
     try:
-        about = _About.model_validate(manifest).model_dump(exclude_none=True)
+        about = _About.model_validate(manifest).model_dump(exclude_unset=True, exclude_none=True)
         network = create_network(about)
     except UserError as error:
         raise UserError(f"'{folder}': {error}") from None
@@ -186,7 +215,8 @@ def create_network(about: dict[str, Any], source: str | None = None) -> Network:
     if forbidden := sorted(_FORBIDDEN_ARGUMENTS & arguments.keys()):
         raise UserError(f"model_kwargs of '{about['model']}' must not contain {', '.join(forbidden)}; remove them")
     if _takes_image_size(about["model"]):
-        arguments["img_size"] = about["image_size"]
+        size = about["image_size"]
+        arguments["img_size"] = size if isinstance(size, int) else tuple(size)
     takes_tokens = "token_names" in arguments and is_timms(about["model"])
     try:
         model: Any
@@ -214,16 +244,17 @@ def create_network(about: dict[str, Any], source: str | None = None) -> Network:
 
 def check_answers(network: Network, device: torch.device) -> None:
     """Raises UserError for a network that fails on images of its size: some arguments fail only then."""
-    size = network.about["image_size"]
+    height, width = sides(network.about["image_size"])
     try:
         with torch.no_grad():
-            network.to(device).eval()(torch.zeros(2, 3, size, size, device=device))
+            network.to(device).eval()(torch.zeros(2, 3, height, width, device=device))
         network.for_inference()
     except Exception as error:
         said = " ".join(str(error).split())[:300] or type(error).__name__
         arguments = network.about["model_kwargs"]
         raise UserError(
-            f"model '{network.about['model']}' with {arguments} fails on images of {size} pixels: {said}"
+            f"model '{network.about['model']}' with {arguments} fails on images of "
+            f"{size_text((height, width))} pixels: {said}"
         ) from None
 
 

@@ -14,7 +14,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import load_model_config_from_hf
 from torch import nn
 
-from coadvise.config import HUB, WEIGHT_FILES, ModelConfig, TeacherConfig, names_model
+from coadvise.config import HUB, WEIGHT_FILES, ImageSize, ModelConfig, TeacherConfig, names_model, plain_size
 from coadvise.errors import UserError
 from coadvise.models.network import Network, build_network, check_name, create_network, load_network, load_weights
 from coadvise.models.published import read_published, read_tensors
@@ -24,7 +24,7 @@ _TIMM = f"{HUB}timm/"  # timm's own models there
 _UNNAMED = "?"
 
 
-def given_network(name: str, teacher: TeacherConfig, image_size: int) -> Network:
+def given_network(name: str, teacher: TeacherConfig, image_size: ImageSize) -> Network:
     """Loads a teacher that is not trained here, with the classes that it was trained on.
 
     Args:
@@ -38,7 +38,7 @@ def given_network(name: str, teacher: TeacherConfig, image_size: int) -> Network
 
 
 def adapted_network(
-    name: str, teacher: TeacherConfig, classes: Sequence[str], image_size: int, seed: int
+    name: str, teacher: TeacherConfig, classes: Sequence[str], image_size: ImageSize, seed: int
 ) -> tuple[Network, str]:
     """Loads the body of a teacher that is trained on here, and gives it a head for other classes.
 
@@ -80,7 +80,7 @@ def fetch(name: str) -> None:
     load_start("", TeacherConfig(model=name, start=name), 224, named=False)
 
 
-def load_start(name: str, teacher: TeacherConfig, image_size: int, named: bool) -> Network:
+def load_start(name: str, teacher: TeacherConfig, image_size: ImageSize, named: bool) -> Network:
     """Loads a network with its weights from where a teacher starts.
 
     Args:
@@ -137,7 +137,7 @@ def has_weights(model: str) -> bool:
     return settings is not None and settings.has_weights
 
 
-def _from_timm(teacher: TeacherConfig, image_size: int, named: bool) -> Network:
+def _from_timm(teacher: TeacherConfig, image_size: ImageSize, named: bool) -> Network:
     """Published weights; their classes are ImageNet's WordNet ids, which are also the names of its folders."""
     model = teacher.model
     check_name(model)
@@ -150,7 +150,7 @@ def _from_timm(teacher: TeacherConfig, image_size: int, named: bool) -> Network:
     return build_network(teacher, classes, image_size, seed=0, pretrained=True)
 
 
-def _from_hub(config: ModelConfig, image_size: int, named: bool) -> Network:
+def _from_hub(config: ModelConfig, image_size: ImageSize, named: bool) -> Network:
     """timm downloads `config.json`, which names architecture, arguments and classes, and the weights."""
     hub_name = config.model
     try:
@@ -174,7 +174,7 @@ def _from_hub(config: ModelConfig, image_size: int, named: bool) -> Network:
         "model": str(model),
         "model_kwargs": {**arguments, **config.model_kwargs},
         "classes": classes,
-        "image_size": image_size,
+        "image_size": plain_size(image_size),
     }
     return create_network(about, source=hub_name)
 
@@ -196,7 +196,7 @@ def _hub_classes(hub_name: str, settings: dict[str, Any]) -> tuple[list[str], st
     return list(names), ""
 
 
-def _from_file(config: ModelConfig, path: Path, image_size: int, named: bool) -> Network:
+def _from_file(config: ModelConfig, path: Path, image_size: ImageSize, named: bool) -> Network:
     """Weights of the named model, or in a layout that `models/published.py` reads, for ImageNet's classes."""
     tensors, metadata = read_tensors(path)
     head = _head(config.model)
@@ -212,7 +212,7 @@ def _from_file(config: ModelConfig, path: Path, image_size: int, named: bool) ->
         "that a run trained, which names them"
     )
     classes = _class_names(imagenet_classes(count), count, named, problem)
-    about = {"model": model, "model_kwargs": arguments, "classes": classes, "image_size": image_size}
+    about = {"model": model, "model_kwargs": arguments, "classes": classes, "image_size": plain_size(image_size)}
     network = create_network(about)
     load_weights(network, tensors, path)
     return network

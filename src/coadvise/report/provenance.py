@@ -15,8 +15,12 @@ def data_section(run: Run) -> Markup:
         return paragraph("missing", "data.json is missing or empty, so nothing is known about the data.")
     splits = {name: mapping(split) for name, split in mapping(run.data.get("splits")).items()}
     images = ", ".join(f"{count(number(split.get('images')))} in {name}" for name, split in splits.items())
-    size = number(run.data.get("image_size"))
-    facts = f"{len(run.classes)} classes; images: {images or 'none'}; resolution: {count(size)} × {count(size)} pixels."
+    size = run.data.get("image_size")
+    height, width = (number(side) for side in (size if isinstance(size, list) and len(size) == 2 else (size, size)))
+    resolution = f"{count(height)} × {count(width)} pixels" + (" (height × width)" if height != width else "")
+    if fit := run.data.get("fit"):
+        resolution += f", fitted by {fit}"
+    facts = f"{len(run.classes)} classes; images: {images or 'none'}; resolution: {resolution}."
     parts = [paragraph("lead", facts)]
     if run.data.get("note"):
         parts.append(paragraph("note", str(run.data["note"])))

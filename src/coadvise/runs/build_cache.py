@@ -76,7 +76,9 @@ def build_cache(
     with Engine(config.engine) as engine:
         if not engine.is_main:  # only one process talks
             listener = Silent()
-        dataset = scan(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
+        dataset = scan(
+            source, config.data.image_size, config.in_memory, config.data.presize, listener.say, config.data.fit
+        )
         check_images(folder, dataset)
         record = Recorder(folder, write=False, say=listener.say)
         chosen = range(config.seed, config.seed + seeds)

@@ -78,6 +78,7 @@ class Networks:
         for network in self.networks.values():
             self.engine.prepare(network)
         self.classes = self.networks[parts[-1]].classes
+        self.values = self.networks[parts[-1]].values
 
     def logits(self, batches: Iterable[Tensor], classes: Sequence[str]) -> dict[str, dict[str, Tensor]]:
         """Logits [N, len(classes)] by part and token, of the trained tokens. Other classes are left out."""
@@ -127,13 +128,13 @@ def evaluate_run(
 
 
 def _evaluated(ready: Networks, request: Request, listener: Listener) -> dict[str, Any]:
-    size, workers = ready.config.data.image_size, ready.config.data.workers
+    size, fit, workers = ready.config.data.image_size, ready.config.data.fit, ready.config.data.workers
     if request.kind == IMAGENET_C and request.data is not None:
         return _imagenet_c(ready, request.data, request.images, listener)
     data, files, classes = _image_set(ready, request.data, request.kind, listener)
     numbers = _evenly(len(files), request.images)
     some = files.subset(numbers)
-    split = scan_split(some, size, in_memory=ready.config.in_memory)
+    split = scan_split(some, size, ready.config.in_memory, fit, ready.values)
     if not len(split):
         raise UserError(f"none of the {len(numbers)} images can be read; first fault: {split.unreadable[0]}")
     labels = torch.from_numpy(split.labels)
@@ -186,7 +187,8 @@ def _imagenet_c(ready: Networks, data: str, images: int | None, listener: Listen
         for where, split in corrupted_splits(data, ready.classes, ready.config.data.elsewhere()).items()
     }
     unreadable: list[str] = []
-    cases = file_cases(splits, ready.config.data.image_size, unreadable, ready.config.data.workers)
+    how = ready.config.data
+    cases = file_cases(splits, how.image_size, unreadable, how.workers, how.fit, ready.values)
     total = count_cases(splits.values())
     found = corruption_scores(lambda b: ready.logits(b, ready.classes), cases, total, listener)
     for answers in found["parts"].values():

@@ -94,7 +94,8 @@ def estimate_fit(plan: RunPlan, say: Callable[[str], None] = lambda text: None) 
     """
     plan = _with_precision(plan)
     config = plan.config
-    dataset = scan(plan.source or source_of(config), config.data.image_size, config.in_memory)
+    source, data = plan.source or source_of(config), config.data
+    dataset = scan(source, data.image_size, config.in_memory, fit=data.fit)
     for line in describe(dataset):
         say(line)
     with Engine(config.engine) as engine:
@@ -122,8 +123,8 @@ def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]
     changed = check_folder(folder, config, plan.allow_changes)
     if not engine.is_main:  # only one process talks
         listener = Silent()
-    source = plan.source or source_of(config)
-    dataset = scan(source, config.data.image_size, config.in_memory, config.data.presize, listener.say)
+    source, data = plan.source or source_of(config), config.data
+    dataset = scan(source, data.image_size, config.in_memory, data.presize, listener.say, data.fit)
     for line in describe(dataset) if plan.introduce else ():
         listener.say(line)
     image_changes = check_images(folder, dataset, plan.allow_changes)
@@ -211,6 +212,9 @@ def describe(dataset: Dataset) -> Iterator[str]:
         size = f"{min(widths)}x{min(heights)}" + (f" to {max(widths)}x{max(heights)}" if len(split.sizes) > 1 else "")
         what = name if name == "train" else SPLIT_WORDS[name]
         yield f"{what}: {len(split)} images, {min(counts)} to {max(counts)} a class, {size} pixels"
+        if name == "train" and split.values is not None:
+            low, high = split.values
+            yield f"  images of more than 8 bits hold values from {low:g} to {high:g}, which become black and white"
     yield from _faults(dataset)
 
 

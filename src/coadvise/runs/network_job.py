@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coadvise.advice import CLASS, LossWeights
-from coadvise.config import RecipeConfig, RunConfig
+from coadvise.config import RecipeConfig, RunConfig, sides, size_text
 from coadvise.data import draws
 from coadvise.data.loader import whole_batch
 from coadvise.data.scan import Dataset, ScannedSplit
@@ -97,6 +97,7 @@ def train_part(run: Run, part: Part) -> None:
         if len(network.classes) > len(run.dataset.classes):
             known, wanted = len(network.classes), len(run.dataset.classes)
             run.listener.say(f"{part.title}: it knows {known} classes; the {wanted} of the data are used")
+        network.about |= run.dataset.train.unusual  # of its own run it may have others
         if run.engine.is_main:
             network.save(folder)
     else:
@@ -106,6 +107,7 @@ def train_part(run: Run, part: Part) -> None:
         else:
             job = _job(run, part, network)
             network = train(job, run.checkpoints(part), run.engine, run.record, run.listener.progress)
+        network.about |= run.dataset.train.unusual
         if run.engine.is_main:
             network.save(folder)
     run.engine.prepare(network)
@@ -292,8 +294,10 @@ def _check_given(part: Part, network: Network, config: RunConfig, classes: tuple
 
 
 def _check_size(part: Part, network: Network, config: RunConfig) -> None:
-    if network.fixed_image_size and network.about["image_size"] != config.data.image_size:
+    size = config.data.image_size
+    if network.fixed_image_size and sides(network.about["image_size"]) != sides(size):
         raise UserError(
-            f"teacher '{part.teacher}' takes images of {network.about['image_size']} pixels only, data.image_size is "
-            f"{config.data.image_size}; give a teacher trained at that size, or leave it out to train one here"
+            f"teacher '{part.teacher}' takes images of {size_text(network.about['image_size'])} pixels only, "
+            f"data.image_size is {size_text(size)}; give a teacher trained at that size, or leave it out to train one "
+            "here"
         )

@@ -197,7 +197,9 @@ def _with_run(
     folder: Path, config: RunConfig, cache: Path | None, write: bool, task: Callable[[Run], None], listener: Listener
 ) -> None:
     """In the child: opens the run as the parent has it."""
-    dataset = scan(source_of(config), config.data.image_size, config.in_memory, config.data.presize)
+    dataset = scan(
+        source_of(config), config.data.image_size, config.in_memory, config.data.presize, fit=config.data.fit
+    )
     check_images(folder, dataset)
     with Engine(config.engine) as engine, engine.graceful_shutdown():
         record = open_record(folder, config, engine, listener.say) if write else Recorder(folder, False, listener.say)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coadvise.config import HARMLESS_KEYS, RunConfig, deciding_values, read_config
+from coadvise.config import HARMLESS_KEYS, ImageSize, RunConfig, deciding_values, read_config
 from coadvise.data.scan import Dataset
 from coadvise.distill.logit_cache import teacher_fingerprint
 from coadvise.errors import UserError
@@ -16,13 +16,13 @@ from coadvise.runs.run import CONFIG, Run, check_run, data_record, image_changes
 from coadvise.training.metrics import read_records
 
 
-def check_reuse(other: Path, dataset: Dataset, image_size: int) -> None:
+def check_reuse(other: Path, dataset: Dataset, image_size: ImageSize) -> None:
     """Raises UserError unless a folder is a run on these images with one configuration from beginning to end."""
     check_run(other, "give --reuse the folder of a run of 'coadvise fit'")
     here, there = data_record(dataset, image_size), written_data(other)
     if here["folder"] in (there.get("folder"), str(Path(str(there.get("root"))).resolve())):
         there |= {"root": here["root"], "folder": here["folder"]}  # a path may be written differently
-    differ = [what for what in here if there.get(what) != here[what]]
+    differ = [what for what in (*here, "fit", "value_range") if there.get(what) != here.get(what)]
     if differ or image_changes(other, dataset):
         raise UserError(
             f"'{other}' was trained on other images (its {', '.join(differ) or 'files'}); give --reuse a run on the "

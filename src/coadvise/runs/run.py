@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from coadvise.advice import AVERAGE, CLASS
-from coadvise.config import HARMLESS_KEYS, AugmentConfig, RunConfig, differences, read_config
+from coadvise.config import (
+    HARMLESS_KEYS,
+    AugmentConfig,
+    ImageSize,
+    RunConfig,
+    differences,
+    plain_size,
+    read_config,
+)
 from coadvise.data.balance import class_weights
 from coadvise.data.quarantine import Quarantine
 from coadvise.data.scan import Changes, Dataset, changes_of
@@ -218,7 +226,7 @@ def open_record(folder: Path, config: RunConfig, engine: Engine, say: Callable[[
 # ---- its images ----
 
 
-def data_record(dataset: Dataset, image_size: int) -> dict[str, Any]:
+def data_record(dataset: Dataset, image_size: ImageSize) -> dict[str, Any]:
     """What `data.json` holds of a run's images."""
     count = len(dataset.classes)
     splits = {
@@ -230,7 +238,8 @@ def data_record(dataset: Dataset, image_size: int) -> dict[str, Any]:
         "root": dataset.source.where,
         "folder": resolved(dataset.source.where),  # where a relative root was
         "classes": list(dataset.classes),
-        "image_size": image_size,
+        "image_size": plain_size(image_size),
+        **dataset.train.unusual,
         "note": dataset.source.note,
         "splits": splits,
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from coadvise.config import RunConfig, TeacherConfig
+from coadvise.config import ImageSize, RunConfig, TeacherConfig, plain_size, sides
 from coadvise.errors import UserError
 
 SMALL_IMAGES = 96  # pixels; up to this size networks keep the full resolution for longer than the paper's do
@@ -106,7 +106,7 @@ def teacher_config(name: str, preset: RunConfig, paper: Mapping[str, str] | None
         wanted = PAPER_MODELS[paper.get(teacher.origin if same else name, teacher.paper)]
         if model.partition(".")[0] != wanted:  # the tag names weights
             model, arguments = wanted, {}
-    elif not same and teacher.small and preset.data.image_size <= SMALL_IMAGES:
+    elif not same and teacher.small and min(sides(preset.data.image_size)) <= SMALL_IMAGES:
         model, arguments = PAPER_MODELS[teacher.paper], dict(teacher.small)
     elif not same and model in DEPTHS and not teacher.small:
         depths: Any = arguments.get("depths", DEPTHS[model])
@@ -135,13 +135,13 @@ def scaled(depths: Sequence[int], factor: float) -> list[int]:
     return [max(1, end - start) for start, end in pairwise(ends)]
 
 
-def check_paper_size(image_size: int) -> None:
+def check_paper_size(image_size: ImageSize) -> None:
     """Raises UserError for images that are too small for the paper's networks."""
-    if image_size <= SMALL_IMAGES:
+    if min(sides(image_size)) <= SMALL_IMAGES:
         raise UserError(
-            f"--networks paper at data.image_size={image_size}: the paper's networks have a stride of 32 pixels and "
-            "patches of 16, for images of 224 pixels; use --preset imagenet100, or leave out --networks to train the "
-            "preset's networks in their place"
+            f"--networks paper at data.image_size={plain_size(image_size)}: the paper's networks have a stride of "
+            "32 pixels and patches of 16, for images of 224 pixels; use --preset imagenet100, or leave out --networks "
+            "to train the preset's networks in their place"
         )
 
 

@@ -95,7 +95,7 @@ def estimate_study(
 ) -> Iterator[tuple[str, float]]:
     """Yields each network of a study and the seconds its training will take here; see `runs.fit.estimate_fit`."""
     config, _, plan = _planned(options)
-    dataset = scan(source_of(config), config.data.image_size, config.in_memory)
+    dataset = scan(source_of(config), config.data.image_size, config.in_memory, fit=config.data.fit)
     for line in describe(dataset):
         say(line)
     with Engine(config.engine) as engine:
@@ -121,7 +121,9 @@ def _train(plan: StudyPlan, engine: Engine, jobs: int, listener: Listener) -> No
     runs = sorted(plan.runs.values(), key=lambda run: any(part.role != TEACHER for part in run.parts))
     runs = [replace(run, introduce=number == 0) for number, run in enumerate(runs)]  # all have the same images
     config = runs[0].config
-    dataset = scan(source_of(config), config.data.image_size, config.in_memory, config.data.presize)
+    dataset = scan(
+        source_of(config), config.data.image_size, config.in_memory, config.data.presize, fit=config.data.fit
+    )
     outdated = {run.folder for run in runs if check_images(run.folder, dataset, run.allow_changes)}
     _check_given(runs, dataset, engine)
     missing = [run for run in runs if run.folder in outdated or not all(is_done(run.folder, p) for p in run.parts)]

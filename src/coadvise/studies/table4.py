@@ -6,7 +6,7 @@ All three students use the preset's recipe; its model arguments are for the tran
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from coadvise.config import RunConfig
+from coadvise.config import RunConfig, sides
 from coadvise.runs.plan import ADVISED, ALONE
 from coadvise.studies.networks import SMALL_IMAGES
 from coadvise.studies.question import BOTH, ONE_TOKEN, RANDOM, Changes, Claim, Row, Study, gains_more, over
@@ -21,7 +21,7 @@ def student(model: str, small: Mapping[str, Any], changes: Changes) -> Callable[
     """Changes that give this student instead of the preset's."""
 
     def derived(config: RunConfig) -> Changes:
-        arguments = small if config.data.image_size <= SMALL_IMAGES else {}
+        arguments = small if min(sides(config.data.image_size)) <= SMALL_IMAGES else {}
         return {"student.model": model, "student.model_kwargs": dict(arguments), **changes}
 
     return derived
