@@ -18,6 +18,7 @@ from coadvise.config import (
     parse_config,
     preset_names,
     preset_text,
+    read_config,
 )
 from coadvise.errors import UserError
 
@@ -301,3 +302,13 @@ def test_a_class_token_that_nothing_trains_is_refused() -> None:
 def test_a_network_has_no_image_size_of_its_own(part: str) -> None:
     with pytest.raises(UserError, match=rf"^{part}.model_kwargs.img_size=64.*data.image_size"):
         load_config("digits", [f"{part}.model_kwargs.img_size=64"])
+
+
+def test_files_from_before_start_are_read(tmp_path: Path) -> None:
+    text = preset_text("small-images")
+    old = text.replace("  conv:\n", "  conv:\n    checkpoint: runs/first/teachers/conv\n    pretrained: false\n", 1)
+    assert old != text
+    (tmp_path / "old.yaml").write_text(old)
+    for config in (load_config(str(tmp_path / "old.yaml")), read_config(tmp_path / "old.yaml")):
+        teacher = config.teachers["conv"]
+        assert (teacher.start, teacher.adaptation) == ("runs/first/teachers/conv", "none")

@@ -554,15 +554,7 @@ def _check_intended(config: RunConfig) -> None:
 
 def read_config(path: Path) -> RunConfig:
     """Reads the configuration of a run. Raises UserError as `load_config`. Nothing in the file is executed."""
-    values = _read_yaml(path, f"'{path}'")
-    for teacher in (values.get("teachers") or {}).values():
-        if isinstance(teacher, dict):  # a run from before `start`
-            given = teacher.pop("checkpoint", None) or (
-                teacher.get("model") if teacher.pop("pretrained", None) else None
-            )
-            if given is not None:
-                teacher |= {"start": given, "adapt": "none"}
-    return parse_config(values)
+    return parse_config(_read_yaml(path, f"'{path}'"))
 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
@@ -622,7 +614,19 @@ def _read_yaml(path: Any, what: str) -> dict[str, Any]:
         raise UserError(f"{what} is not YAML: {' '.join(str(error).split()) or type(error).__name__}") from None
     if not isinstance(values, dict):
         raise UserError(f"{what} must hold keys and values, not {type(values).__name__}")
+    teachers = values.get("teachers")
+    for teacher in teachers.values() if isinstance(teachers, dict) else ():
+        if isinstance(teacher, dict):
+            _with_start(teacher)
     return values
+
+
+def _with_start(teacher: dict[str, Any]) -> None:
+    """Renames the keys of files from before `start`, in place."""
+    checkpoint, pretrained = teacher.pop("checkpoint", None), teacher.pop("pretrained", None)
+    given = checkpoint or (teacher.get("model") if pretrained is True else None)
+    if given is not None:
+        teacher |= {"start": given, "adapt": "none"}
 
 
 def _unshared(value: Any, things: Iterator[int]) -> Any:
