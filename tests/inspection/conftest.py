@@ -1,30 +1,15 @@
 """A folder of made pictures with planted faults, and what `check` finds in it."""
 
-import io
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_pictures import CLASSES, encoded, picture
 from PIL import Image
 
 from coadvise.inspection.check import check
 from coadvise.inspection.findings import Findings
-
-CLASSES = ("blue", "green", "red")
-
-
-def picture(rng: np.random.Generator, label: int, side: int = 48) -> Image.Image:
-    """Soft shapes, tinted by the class."""
-    grid = rng.integers(0, 150, (6, 6, 3), dtype=np.uint8)
-    grid[..., 2 - label] += 100
-    return Image.fromarray(grid).resize((side, side), Image.Resampling.BICUBIC)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from inspection.conftest import encoded, picture
+from made_pictures import encoded, picture
 from PIL import Image
 
 from coadvise.data.images import decode

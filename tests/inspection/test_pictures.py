@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from inspection.conftest import encoded
+from made_pictures import encoded
 from PIL import Image
 
 from coadvise.data.images import fitted, to_array

@@ -18,7 +18,7 @@ Group = tuple[int, ...]  # numbers of pictures, in order
 MOST_BITS = 6  # of 64 by which perceptual hashes of one picture differ
 MOST_DIFFERENCE = 0.15  # between small copies of one picture, relative to the contrast of the flatter one
 LEAST_DIFFERENCE = 1.5  # of 255: pictures without contrast may differ by rounding
-MOST_NEIGHBOURS = 4096  # compared with a picture among those that share a part of its hash: thousands of blank ones
+MOST_NEIGHBOURS = 512  # compared with a picture, among those that share a part of its hash; blank ones are thousands
 _ONES = np.array([number.bit_count() for number in range(2**16)], np.uint8)
 _CHUNK = 2**13  # pairs compared at once
 
@@ -72,7 +72,8 @@ def near_pairs(hashes: npt.NDArray[np.uint64], looks: Pixels) -> Ints:
             rows = np.flatnonzero(key[:-step] == key[step:])
             pairs = np.sort(np.stack([order[rows], order[rows + step]], 1), 1)
             differing = hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]
-            pairs = pairs[_ONES[differing.view(np.uint16).reshape(-1, 4)].sum(1) <= MOST_BITS]
+            close = _ONES[differing.view(np.uint16).reshape(-1, 4)].sum(1) <= MOST_BITS
+            pairs = pairs[close & ((differing > 0) | (other == 1))]  # equal hashes meet for every two bytes
             found += [chunk[_look_alike(flat, contrast, chunk)] for chunk in _chunks(pairs)]
     return np.unique(np.concatenate(found), axis=0)
 
