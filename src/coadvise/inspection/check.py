@@ -68,7 +68,7 @@ def inspect(source: Source, run: str | Path | None, features: str | None, listen
         if run is not None and features is not None:
             raise UserError("both --run and --features would judge the labels; give one of them")
         network = teachers_of(Path(run)) if run is not None else network_named(str(features))
-        predictor = f"'{features}'" if run is None else "the run's teachers"
+        predictor = f"'{Path(str(features)).name}'" if run is None else "the run's teachers"
         remark = _remark(source, run)
     found = look_through(
         source,

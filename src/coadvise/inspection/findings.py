@@ -168,7 +168,9 @@ class Findings:
                 "classes will be missed unless you set data.balance=loss"
             )
         if oblong := sum(max(header.shape) > OBLONG * min(header.shape) for header in self.pictures.headers):
-            parts.append(f"the centre crop drops more than half of {_count(oblong, 'long image')}, so cut them")
+            parts.append(
+                f"the centre crop drops more than half of {_count(oblong, 'long image')} unless you set data.fit=pad"
+            )
         if not parts:
             return "All files can be read, and no class is more than three times as large as another."
         text = "; ".join(parts)

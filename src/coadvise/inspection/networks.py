@@ -99,7 +99,7 @@ def network_named(given: str) -> NetworkFeatures:
             f"--features {given}: there is no such file or folder, and timm has no published weights of that name; "
             "give for instance resnet18, or the file resnet18.safetensors"
         )
-    return NetworkFeatures([network], f"features of '{given}'", EngineConfig())
+    return NetworkFeatures([network], f"features of '{path.name}'", EngineConfig())
 
 
 def _usual_size(model: str) -> int:
