@@ -20,7 +20,7 @@ from coadvise.runs.run import CONFIG, check_run, written_data
 from coadvise.storage import write_bytes, write_text
 from coadvise.training.listener import Listener, Silent
 
-_CHEAP = "These are weak, so take them as hints: the teachers of a run or another network judge better"
+_CHEAP = "Such predictions are weak, so take them as hints: the teachers of a run or another network judge better"
 
 
 def check(

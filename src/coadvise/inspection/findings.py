@@ -150,14 +150,14 @@ class Findings:
         if not parts:
             return f"No image has two labels, and none has a label that {self.predictor} contradict."
         return (
-            f"Networks may learn wrong labels, for there are {' and '.join(parts)}: look through these images, the "
-            "most doubtful first, and correct their labels."
+            f"Networks may learn wrong labels: look through the {' and the '.join(parts)}, and correct those that are "
+            "wrong."
         )
 
     def _about_classes(self) -> str:
         parts = []
         if lost := self.pictures.unreadable:
-            parts.append(f"{_count(len(lost), 'file')} cannot be read and will be left out, so restore them")
+            parts.append(f"{_count(len(lost), 'file')} cannot be read and will be left out, so restore what you can")
         counts = self.per_class("train")
         if empty := [name for name, count in zip(self.classes, counts, strict=True) if not count]:
             parts.append(f"no image of {few(empty)} can be trained on, so add some or leave the class out")
