@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from benchmarks import NAMES, decode, export, involution, startup
+from benchmarks import NAMES, decode, export, involution, scan, startup
 from benchmarks.table import Row, Setting, Table, in_turns
 
 CPU = Setting(torch.device("cpu"), "bfloat16", batch_size=4, repeats=1, compile=True)
@@ -72,6 +72,8 @@ def test_every_benchmark_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(involution, "SIZE", 64)
     monkeypatch.setattr(decode, "SIZE", (1640, 1230))
     monkeypatch.setattr(decode, "SEEDS", 1)
+    monkeypatch.setattr(scan, "CLASSES", 2)
+    monkeypatch.setattr(scan, "FEW", 4)
     monkeypatch.setattr(export, "COMPARISONS", export.COMPARISONS[:1])
     few = {model: timm.create_model(model, depth=1).eval() for model in export.COMPARISONS[0][1:3]}
     monkeypatch.setattr(export, "networks", lambda: few)
