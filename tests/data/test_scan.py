@@ -172,6 +172,17 @@ def test_a_header_tells_what_decoding_does(tmp_path: Path, name: str) -> None:
         assert by_header.content or len(CONTENTS[name]) > 2**16
 
 
+def test_several_processes_find_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(1500):
+        (tmp_path / f"{number}.jpg").write_bytes([*CONTENTS.values()][number % len(CONTENTS)])
+    split = files(*(tmp_path / f"{number}.jpg" for number in range(1500)))
+    rows = np.arange(1500)[::-1]
+    one = [*scan_module._look_at_headers(split, rows)]
+    monkeypatch.setattr(scan_module, "MANY", 1000)
+    monkeypatch.setattr(scan_module, "available_cores", lambda: 2)
+    assert [*scan_module._look_at_headers(split, rows)] == one
+
+
 def test_no_picture_to_train_on_is_decoded_at_a_start(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,11 +8,13 @@ import hashlib
 import io
 import itertools
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,6 +68,7 @@ class Keep:
 
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of decoded images kept in memory
+MANY = 20_000  # pictures whose headers are worth several processes
 MEASURED = 2000  # pictures whose headers are read to foresee how much space presized ones take
 
 
@@ -536,7 +539,28 @@ def _decode_one(split: Split, keep: Keep | None, index: int) -> tuple[Outcome, P
 
 
 def _look_at_headers(split: Split, rows: Sequence[int] | Labels) -> Decoded:
-    return _threaded(partial(_look_at_header, split), rows)
+    """In processes if there are many: Pillow reads headers in Python, so threads would wait for each other."""
+    if len(rows) < MANY or available_cores() == 1:
+        yield from (_look_at_header(split, int(row)) for row in rows)
+        return
+    global _forked_with
+    _forked_with = split
+    parts = np.array_split(np.asarray(rows), len(rows) // 512)
+    with ProcessPoolExecutor(min(16, available_cores()), get_context("fork"), _ignore_interrupts) as pool:
+        for found in pool.map(_look_at_some, parts):
+            yield from ((outcome, None) for outcome in found)
+
+
+_forked_with: Split | None = None  # what processes inherit instead of a copy
+
+
+def _look_at_some(rows: Labels) -> list[Outcome]:
+    assert _forked_with is not None
+    return [_look_at_header(_forked_with, int(row))[0] for row in rows]
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits is interrupted, and ends these
 
 
 def _look_at_header(split: Split, index: int) -> tuple[Outcome, None]:
