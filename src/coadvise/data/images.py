@@ -159,6 +159,15 @@ def open_image(content: bytes | BinaryIO) -> Iterator[Image.Image]:
         yield image
 
 
+def typical_side(readers: Iterable[Callable[[], bytes]]) -> int:
+    """The median shorter side, in pixels, of the images that can be read; 0 for none."""
+    found = []
+    for read in readers:
+        with suppress(Exception), open_image(read()) as image:  # whatever is wrong with it, the scan names it
+            found.append(min(image.size))
+    return int(np.median(found)) if found else 0
+
+
 @cache
 def _teach_pillow_heif() -> None:
     if HEIF:

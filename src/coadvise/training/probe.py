@@ -17,7 +17,7 @@ from coadvise.training.engine import Engine
 from coadvise.training.loop import Progress
 
 EPOCHS = 3  # of views, at most; more add little to a frozen network
-STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # weight decays that are tried, relative to the mean loss of an image
+STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # weight decays that are tried, relative to the mean loss of an image
 HELD_OUT = 0.2  # of the training images of each class, to choose the weight decay
 
 

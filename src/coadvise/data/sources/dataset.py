@@ -5,6 +5,7 @@ The package `datasets` (the extra `datasets`) keeps their rows in memory-mapped 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coadvise.config import DataConfig
-from coadvise.data.images import open_image, read_file
+from coadvise.data.images import read_file, typical_side
 from coadvise.data.sources.hub import Found
 from coadvise.data.sources.split import (
     TEST,
@@ -145,17 +146,11 @@ def evaluation_remarks(found: Found, how: DataConfig) -> tuple[str, ...]:
 def typical_size(found: Found, look_at: int = 100) -> int:
     """As `sources.typical_size`."""
     dataset = next(iter(found.open().values()))
-    sides = []
     for column in _image_columns(dataset.features)[:1]:
         rows = np.arange(min(look_at, len(dataset)))
         split = _split(found, dataset, column, "", rows, rows)
-        for index in range(len(split)):
-            try:
-                with open_image(split.read(index)) as image:
-                    sides.append(min(image.size))
-            except Exception:  # whatever is wrong with it, the scan names it
-                continue
-    return int(np.median(sides)) if sides else 0
+        return typical_side(partial(split.read, index) for index in range(len(split)))
+    return 0
 
 
 class _Opened:

@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from coadvise.config import DataConfig
-from coadvise.data.images import HEIF, open_file, open_image, read_file
+from coadvise.data.images import HEIF, open_file, read_file, typical_side
 from coadvise.data.sources.names import Names
 from coadvise.data.sources.split import (
     TEST,
@@ -170,14 +171,7 @@ def image_paths(root: Path) -> list[str]:
 
 def typical_size(root: Path, look_at: int = 100) -> int:
     """As `sources.typical_size`."""
-    sides = []
-    for path in islice(_images_below(root), look_at):
-        try:
-            with open_image(read_file(path)) as image:
-                sides.append(min(image.size))
-        except Exception:  # whatever is wrong with it, the scan names it
-            continue
-    return int(np.median(sides)) if sides else 0
+    return typical_side(partial(read_file, path) for path in islice(_images_below(root), look_at))
 
 
 class _Listing:
