@@ -88,7 +88,7 @@ def test_all_faults_at_once() -> None:
         assert phrase in message
     assert "'teachers' is missing; 'student' is missing" in fault({})
     assert "'teachers' is {}" in fault(valid(teachers={}))
-    assert "'data' is 3" in fault(valid(data=3))
+    assert "'data': 3" in fault(valid(data=3))
 
 
 @pytest.mark.parametrize(

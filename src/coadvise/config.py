@@ -693,7 +693,8 @@ def _faults(error: ValidationError) -> Iterator[str]:
             yield f"'{name}' is missing"
         else:
             said = _ASKED.get(fault["type"], fault["msg"].removeprefix("Value error, "))
-            yield f"'{name}' is {_short(fault['input'])}: {said}" if where else said
+            given = "" if fault["input"] and isinstance(fault["input"], Mapping) else f" is {_short(fault['input'])}"
+            yield f"'{name}'{given}: {said}" if where else said
 
 
 def _short(value: Any) -> str:
