@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -339,9 +340,11 @@ def test_a_stop_is_exit_code_75(
     assert len(err.splitlines()) == 1
 
 
-def test_a_broken_pipe_is_exit_code_1_without_a_message() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_broken_pipe_is_exit_code_1_without_a_message(unbuffered: str) -> None:
     program = [sys.executable, "-m", "coadvise", "presets"]
-    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     process.stdout.close()
     assert process.stderr is not None

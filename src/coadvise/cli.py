@@ -480,3 +480,14 @@ def main() -> None:
             signal.signal(name, signal.SIG_IGN)
         print(shown(f"coadvise: {stop}; run the same command again to continue"), file=sys.stderr)
         sys.exit(stop.exit_code)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Writes what is buffered; a reader that is gone is exit code 1, without Python's message about it at its end."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
