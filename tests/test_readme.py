@@ -115,6 +115,15 @@ def test_the_results_are_what_the_record_says() -> None:
     assert f"Unrounded, the first is {100 * verdict['difference']['mean']:.2f}." in RESULTS
 
 
+def test_the_results_on_clothing_are_what_the_record_says() -> None:
+    verdict = _verdict("clothing")
+    page = RESULTS.partition("## Photographs of clothing")[2].partition("\n## ")[0]
+    for row in verdict["rows"]:
+        name = re.sub(r" \((.*)\)", r", \1", row["name"])
+        assert f"| {name} | {_percent(row, 'top1')} | {100 * row['macro_accuracy']:.1f} % |" in page
+    assert verdict["sentence"] in page
+
+
 def test_the_readme_s_results_are_those_of_the_page() -> None:
     brief = README.partition("## Results\n")[2].partition("\n## ")[0].replace("**", "")
     lines = [line for line in brief.splitlines() if line.startswith(("| ", "Advice helped", "coadvise fit"))]
