@@ -51,5 +51,6 @@ def test_the_sentence_is_of_the_class_token_and_the_remark_of_the_best_teacher(
     unbalanced = sizes < 7  # more than three times as many images of another class
     assert ("By macro accuracy" in verdict["sentence"]) == unbalanced
     assert ("macro" in listener.said[0]) == unbalanced
+    assert (">macro<" in (folder / "report.html").read_text()) == unbalanced
     if unbalanced:  # 40 and 10 of 60 are right, 14, 13 and 13 and 4, 3 and 3 of 20 each
         assert verdict["macro_difference"]["mean"] == pytest.approx(0.5)

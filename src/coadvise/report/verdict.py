@@ -20,6 +20,7 @@ class Row:
     Attributes:
         difference: the gain in top-1 over the student alone, with its interval over images.
         over_seeds: the same with its interval over seeds.
+        macro: the mean of the classes' accuracies.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Row:
     images_per_second: float | None
     difference: Span | None
     over_seeds: Span | None
+    macro: float | None = None
 
     @property
     def shape(self) -> str:
@@ -70,7 +72,7 @@ def _row(name: str, group: str, token: str, record: Record) -> Row | None:
     spread, parameters, speed = (number(record.get(field)) for field in ("spread", "parameters", "images_per_second"))
     difference = mapping(record.get("difference"))
     spans = _span(difference), _span(mapping(difference.get("seeds")))
-    return Row(name, group, token, top1, spread, parameters, speed, *spans)
+    return Row(name, group, token, top1, spread, parameters, speed, *spans, number(record.get("macro_accuracy")))
 
 
 def _span(record: Record) -> Span | None:
@@ -135,7 +137,8 @@ def comparison(run: Run) -> Markup:
     if not rows:
         return paragraph("missing", "No accuracy has been measured yet.")
     images = number(run.last("verdict").get("images"))
-    return join([_dots(run, rows, images), _table(rows), _parts(run)])
+    unbalanced = bool(mapping(run.last("verdict").get("macro_difference")))
+    return join([_dots(run, rows, images), _table(rows, unbalanced), _parts(run)])
 
 
 def _dots(run: Run, rows: Sequence[Row], images: float | None) -> Markup:
@@ -170,15 +173,16 @@ def _whole(value: float) -> str:
     return f"{100 * value:.3g}\u00a0%"
 
 
-def _table(rows: Sequence[Row]) -> Markup:
+def _table(rows: Sequence[Row], unbalanced: bool) -> Markup:
     compared = any(row.difference for row in rows)
     several = any(row.over_seeds for row in rows)
     gains = [*["gain over alone"] * compared, *["over seeds"] * several]
-    head = header_row(("", "top-1", "std over seeds", *gains, "parameters", "images/s"))
+    head = header_row(("", "top-1", "std over seeds", *gains, *["macro"] * unbalanced, "parameters", "images/s"))
     body = []
     for each in rows:
         cells = [percent(each.top1), f"± {100 * each.spread:.1f}" if each.spread is not None else "–"]
         cells += [_gain(span) for span in (each.difference, each.over_seeds)[: len(gains)]]
+        cells += [percent(each.macro)] * unbalanced
         cells += [compact(each.parameters), count(each.images_per_second)]
         main = each.group == ADVISED and each.token == "class"
         body.append(row(each.name, cells, "chief" if main else None))
@@ -186,6 +190,8 @@ def _table(rows: Sequence[Row]) -> Markup:
         return table(head, body)
     intervals = "95 % interval over images" + ", then with the one over seeds" * several
     note = f"Gain over alone: top-1 minus that of the student alone, in points, with the {intervals}."
+    if unbalanced:
+        note += " Macro: the mean of the classes' accuracies, since they are of unequal size."
     return join([table(head, body), paragraph("note", note)])
 
 
