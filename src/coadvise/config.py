@@ -204,6 +204,11 @@ class AugmentConfig(_Section):
         0, ge=0, description="epoch e repeats the views and their order of epoch e mod this; 0: new views every epoch"
     )
 
+    @property
+    def unmixed(self) -> "AugmentConfig":
+        """The same without mixing and erasing."""
+        return self.model_copy(update={"mixup": 0.0, "cutmix": 0.0, "erase": 0.0})
+
 
 class RecipeConfig(_Section):
     """How one network is trained (AdamW, cosine with warm-up)."""
@@ -282,8 +287,8 @@ class FinetuneConfig(_Section):
 
     epochs: int | None = Field(None, ge=1, description="null: 15,000 images' worth, at least 5 and at most 30")
     batch_size: int = Field(32, ge=1, description="images per optimiser step; small, since there are few steps")
-    learning_rate: float = Field(5e-4, gt=0, description="its peak, of the head")
-    layer_decay: float = Field(0.75, gt=0, le=1, description="a layer's learning rate over the next one's")
+    learning_rate: float = Field(1e-3, gt=0, description="its peak, of the head")
+    layer_decay: float = Field(0.9, gt=0, le=1, description="a layer's learning rate over the next one's")
     head_epochs: int = Field(1, ge=0, description="first epochs, in which only the head is trained")
 
     def recipe(self, recipe: RecipeConfig, images: int) -> RecipeConfig:

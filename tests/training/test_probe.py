@@ -33,7 +33,7 @@ def test_only_the_head_is_trained_and_it_answers_for_most_training_images(image_
     network = network_of(("a", "b", "c")[:classes])
     before = {key: value.clone() for key, value in network.model.state_dict().items()}
     with Engine(EngineConfig(device="cpu")) as engine:
-        views = Views(split, MIXED, classes, 16, seed=0)
+        views = Views(split, MIXED.unmixed, classes, 16, seed=0)
         found = probe("teachers/conv", network, views, engine, 0, None, Silent().progress)
     assert found.views == 3 * len(split)
     assert found.weight_decay in STRENGTHS

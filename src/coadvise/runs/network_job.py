@@ -190,8 +190,9 @@ def _probe(run: Run, part: Part, network: Network) -> None:
 def _seed_and_views(run: Run, part: Part) -> tuple[int, Views]:
     config = run.config
     if part.role == TEACHER:
-        seed = teacher_seed(config.seed, part.teacher)
-        return seed, run.views(config.teachers[part.teacher].augment or config.augment, seed)
+        seed, teacher = teacher_seed(config.seed, part.teacher), config.teachers[part.teacher]
+        augment = teacher.augment or config.augment
+        return seed, run.views(augment.unmixed if teacher.adaptation == "probe" else augment, seed)
     return part.seed, run.student_views(part.seed)
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coadvise.config import AugmentConfig
 from coadvise.data.loader import epoch_batches
 from coadvise.data.views import Views
 from coadvise.errors import UserError
@@ -43,15 +42,14 @@ def probe(
     """Trains a network's head, in place. Its body stays as it is, in evaluation mode.
 
     Args:
-        views: training views; images are not mixed or erased for a probe.
+        views: training views, which are not mixed.
         weights: how much each class counts; None: as its images do.
     """
     from sklearn.linear_model import LogisticRegression  # takes a second to import
     from sklearn.model_selection import train_test_split
 
     epochs = min(views.augment.recycle or EPOCHS, EPOCHS)
-    plain = _unmixed(views)
-    features, rows = _features(part, network, plain, epochs, engine, workers, progress)
+    features, rows = _features(part, network, views, epochs, engine, workers, progress)
     labels = views.split.labels[rows]
     mean, deviation = features.mean(0), features.std(0) + 1e-6
     features = (features - mean) / deviation
@@ -72,13 +70,6 @@ def probe(
     found = head(np.arange(len(rows)), best)
     _set_head(network, found, mean, deviation)
     return Probed(best, float(right[best]), len(rows))
-
-
-def _unmixed(views: Views) -> Views:
-    augment: AugmentConfig = views.augment.model_copy(
-        update={"mixup": 0.0, "cutmix": 0.0, "erase": 0.0, "smoothing": 0.0}
-    )
-    return Views(views.split, augment, views.classes, views.image_size, views.seed, views.weights).on(views.device)
 
 
 def _features(
