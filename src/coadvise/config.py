@@ -283,7 +283,11 @@ def _tokens(given: object, otherwise: str = "") -> tuple[str, ...]:
 
 
 class FinetuneConfig(_Section):
-    """How a teacher that starts from other weights is fine-tuned. What is not here is as in its recipe."""
+    """How a teacher that starts from other weights is fine-tuned.
+
+    Weight decay, betas and micro-batches are its recipe's. Warm-up takes half an epoch, the gradient norm is at most 1
+    unless the recipe clips, and weights are not averaged.
+    """
 
     epochs: int | None = Field(None, ge=1, description="null: 15,000 images' worth, at least 5 and at most 30")
     batch_size: int = Field(32, ge=1, description="images per optimiser step; small, since there are few steps")
@@ -304,13 +308,18 @@ class FinetuneConfig(_Section):
         )  # fmt: skip
 
 
-WEIGHT_FILES = (".pt", ".pth", ".safetensors", ".bin")
+WEIGHT_FILES = (".pt", ".pth", ".safetensors", ".bin")  # what PyTorch and safetensors write
 HUB = "hf-hub:"  # prefix of a model whose configuration and weights timm downloads from a hub
 
 
 def names_model(start: str) -> bool:
     """Whether a start is the name of a model in timm or on a hub, and not a file or folder."""
     return start.startswith(HUB) or bool(re.fullmatch(r"\w+(\.\w+)?", start) and not start.endswith(WEIGHT_FILES))
+
+
+def names_folder(start: str) -> bool:
+    """Whether a start is a run, or the folder of a network, by its form alone."""
+    return not names_model(start) and not start.endswith(WEIGHT_FILES)
 
 
 class TeacherConfig(ModelConfig):
@@ -359,7 +368,7 @@ class TeacherConfig(ModelConfig):
         """What `adapt` means: "finetune", "probe" or "none"; without a start "train"."""
         if self.start is None:
             return "train"
-        return self.adapt or ("finetune" if names_model(self.start) or self.start.endswith(WEIGHT_FILES) else "none")
+        return self.adapt or ("none" if names_folder(self.start) else "finetune")
 
     @property
     def trained_here(self) -> bool:

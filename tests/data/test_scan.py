@@ -287,7 +287,7 @@ def test_pictures_of_12_bits_are_scaled_by_what_the_training_pictures_span(
     dataset = scan(open_source(root), 16, in_memory, presize)
     train, val = dataset.train, dataset.val
     assert train.values == val.values == (wide[:2].min(), 4095)
-    assert train.unusual == {"value_range": [wide[:2].min(), 4095]}
+    assert train.preprocessing == {"value_range": [wide[:2].min(), 4095]}
     low, levels = int(wide[:2].min()), {}
     for split, name, pixels in ((train, "train/red/0.png", wide[0]), (val, "val/green/0.png", 2 * wide[2].astype(int))):
         row = split.split.names().index(name)
@@ -313,7 +313,7 @@ def test_ways_of_fitting_are_kept_apart(tmp_path: Path, cache: Path) -> None:
             split = scan(source, size, in_memory=True, fit=fit).train
             assert np.array_equal(split.pixels[3], split.still(3, size))
             assert np.array_equal(split.pixels[3], to_array(fitted(split.picture(3), size, fit)))
-            assert split.unusual == ({} if fit == "crop" else {"fit": fit})
+            assert split.preprocessing == ({} if fit == "crop" else {"fit": fit})
 
 
 def test_a_large_jpeg_has_its_whole_size(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,6 +256,20 @@ def test_a_file_of_real_sizes_is_adapted(tmp_path: Path) -> None:
     assert torch.equal(network.model.get_classifier().weight[1], model.get_classifier().weight[9])
 
 
+def test_a_file_that_knows_the_data_s_classes_may_be_fine_tuned_and_a_bare_folder_is_told_from_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made(classes=1000, **TINY)
+    torch.save(model.state_dict(), tmp_path / "conv.pth")
+    network, note = adapted(IMAGENET, str(tmp_path / "conv.pth"), model="resnet_small", model_kwargs=TINY)
+    assert note == ""
+    assert same_answers(network.eval(), model)
+    (tmp_path / "first").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"'first' is read as the name of a model; give the folder as \./first"):
+        adapted(["a", "b"], "first")
+
+
 # In a run
 
 

@@ -35,6 +35,25 @@ def test_two_teachers_of_another_run_learn_other_classes(finished: Path, tiny_pr
     assert fit(data, tiny_preset, tmp_path / "run", overrides=overrides) == run  # it is done already
 
 
+def test_a_start_s_way_of_making_pixels_is_not_taken_over(
+    finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    for name in ("conv", "inv"):
+        network = load_network(finished / "teachers" / name)
+        network.about |= {"fit": "pad", "value_range": [0.0, 4095.0], "temperatures": {"class": 2.0}}
+        network.save(tmp_path / name)
+    data = make_images(tmp_path / "data", classes=("red", "violet"))
+    adapted = [f"teachers.{name}.start={tmp_path / name}" for name in ("conv", "inv")]
+    adapted += ["teachers.conv.adapt=probe", "teachers.inv.adapt=finetune", "teachers.inv.finetune.epochs=1"]
+    overrides = [*adapted, "teachers.inv.finetune.batch_size=8", "student.recipe.epochs=1"]
+    as_it_is = [f"teachers.conv.start={tmp_path / 'conv'}", "teachers.inv.recipe.epochs=1", "student.recipe.epochs=1"]
+    for images, given in ((data, overrides), (tiny_images, as_it_is)):
+        run = fit(images, tiny_preset, tmp_path / f"run-{images.name}", overrides=given)
+        for name in ("conv", "inv"):
+            about = load_network(run / "teachers" / name).about
+            assert not {"fit", "value_range", "temperatures"} & about.keys()
+
+
 def test_what_cannot_be_adapted_is_refused_and_nothing_is_written(
     finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ class Keep:
     wide: bool = True
 
 
+PREPROCESSING = ("fit", "value_range")
 MEMORY_LIMIT = 4 * 2**30  # bytes of decoded images kept in memory
 MANY = 20_000  # pictures whose headers are worth several processes
 MEASURED = 2000  # pictures whose headers are read to foresee how much space presized ones take
@@ -135,8 +136,8 @@ class ScannedSplit:
         return keep.make(self.look(row, keep.need).image)
 
     @property
-    def unusual(self) -> dict[str, Any]:
-        """How pictures become pixels, as plain values, where it is not the usual way."""
+    def preprocessing(self) -> dict[str, Any]:
+        """How pictures become pixels, as plain values by `PREPROCESSING`, where it is not the usual way."""
         return ({} if self.fit == "crop" else {"fit": self.fit}) | (
             {} if self.values is None else {"value_range": list(self.values)}
         )

@@ -120,7 +120,7 @@ def fingerprint(config: RunConfig, dataset: Dataset, teachers: Mapping[str, Path
             "image_size": plain_size(config.data.image_size),
             "presize": config.data.presize,
             "seed": seed,
-            **train.unusual,
+            **train.preprocessing,
             **({"reduced": REDUCED} if any(width * height >= LARGE for width, height in train.sizes) else {}),
         },
         "teachers": {name: teacher_fingerprint(folder) for name, folder in teachers.items()},

@@ -14,7 +14,16 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import load_model_config_from_hf
 from torch import nn
 
-from coadvise.config import HUB, WEIGHT_FILES, ImageSize, ModelConfig, TeacherConfig, names_model, plain_size
+from coadvise.config import (
+    HUB,
+    WEIGHT_FILES,
+    ImageSize,
+    ModelConfig,
+    TeacherConfig,
+    names_folder,
+    names_model,
+    plain_size,
+)
 from coadvise.errors import UserError
 from coadvise.models.network import Network, build_network, check_name, create_network, load_network, load_weights
 from coadvise.models.published import read_published, read_tensors
@@ -52,7 +61,7 @@ def adapted_network(
     """
     network = load_start(name, teacher, image_size, named=False)
     model, known = network.model, [] if _UNNAMED in network.classes else network.classes
-    if not names_model(str(teacher.start)) and tuple(known) == tuple(classes):
+    if names_folder(str(teacher.start)) and tuple(known) == tuple(classes):
         raise UserError(
             f"teachers.{name}.adapt={teacher.adaptation}: '{teacher.start}' has the data's classes already; leave out "
             "adapt to use it as it is"
@@ -91,10 +100,12 @@ def load_start(name: str, teacher: TeacherConfig, image_size: ImageSize, named: 
         UserError: As `given_network`.
     """
     start = str(teacher.start)
+    path = Path(start)
     if names_model(start):
+        if path.is_dir() and not timm.is_model(start):
+            raise UserError(f"'{start}' is read as the name of a model; give the folder as ./{start}")
         load = _from_hub if start.startswith(HUB) else _from_timm
         return load(teacher, image_size, named)
-    path = Path(start)
     if path.is_file() or start.endswith(WEIGHT_FILES):
         return _from_file(teacher, path, image_size, named)
     return load_network(_network_in(name, path))

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from coadvise.advice import CLASS
-from coadvise.config import nearest
+from coadvise.config import WEIGHT_FILES, nearest
 from coadvise.errors import UserError
 from coadvise.models.network import Network, check_name, load_network, load_weights
 from coadvise.models.pretrained import imagenet_classes
@@ -21,7 +21,6 @@ from coadvise.models.token_vit import WHICH, TokenViT
 from coadvise.models.tokens import TokenModel
 from coadvise.storage import MANIFEST
 
-_FILES = (".pt", ".pth", ".safetensors")  # endings of files of weights
 Heads = Mapping[str, tuple[Tensor, Tensor]]  # weight [K, D] and bias [K] by token
 
 
@@ -46,7 +45,7 @@ def start_from(network: Network, start: str | bool, seed: int) -> list[str]:
     given = Path(str(start))
     if start is not True and given.is_dir():
         return _start_from_run(network, given)
-    if start is not True and (given.is_file() or given.suffix in _FILES):
+    if start is not True and (given.is_file() or given.suffix in WEIGHT_FILES):
         return _start_from_file(network, given, seed)
     name = str(network.about["model"] if start is True else start)
     if not timm.is_model(name):

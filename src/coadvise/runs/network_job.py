@@ -13,7 +13,7 @@ from coadvise.advice import CLASS, LossWeights
 from coadvise.config import RecipeConfig, RunConfig, sides, size_text
 from coadvise.data import draws
 from coadvise.data.loader import whole_batch
-from coadvise.data.scan import Dataset, ScannedSplit
+from coadvise.data.scan import PREPROCESSING, Dataset, ScannedSplit
 from coadvise.data.views import Views
 from coadvise.distill.logit_cache import StoredLogits, form_of
 from coadvise.distill.loss import CoAdvice
@@ -97,9 +97,6 @@ def train_part(run: Run, part: Part) -> None:
         if len(network.classes) > len(run.dataset.classes):
             known, wanted = len(network.classes), len(run.dataset.classes)
             run.listener.say(f"{part.title}: it knows {known} classes; the {wanted} of the data are used")
-        network.about |= run.dataset.train.unusual  # of its own run it may have others
-        if run.engine.is_main:
-            network.save(folder)
     else:
         network = initial_network(part, config, run.dataset.classes, run.listener.say)
         if part.role == TEACHER and config.teachers[part.teacher].adaptation == "probe":
@@ -107,7 +104,9 @@ def train_part(run: Run, part: Part) -> None:
         else:
             job = _job(run, part, network)
             network = train(job, run.checkpoints(part), run.engine, run.record, run.listener.progress)
-        network.about |= run.dataset.train.unusual
+    if not there:
+        of_weights = {key: value for key, value in network.about.items() if key not in PREPROCESSING}  # not a start's
+        network.about = of_weights | run.dataset.train.preprocessing
         if run.engine.is_main:
             network.save(folder)
     run.engine.prepare(network)

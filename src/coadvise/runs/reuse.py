@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from coadvise.config import HARMLESS_KEYS, ImageSize, RunConfig, deciding_values, read_config
-from coadvise.data.scan import Dataset
+from coadvise.data.scan import PREPROCESSING, Dataset
 from coadvise.distill.logit_cache import teacher_fingerprint
 from coadvise.errors import UserError
 from coadvise.models.network import build_network, load_network
@@ -22,7 +22,7 @@ def check_reuse(other: Path, dataset: Dataset, image_size: ImageSize) -> None:
     here, there = data_record(dataset, image_size), written_data(other)
     if here["folder"] in (there.get("folder"), str(Path(str(there.get("root"))).resolve())):
         there |= {"root": here["root"], "folder": here["folder"]}  # a path may be written differently
-    differ = [what for what in (*here, "fit", "value_range") if there.get(what) != here.get(what)]
+    differ = [what for what in (*here, *PREPROCESSING) if there.get(what) != here.get(what)]
     if differ or image_changes(other, dataset):
         raise UserError(
             f"'{other}' was trained on other images (its {', '.join(differ) or 'files'}); give --reuse a run on the "

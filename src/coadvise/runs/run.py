@@ -239,7 +239,7 @@ def data_record(dataset: Dataset, image_size: ImageSize) -> dict[str, Any]:
         "folder": resolved(dataset.source.where),  # where a relative root was
         "classes": list(dataset.classes),
         "image_size": plain_size(image_size),
-        **dataset.train.unusual,
+        **dataset.train.preprocessing,
         "note": dataset.source.note,
         "splits": splits,
     }
