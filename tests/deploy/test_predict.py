@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import ONE_EPOCH, assert_same_weights, make_images, records
 
 import coadvise
-from coadvise.data.images import fitted, recipe, to_array, upright_rgb
+from coadvise.data.images import fitted, preprocessing_text, to_array, upright_rgb
 from coadvise.deploy.predict import TrainedStudent, load
 from coadvise.errors import UserError
 from coadvise.evaluation.scores import load_predictions, scores
@@ -110,7 +110,7 @@ def test_rectangles_are_seen_alike_in_training_scoring_and_use(
         assert evaluated[part]["class"]["nll"] == pytest.approx(scores(logits, labels)["class"].nll, rel=1e-5)
     about = coadvise.export(run, tmp_path / "student.pt2")
     assert about["input"]["shape"] == ["batch", 3, 16, 24]
-    assert about["made_by"] == recipe((16, 24), fit, (low, high))
+    assert about["made_by"] == preprocessing_text((16, 24), fit, (low, high))
     images = [fitted(upright_rgb(Image.open(path), (low, high)), (16, 24), fit) for path in scored]
     exported = torch.export.load(tmp_path / "student.pt2").module()
     with torch.no_grad():

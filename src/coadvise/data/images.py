@@ -219,7 +219,7 @@ def fitted_size(width: int, height: int, size: ImageSize, fit: Fit) -> tuple[int
     return min(wide, max(1, round(width * scale))), min(tall, max(1, round(height * scale)))
 
 
-def recipe(size: ImageSize, fit: Fit, values: Values | None = None) -> str:
+def preprocessing_text(size: ImageSize, fit: Fit, values: Values | None = None) -> str:
     """How `decode` and `fitted` make an image, in words."""
     scaled = "" if values is None else "values {:g} to {:g} of more than 8 bits to 0..1, ".format(*values)
     if fit == "stretch":

@@ -332,7 +332,7 @@ def _shared_split(
     wide: bool = True,
 ) -> ScannedSplit:
     """A split scanned once for all processes and runs, with pixels of a size or without."""
-    split: Split = getattr(source, name)
+    split = source.splits[name]
     kind, need = "decoded", 0
     see: Decode = partial(_decode, split, None)
     if image_size is not None:
@@ -364,7 +364,7 @@ def presized_split(
     wide: bool = True,
 ) -> ScannedSplit:
     """Images with a shorter side of at most `side` pixels, in a file below `folder`. Raises UserError for no room."""
-    split: Split = getattr(source, name)
+    split = source.splits[name]
     remedy = "set XDG_CACHE_HOME to a folder on a larger disk, or data.presize=0 to decode pictures for every view"
     if folder is None:
         raise UserError(f"there is no folder for presized images, ~/.cache/coadvise cannot be written; {remedy}")
@@ -415,7 +415,7 @@ def under_two_labels(dataset: Dataset) -> list[tuple[str, str]]:
 
 def _store(folder: Path, source: Source, name: str, kind: str, see: Decode, values: Values | None) -> Store:
     """The store of a split, one for each source, choice of its classes, way of dividing it, and kind."""
-    split: Split = getattr(source, name)
+    split = source.splits[name]
     kind += "" if values is None else " scaled"
     what = repr((resolved(source.where), source.classes, source.note, kind))
     place = hashlib.sha256(what.encode()).hexdigest()[:12]

@@ -137,7 +137,7 @@ class Views(TorchDataset[Batch]):
             self._order = (epoch, order)
         return self._order[1]
 
-    def request(self, epoch: int, positions: Indices) -> "Request":
+    def request(self, epoch: int, positions: Indices) -> Request:
         """What to index the views with. Loader processes so need no order, which takes 10 MB for a million images."""
         epoch, order, places = self.drawn(epoch), self.order(epoch), positions
         if self._mixing:
@@ -150,7 +150,7 @@ class Views(TorchDataset[Batch]):
     def _mixing(self) -> bool:
         return self.augment.mixup > 0 or self.augment.cutmix > 0
 
-    def __getitem__(self, request: "Request | tuple[int, Indices]") -> Batch:
+    def __getitem__(self, request: Request | tuple[int, Indices]) -> Batch:
         epoch, places, rows = request if isinstance(request, Request) else self.request(*request)
         augment, mixing = self.augment, self._mixing
         positions = places[: len(places) // 2] if mixing else places

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from coadvise.advice import AVERAGE, CLASS
 from coadvise.config import plain_size, sides
-from coadvise.data.images import recipe
+from coadvise.data.images import preprocessing_text
 from coadvise.deploy.predict import load
 from coadvise.errors import UserError
 from coadvise.storage import write_bytes
@@ -68,7 +68,7 @@ def export(run: str | Path, out: str | Path, part: str | None = None, answer: st
         "classes": list(student.classes),
         "image_size": plain_size(student.image_size),
         "fit": student.fit,
-        "made_by": recipe(student.image_size, student.fit, student.network.values),
+        "made_by": preprocessing_text(student.image_size, student.fit, student.network.values),
         "input": {"name": IMAGES, "shape": ["batch", 3, height, width], "dtype": "float32", "range": [0, 1]},
         "output": {"name": PROBABILITIES, "shape": ["batch", len(student.classes)]},
     }

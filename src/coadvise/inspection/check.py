@@ -13,7 +13,7 @@ from coadvise.errors import UserError
 from coadvise.inspection.duplicates import exact_groups, near_groups
 from coadvise.inspection.findings import KINDS, Findings
 from coadvise.inspection.page import render
-from coadvise.inspection.pictures import look_through, splits_of
+from coadvise.inspection.pictures import look_through
 from coadvise.inspection.suspects import FOLDS, doubts
 from coadvise.runs.plan import default_preset
 from coadvise.runs.run import CONFIG, check_run, written_data
@@ -118,7 +118,7 @@ def check_outputs(source: Source, page: Path, cleaned: Path | None, kinds: Seque
             raise UserError(f"--write {cleaned}: the table is CSV; give a name ending in .csv")
         if cleaned.exists():
             raise UserError(f"--write {cleaned}: this file exists; choose another name, or delete it")
-        for split in splits_of(source).values():
+        for split in source.splits.values():
             _root(source, split)
 
 
@@ -149,7 +149,7 @@ def write_cleaned(found: Findings, path: Path, kinds: Sequence[str]) -> dict[str
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
     table.writerow(("path", "label", "split"))
-    for name, split in splits_of(source).items():
+    for name, split in source.splits.items():
         root = os.path.abspath(_root(source, split))  # noqa: PTH100
         rows = [row for row in range(len(split)) if (name, row) not in gone]
         classes = {int(split.labels[row]) for row in rows}

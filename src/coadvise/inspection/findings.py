@@ -11,7 +11,7 @@ import numpy as np
 from coadvise.data.balance import unbalanced
 from coadvise.data.sources import few
 from coadvise.inspection.duplicates import Group
-from coadvise.inspection.pictures import Header, Pictures, Place, splits_of
+from coadvise.inspection.pictures import Header, Pictures, Place
 from coadvise.inspection.suspects import Doubts
 
 OBLONG = 2  # longer side over shorter, from which a centre crop leaves out half of the picture
@@ -179,7 +179,7 @@ class Findings:
     def lines(self) -> Iterator[str]:
         """The terminal's summary."""
         source = self.pictures.source
-        counts = ", ".join(f"{sum(self.per_class(name))} {name}" for name in splits_of(source))
+        counts = ", ".join(f"{sum(self.per_class(name))} {name}" for name in source.splits)
         yield f"{source.where}: {len(self.pictures)} readable images ({counts}), {len(self.classes)} classes"
         yield (
             f"{_count(len(self.pictures.unreadable), 'unreadable file')}, "
@@ -201,7 +201,7 @@ class Findings:
             "sentences": list(self.sentences()),
             "splits": {
                 name: {"images": sum(counts), "per_class": counts}
-                for name in splits_of(self.pictures.source)
+                for name in self.pictures.source.splits
                 for counts in [self.per_class(name)]
             },
             "unreadable": [{**self._where(place), "reason": reason} for place, reason in self.pictures.unreadable],

@@ -5,7 +5,6 @@ from functools import partial
 
 from coadvise.inspection.duplicates import Group
 from coadvise.inspection.findings import Findings, count_by
-from coadvise.inspection.pictures import splits_of
 from coadvise.report.document import document, thumbnail
 from coadvise.report.markup import Markup, count, header_row, join, paragraph, percent, row, table, tag
 
@@ -104,7 +103,7 @@ def _shown(total: int, most: int) -> Markup:
 
 
 def _classes(found: Findings) -> Markup:
-    splits = {name: found.per_class(name) for name in splits_of(found.pictures.source)}
+    splits = {name: found.per_class(name) for name in found.pictures.source.splits}
     largest = max(splits["train"])
     order = sorted(range(len(found.classes)), key=lambda label: -splits["train"][label])
     shown = order if len(order) <= MOST_CLASSES else [*order[: MOST_CLASSES // 2], *order[-MOST_CLASSES // 2 :]]

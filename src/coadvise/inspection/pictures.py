@@ -75,7 +75,7 @@ class Pictures:
     def read(self, number: int) -> bytes:
         """A picture's encoded bytes. Raises OSError."""
         place = self.places[number]
-        return splits_of(self.source)[place.split].read(place.row)
+        return self.source.splits[place.split].read(place.row)
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,6 @@ class _Seen:
     digest: str
     hash: bytes
     look: Pixels
-
-
-def splits_of(source: Source) -> dict[str, Split]:
-    """By name, in the order of `Pictures`."""
-    return {"train": source.train, "val": source.val} | ({} if source.test is None else {"test": source.test})
 
 
 def look_through(
@@ -111,7 +106,7 @@ def look_through(
     places: list[Place] = []
     unreadable: list[tuple[Place, str]] = []
     described: list[Sequence[Floats]] = []
-    splits = splits_of(source)
+    splits = source.splits
     total, done = sum(map(len, splits.values())), 0
     for name, split in splits.items():
         labels = split.labels.tolist()

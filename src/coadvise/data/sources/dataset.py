@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from coadvise.config import DataConfig
 from coadvise.data.images import read_file, typical_side
+from coadvise.data.sources.folder import file_stamp
 from coadvise.data.sources.hub import Found
 from coadvise.data.sources.split import (
     TEST,
@@ -90,7 +91,7 @@ class DatasetSplit(Split):
     def stamp(self, index: int) -> str:
         row = int(self.rows[index])
         path = self.paths[row].as_py() if self.outside[row] else None
-        return f"{self.version} {row}" + ("" if path is None else f" {_about(self.root / path)}")
+        return f"{self.version} {row}" + ("" if path is None else f" {file_stamp(self.root / path).hex()}")
 
     def names(self) -> list[str]:
         called = self.called.take(self.rows).to_pylist()
@@ -296,7 +297,7 @@ def _split(found: Found, dataset: Any, column: str, where: str, rows: Labels, la
         outside = compute.is_null(compute.struct_field(stored, "bytes")).to_numpy()
         if "path" in [field.name for field in stored.type]:
             paths = compute.struct_field(stored, "path").cast(pyarrow.string()).combine_chunks()
-    files = [_about(Path(file["filename"])) for file in dataset.cache_files]
+    files = [file_stamp(Path(file["filename"])).hex() for file in dataset.cache_files]
     version = " ".join([dataset._fingerprint, *files])
     return DatasetSplit(own, column, found.root, paths, outside, nothing, where, version, rows, labels)
 
@@ -335,15 +336,6 @@ def _paths(part: DatasetSplit) -> list[str | None]:
 
 def _numbered(where: str, row: int) -> str:
     return f"{where}/{row:06d}"
-
-
-def _about(path: Path) -> str:
-    """Text that differs when a file may have changed."""
-    try:
-        about = path.stat()
-    except OSError as error:
-        return f"errno {error.errno}"
-    return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} {about.st_ino}"
 
 
 def _values(dataset: Any, column: str) -> tuple[Labels, tuple[str, ...]]:

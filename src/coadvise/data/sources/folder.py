@@ -16,7 +16,7 @@ import numpy as np
 
 from coadvise.config import DataConfig
 from coadvise.data.images import HEIF, open_file, read_file, typical_side
-from coadvise.data.sources.names import Names
+from coadvise.data.sources.names import GrowingNames, Names
 from coadvise.data.sources.split import (
     TEST,
     TRAIN,
@@ -82,12 +82,13 @@ class FolderSplit(Split):
         return open_file(os.path.join(os.fsencode(self.root), self.files[index]))  # noqa: PTH118 - quicker than a Path
 
     def stamp(self, index: int) -> str:
-        return _stamp(self.path(index)).hex()
+        return file_stamp(self.path(index)).hex()
 
     def keys(self) -> Keys:
         if self.found is not None:
             return self.found
-        return _keys(key(self.files[index] + _stamp(self.path(index))) for index in range(len(self)))
+        hashes = (key(self.files[index] + file_stamp(self.path(index))) for index in range(len(self)))
+        return np.frombuffer(b"".join(hashes), "<u8")
 
     def subset(self, rows: Sequence[int] | Labels, labels: Labels | None = None) -> "FolderSplit":
         rows = np.asarray(rows, np.int64)
@@ -95,7 +96,7 @@ class FolderSplit(Split):
         return FolderSplit(self.root, self.files.take(rows), labels, None if self.found is None else self.found[rows])
 
 
-def _stamp(file: Path | os.DirEntry[str]) -> bytes:
+def file_stamp(file: Path | os.DirEntry[str]) -> bytes:
     """What differs when a file may have changed: size, times, inode, mode."""
     try:
         about = file.stat()
@@ -104,13 +105,6 @@ def _stamp(file: Path | os.DirEntry[str]) -> bytes:
     return struct.pack(
         "<5q", about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino & (2**63 - 1), about.st_mode
     )
-
-
-def _keys(keys: Iterable[bytes]) -> Keys:
-    whole = bytearray()
-    for one in keys:
-        whole += one
-    return np.frombuffer(whole, "<u8")
 
 
 def open_folder(root: Path, how: DataConfig, seed: int) -> Source:
@@ -193,29 +187,21 @@ class _Listing:
         for folder in folders:
             start = len(str(folder.relative_to(root)) + "/") if folder != root else 0
             label_of: dict[str, int | None] = {}  # by the folder that holds a picture, from `folder`
-            labels, keys = array("q"), bytearray()
-
-            def chosen(
-                folder: Path = folder, start: int = start, label_of: dict[str, int | None] = label_of,
-                labels: "array[int]" = labels, keys: bytearray = keys,
-            ) -> Iterator[bytes]:  # fmt: skip
-                """Paths of the pictures of used classes; the arrays are filled meanwhile."""
-                for path, entry in _pictures(root, folder, tops):
-                    if not _is_image(entry):
-                        endings[_ending(entry)] += 1
-                        continue
-                    place = path.rpartition("/")[0][start:]
-                    if place not in label_of:
-                        label_of[place] = places.get(used.get(_class_of(place, how), ""))
-                    if (label := label_of[place]) is not None:
-                        labels.append(label)
-                        name = os.fsencode(path)
-                        keys.extend(key(name + _stamp(entry)))
-                        yield name
-
-            files = Names.of(chosen())
+            names, labels, keys = GrowingNames(), array("q"), bytearray()
+            for path, entry in _pictures(root, folder, tops):
+                if not _is_image(entry):
+                    endings[_ending(entry)] += 1
+                    continue
+                place = path.rpartition("/")[0][start:]
+                if place not in label_of:
+                    label_of[place] = places.get(used.get(_class_of(place, how), ""))
+                if (label := label_of[place]) is not None:
+                    name = os.fsencode(path)
+                    names.append(name)
+                    labels.append(label)
+                    keys += key(name + file_stamp(entry))
             deepest.update(place for place, label in label_of.items() if label is not None)
-            found = FolderSplit(root, files, np.array(labels, np.int64), np.frombuffer(keys, "<u8"))
+            found = FolderSplit(root, names.names(), np.array(labels, np.int64), np.frombuffer(keys, "<u8"))
             order = np.argsort(found.labels, kind="stable")  # paths are sorted within a class
             self.splits.append(found if np.array_equal(order, np.arange(len(order))) else found.subset(order))
         lines = [f"left out, no image: {others}"] if (others := _shown(endings)) else []

@@ -1,6 +1,7 @@
 """Millions of names in three arrays: no object each, so loader processes share them without copying."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,16 +24,10 @@ class Names:
 
     @classmethod
     def of(cls, names: Iterable[bytes]) -> "Names":
-        """Keeps no list of them meanwhile."""
-        text = bytearray()
-
-        def lengths() -> Iterator[int]:
-            for name in names:
-                text.extend(name)
-                yield len(name)
-
-        sizes = np.fromiter(lengths(), np.int32)
-        return cls(np.frombuffer(text or b"\0", np.uint8), np.cumsum(sizes, dtype=np.int64) - sizes, sizes)
+        growing = GrowingNames()
+        for name in names:
+            growing.append(name)
+        return growing.names()
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -44,3 +39,21 @@ class Names:
     def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> "Names":
         """Some of them, in the order of `rows`."""
         return Names(self.text, self.starts[rows], self.lengths[rows])
+
+
+class GrowingNames:
+    """Names that are appended one by one; no object is kept for each."""
+
+    def __init__(self) -> None:
+        self._text, self._lengths = bytearray(), array("i")
+
+    def append(self, name: bytes) -> None:
+        self._text += name
+        self._lengths.append(len(name))
+
+    def names(self) -> Names:
+        """All of them; nothing can be appended afterwards."""
+        lengths = np.array(self._lengths, np.int32)
+        return Names(
+            np.frombuffer(self._text or b"\0", np.uint8), np.cumsum(lengths, dtype=np.int64) - lengths, lengths
+        )

@@ -90,6 +90,11 @@ class Source:
     remarks: tuple[str, ...] = ()
     test: Split | None = None
 
+    @property
+    def splits(self) -> dict[str, Split]:
+        """By name, in order."""
+        return {TRAIN: self.train, VAL: self.val} | ({} if self.test is None else {TEST: self.test})
+
 
 def kind_of_split(name: str) -> str | None:
     """Which split a folder or a value of a table is by its name; None if it has none of the usual names."""
