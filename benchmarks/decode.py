@@ -25,7 +25,7 @@ from PIL import Image
 
 from benchmarks.table import Row, Setting, Table, machine
 from coadvise.config import AugmentConfig
-from coadvise.data.images import Look, Pixels, decode, fitted, fitted_size, look, to_array
+from coadvise.data.images import DecodedImage, Pixels, decode, decode_image, fitted, fitted_size, to_array
 from coadvise.data.pipeline import Pipeline
 from coadvise.data.store import presized, presized_size
 from coadvise.evaluation.speed import interleaved
@@ -56,6 +56,10 @@ def whole(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content)).convert("RGB")
 
 
+def as_it_is(image: Image.Image) -> DecodedImage:
+    return DecodedImage(image, image.size)
+
+
 def pillow_still(content: bytes) -> Pixels:
     image = whole(content)
     scale = PIXELS / min(image.size)
@@ -78,7 +82,7 @@ def entropy(content: bytes) -> None:
         image.load()
 
 
-def views(pipeline: Pipeline, files: list[bytes], see: Callable[[bytes, int], Look]) -> torch.Tensor:
+def views(pipeline: Pipeline, files: list[bytes], see: Callable[[bytes, int], DecodedImage]) -> torch.Tensor:
     """Views of each file with each seed."""
     pairs = [(content, seed) for content in files for seed in range(SEEDS)]
     return pipeline.views(((see(content, seed), seed) for content, seed in pairs), len(pairs))
@@ -98,8 +102,10 @@ def run(setting: Setting) -> Table:
                 lambda: [*map(our_presized, normal)],
             ),
             "view 224": (
-                lambda: views(pipeline, normal, lambda content, seed: Look(image := whole(content), image.size)),
-                lambda: views(pipeline, normal, lambda content, seed: look(content, "", pipeline.need(seed))),
+                lambda: views(
+                    pipeline, normal, lambda content, seed: DecodedImage(image := whole(content), image.size)
+                ),
+                lambda: views(pipeline, normal, lambda content, seed: decode_image(content, "", pipeline.need(seed))),
             ),
         }
         calls = {f"{side} {name}": call for name, pair in cases.items() for side, call in zip("po", pair, strict=True)}

@@ -31,7 +31,8 @@ from torchvision.transforms import InterpolationMode
 from benchmarks.table import Row, Setting, Table, machine
 from coadvise.config import AugmentConfig, load_config
 from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, allow_no_bits
-from coadvise.data.scan import ScannedSplit, presized_split, scan_split
+from coadvise.data.scan import presized_split, scan_split
+from coadvise.data.scanned import ScannedSplit
 from coadvise.data.sources import Source, open_source
 from coadvise.data.sources.folder import FolderSplit
 from coadvise.data.views import Views

@@ -29,7 +29,7 @@ from benchmarks.floor import operations, peak_operations, product_note
 from benchmarks.table import Row, Setting, Table, in_turns, machine
 from coadvise.advice import LossWeights
 from coadvise.config import ModelConfig, RecipeConfig, load_config
-from coadvise.data.scan import ScannedSplit
+from coadvise.data.scanned import ScannedSplit
 from coadvise.data.sources.folder import FolderSplit
 from coadvise.data.views import Views
 from coadvise.distill.loss import CoAdvice

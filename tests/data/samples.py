@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from coadvise.config import AugmentConfig, ImageSize, sides
-from coadvise.data.scan import ScannedSplit
+from coadvise.data.scanned import ScannedSplit
 from coadvise.data.sources.folder import FolderSplit
 from coadvise.data.views import Batch, Views
 

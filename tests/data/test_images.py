@@ -23,9 +23,9 @@ from coadvise.data.images import (
     PADDING,
     UnreadableImageError,
     decode,
+    decode_image,
     fitted,
     fitted_size,
-    look,
     read_image,
     to_array,
 )
@@ -193,7 +193,7 @@ def test_values_become_levels_by_the_range_of_the_set(form: str, kind: type) -> 
     wide = np.arange(0, 4096, 15).reshape(2, -1).astype(kind)
     wide = wide / 4095 if kind is np.float32 else wide
     content = encoded(Image.fromarray(wide.astype(kind)), form)
-    span = look(content, "").span
+    span = decode_image(content, "").span
     assert span == pytest.approx((0, 1 if kind is np.float32 else 4095))
     levels = np.asarray(decode(content, "", values=span))
     assert np.array_equal(levels[..., 0], np.rint(np.arange(0, 4096, 15).reshape(2, -1) * 255 / 4095))
@@ -204,9 +204,9 @@ def test_values_become_levels_by_the_range_of_the_set(form: str, kind: type) -> 
 
 def test_what_is_no_number_does_not_count_and_one_value_is_a_range_too() -> None:
     wide = np.array([[0.5, np.nan, np.inf, -np.inf]], np.float32)
-    assert look(encoded(Image.fromarray(wide), "TIFF"), "").span == (0.5, 0.5)
-    assert look(encoded(Image.fromarray(np.full((1, 4), np.nan, np.float32)), "TIFF"), "").span is None
-    assert look(encoded(Image.fromarray(COLOURS), "PNG"), "").span is None
+    assert decode_image(encoded(Image.fromarray(wide), "TIFF"), "").span == (0.5, 0.5)
+    assert decode_image(encoded(Image.fromarray(np.full((1, 4), np.nan, np.float32)), "TIFF"), "").span is None
+    assert decode_image(encoded(Image.fromarray(COLOURS), "PNG"), "").span is None
     levels = np.asarray(decode(encoded(Image.fromarray(wide), "TIFF"), "", values=(0.5, 0.5)))
     assert levels[0, :, 0].tolist() == [0, 0, 0, 0]
 
@@ -231,13 +231,13 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_size_that_is_ample(
     content = encoded(photograph(304, 200), "JPEG", quality=92, exif=exif)
     size = (16, 24)
     need = partial(fitted_size, size=size, fit=fit)
-    whole, reduced = look(content, ""), look(content, "", need)
+    whole, reduced = decode_image(content, ""), decode_image(content, "", need)
     assert reduced.size == whole.size == whole.image.size == ((304, 200) if orientation < 5 else (200, 304))
     assert reduced.image.width <= whole.image.width // 2
     assert all(side >= AMPLE * least for side, least in zip(reduced.image.size, need(*whole.size), strict=True))
     one, other = (np.asarray(fitted(seen.image, size, fit), float) for seen in (whole, reduced))
     assert np.abs(one - other).mean() < 1.0
-    enlarged = look(content, "", lambda width, height: (4 * width, 4 * height))
+    enlarged = decode_image(content, "", lambda width, height: (4 * width, 4 * height))
     assert enlarged.image.tobytes() == whole.image.tobytes()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coadvise.config import AugmentConfig, Fit
 from coadvise.data import images as decoding
-from coadvise.data.images import PADDING, fitted, look, to_array
+from coadvise.data.images import PADDING, decode_image, fitted, to_array
 from coadvise.data.pipeline import Pipeline, allow_no_bits
 
 PLAIN = AugmentConfig(kind="deit", rand_augment="")
@@ -130,7 +130,7 @@ def test_a_reduced_picture_gives_the_view_of_the_whole_one(monkeypatch: pytest.M
     content = encoded(textures(1, 512, 384)[0], "JPEG", quality=95)
     pipeline, seeds = Pipeline(PLAIN, (16, 24)), range(12)
     whole, reduced = (
-        [look(content, "", pipeline.need(seed) if ample else None) for seed in seeds] for ample in (False, True)
+        [decode_image(content, "", pipeline.need(seed) if ample else None) for seed in seeds] for ample in (False, True)
     )
     assert len({seen.image.size for seen in reduced}) > 1, "as much as the region of each view needs"
     assert max(seen.image.width for seen in reduced) <= 256

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from samples import files
 
 from coadvise.data.quarantine import FILE, Quarantine, check_share
-from coadvise.data.scan import ScannedSplit
+from coadvise.data.scanned import ScannedSplit
 from coadvise.errors import UserError
 
 

@@ -12,10 +12,13 @@ from PIL import Image
 from samples import encoded, files
 from tiny import make_images
 
+from coadvise.data import decoding
 from coadvise.data import images as images_module
 from coadvise.data import scan as scan_module
+from coadvise.data import scanned as scanned_module
 from coadvise.data.images import fitted, to_array
-from coadvise.data.scan import changes_of, scan, scan_split, scored_and_trained_on, under_two_labels
+from coadvise.data.scan import scan, scan_split
+from coadvise.data.scanned import changes_of, scored_and_trained_on, under_two_labels
 from coadvise.data.sources import Source, open_source
 from coadvise.data.store import presized
 from coadvise.errors import UserError
@@ -161,8 +164,8 @@ def test_a_header_tells_what_decoding_does(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(CONTENTS[name])
     split = files(path)
-    [(decoded, _)] = scan_module._decode(split, None, [0])
-    [(by_header, _)] = scan_module._look_at_headers(split, [0])
+    [(decoded, _)] = decoding.decode_rows(split, None, [0])
+    [(by_header, _)] = decoding.look_at_headers(split, [0])
     assert isinstance(by_header, str) == (not name.startswith(("small", "large", "turned", "one", "zeros", "trailer")))
     if isinstance(by_header, str):
         assert by_header == decoded
@@ -177,10 +180,10 @@ def test_several_processes_find_what_one_does(tmp_path: Path, monkeypatch: pytes
         (tmp_path / f"{number}.jpg").write_bytes([*CONTENTS.values()][number % len(CONTENTS)])
     split = files(*(tmp_path / f"{number}.jpg" for number in range(1500)))
     rows = np.arange(1500)[::-1]
-    one = [*scan_module._look_at_headers(split, rows)]
-    monkeypatch.setattr(scan_module, "MANY", 1000)
-    monkeypatch.setattr(scan_module, "available_cores", lambda: 2)
-    assert [*scan_module._look_at_headers(split, rows)] == one
+    one = [*decoding.look_at_headers(split, rows)]
+    monkeypatch.setattr(decoding, "MANY", 1000)
+    monkeypatch.setattr(decoding, "available_cores", lambda: 2)
+    assert [*decoding.look_at_headers(split, rows)] == one
 
 
 def test_no_picture_to_train_on_is_decoded_at_a_start(
@@ -188,9 +191,9 @@ def test_no_picture_to_train_on_is_decoded_at_a_start(
 ) -> None:
     source = open_source(make_images(tmp_path, train=3, val=2))
     decoded: list[str] = []
-    look = scan_module.look
+    decode = decoding.decode_image
     monkeypatch.setattr(
-        scan_module, "look", lambda content, name, *rest: decoded.append(name) or look(content, name, *rest)
+        decoding, "decode_image", lambda content, name, *rest: decoded.append(name) or decode(content, name, *rest)
     )
     dataset = scan(source, 16, in_memory=False)
     assert decoded == source.val.names()
@@ -207,7 +210,7 @@ def test_whole_contents_are_read_only_where_they_are_asked_for(
     scanned = scan(open_source(root), 16, in_memory=False).train
     assert (scanned.contents == 0).tolist() == [path.endswith("large.jpg") for path in scanned.split.names()]
     assert scanned.sha256 == whole.sha256
-    monkeypatch.setattr(scan_module, "_bytes", None)
+    monkeypatch.setattr(scanned_module, "read_bytes", None)
     assert scan(open_source(root), 16, in_memory=False).train.sha256 == whole.sha256
     changed = bytearray(CONTENTS["large.jpg"])
     changed[len(changed) // 2] ^= 1  # where neither end nor the size tells
@@ -254,9 +257,9 @@ def test_pictures_are_decoded_once_whatever_process_or_run_asks(
 
     read = []
     for kind in ("_decode_one", "_look_at_header"):
-        one = getattr(scan_module, kind)
+        one = getattr(decoding, kind)
         spy = lambda split, *rest, one=one: read.append(split.name(rest[-1])) or one(split, *rest)  # noqa: E731
-        monkeypatch.setattr(scan_module, kind, spy)
+        monkeypatch.setattr(decoding, kind, spy)
     again = scan(source, 16, in_memory, presize, said.append)
     assert not read
     assert len(said) == bool(presize)
@@ -299,7 +302,7 @@ def test_pictures_of_12_bits_are_scaled_by_what_the_training_pictures_span(
         row = train.split.names().index("train/red/0.png")
         assert np.array_equal(train.presized[row][..., 2], levels["train/red/0.png"])
     assert np.array_equal(train.picture(train.split.names().index("train/red/1.png")), plain)
-    monkeypatch.setattr(scan_module, "look", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(decoding, "decode_image", lambda *_: pytest.fail("decoded again"))
     again = scan(open_source(root), 16, in_memory, presize)
     assert again.train.values == train.values
     if in_memory:

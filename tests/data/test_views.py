@@ -18,7 +18,8 @@ from torch import Tensor
 from coadvise.config import AugmentConfig, ImageSize, sides
 from coadvise.data import draws
 from coadvise.data import views as views_module
-from coadvise.data.scan import ScannedSplit, scan, scan_split
+from coadvise.data.scan import scan, scan_split
+from coadvise.data.scanned import ScannedSplit
 from coadvise.data.sources import open_source
 from coadvise.data.views import VIEWS, Views, light_views
 from coadvise.errors import UserError

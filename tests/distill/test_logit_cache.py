@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from tiny import CLASSES
 
 from coadvise.config import RunConfig, changes, load_config
-from coadvise.data.scan import Dataset, scan
+from coadvise.data.scan import scan
+from coadvise.data.scanned import Dataset
 from coadvise.data.sources import open_source
 from coadvise.distill.logit_cache import CACHE, Form, LogitCache, fingerprint
 from coadvise.errors import StorageError, UserError

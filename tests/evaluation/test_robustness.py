@@ -9,7 +9,8 @@ import torch
 from tiny import make_images
 from torch import Tensor
 
-from coadvise.data.scan import ScannedSplit, scan_split
+from coadvise.data.scan import scan_split
+from coadvise.data.scanned import ScannedSplit
 from coadvise.data.sources import Split, evaluation_split
 from coadvise.data.sources.folder import FolderSplit
 from coadvise.errors import UserError

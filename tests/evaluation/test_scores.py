@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from coadvise.config import EngineConfig
 from coadvise.data.images import fitted, to_array
 from coadvise.data.loader import still_batches
-from coadvise.data.scan import ScannedSplit, scan
+from coadvise.data.scan import scan
+from coadvise.data.scanned import ScannedSplit
 from coadvise.data.sources import open_source
 from coadvise.evaluation.scores import (
     class_scores,

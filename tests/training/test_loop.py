@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from coadvise import storage
 from coadvise.advice import Advice, LossWeights
 from coadvise.config import AugmentConfig, EngineConfig, ModelConfig, RecipeConfig
-from coadvise.data.scan import Dataset, scan
+from coadvise.data.scan import scan
+from coadvise.data.scanned import Dataset
 from coadvise.data.sources import open_source
 from coadvise.data.views import Views
 from coadvise.distill.loss import CoAdvice, co_advise_loss

@@ -42,7 +42,7 @@ class UnreadableImageError(UserError):
     """A picture that cannot be read or decoded; `str` gives its name and the reason."""
 
 
-class Look(NamedTuple):
+class DecodedImage(NamedTuple):
     """A decoded picture: `image` is upright RGB, maybe reduced.
 
     Attributes:
@@ -88,11 +88,11 @@ def _open_now(path: str, flags: int) -> int:
 
 
 def decode(content: bytes, name: str, need: Need | None = None, values: Values | None = None) -> Image.Image:
-    """The image of `look`."""
-    return look(content, name, need, values).image
+    """The image of `decode_image`."""
+    return decode_image(content, name, need, values).image
 
 
-def look(content: bytes, name: str, need: Need | None = None, values: Values | None = None) -> Look:
+def decode_image(content: bytes, name: str, need: Need | None = None, values: Values | None = None) -> DecodedImage:
     """An encoded image as upright RGB, transparent parts on white, the first frame of an animation.
 
     Args:
@@ -109,7 +109,7 @@ def look(content: bytes, name: str, need: Need | None = None, values: Values | N
             whole = _reduce(image, need) if need is not None and image.width * image.height >= LARGE else None
             image.load()
             upright = upright_rgb(image, values)
-            return Look(upright, whole or upright.size, _span(image))
+            return DecodedImage(upright, whole or upright.size, _span(image))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, EOFError and others
         raise UnreadableImageError(fault(name, error)) from None
 

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from coadvise.config import ImageSize
 from coadvise.data.images import Pixels, UnreadableImageError
-from coadvise.data.scan import ScannedSplit
+from coadvise.data.scanned import ScannedSplit
 from coadvise.data.views import Batch, Request, Views
 from coadvise.data.workers import mark_reading, worker_batches
 from coadvise.errors import UserError

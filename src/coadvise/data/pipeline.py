@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from coadvise.config import AugmentConfig, Fit, ImageSize, sides
-from coadvise.data.images import PADDING, Look, Need, Pixels, fitted_size
+from coadvise.data.images import PADDING, DecodedImage, Need, Pixels, fitted_size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # DeiT fills with it what a shift or rotation leaves empty
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -49,7 +49,7 @@ class Pipeline:
         assert isinstance(self._crop, RandomResizedCropAndInterpolation), "timm's pipeline no longer begins with it"
         assert isinstance(to_tensor, MaybePILToTensor), "timm's pipeline no longer ends with it"
 
-    def views(self, images: Iterable[tuple[Look | Image.Image | Pixels, int]], count: int) -> Tensor:
+    def views(self, images: Iterable[tuple[DecodedImage | Image.Image | Pixels, int]], count: int) -> Tensor:
         """[B, 3, H, W] float32 in 0..1, the view of each image a function of its seed.
 
         Args:
@@ -91,7 +91,7 @@ class Pipeline:
         top, left, down, across = self._crop.get_params(blank, self._crop.scale, (low * aspect, high * aspect))
         return top, left, down, across
 
-    def _view(self, image: Look | Image.Image | Pixels, seed: int) -> Pixels:
+    def _view(self, image: DecodedImage | Image.Image | Pixels, seed: int) -> Pixels:
         """[H, W, 3]."""
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -102,7 +102,7 @@ class Pipeline:
             region = torch.from_numpy(image[top : top + height, left : left + width]).permute(2, 0, 1)
             result: Any = _resized(region, self._inner(*size))
         else:
-            picture, size = (image.image, image.size) if isinstance(image, Look) else (image, image.size)
+            picture, size = (image.image, image.size) if isinstance(image, DecodedImage) else (image, image.size)
             top, left, height, width = self._region(*size)
             box = (left, top, left + width, top + height)
             if picture.size == size:

@@ -23,9 +23,9 @@ from torch.utils.data import Dataset as TorchDataset
 from coadvise.config import AugmentConfig, ImageSize
 from coadvise.data import draws
 from coadvise.data.balance import balanced_order
-from coadvise.data.images import Look, Pixels, UnreadableImageError
+from coadvise.data.images import DecodedImage, Pixels, UnreadableImageError
 from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, Pipeline
-from coadvise.data.scan import ScannedSplit
+from coadvise.data.scanned import ScannedSplit
 from coadvise.data.workers import mark_reading
 from coadvise.errors import UserError
 
@@ -195,11 +195,11 @@ class Views(TorchDataset[Batch]):
         """DeiT's views of images of any size, read one at a time, and the row of each view's image."""
         presized, shown = self.split.presized, list[int]()
 
-        def look(row: int) -> tuple[Look | Pixels, int]:
+        def look(row: int) -> tuple[DecodedImage | Pixels, int]:
             seed = draws.scalar_seed(self.seed, draws.PIPELINE, epoch, row)
-            return self.split.look(row, pipeline.need(seed)) if presized is None else presized[row], seed
+            return self.split.decoded(row, pipeline.need(seed)) if presized is None else presized[row], seed
 
-        def images() -> Iterator[tuple[Look | Pixels, int]]:
+        def images() -> Iterator[tuple[DecodedImage | Pixels, int]]:
             for row in wanted.tolist():
                 seen, at = self._read(row, unreadable, look)
                 shown.append(at)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from coadvise.config import RunConfig, changes, plain_size
 from coadvise.data.images import LARGE, REDUCED
-from coadvise.data.scan import Dataset
+from coadvise.data.scanned import Dataset
 from coadvise.data.views import VIEWS, Batch
 from coadvise.errors import UserError
 from coadvise.storage import read_model, storing, write_text

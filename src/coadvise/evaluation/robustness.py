@@ -14,7 +14,8 @@ from coadvise.config import Fit, ImageSize
 from coadvise.data import draws
 from coadvise.data.images import Pixels, Values
 from coadvise.data.loader import still_batches
-from coadvise.data.scan import ScannedSplit, scan_split
+from coadvise.data.scan import scan_split
+from coadvise.data.scanned import ScannedSplit
 from coadvise.data.sources import Split
 from coadvise.errors import UserError
 from coadvise.evaluation.corruptions import CORRUPTIONS, corrupt

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from coadvise.advice import AVERAGE
 from coadvise.config import ImageSize
 from coadvise.data.loader import still_batches
-from coadvise.data.scan import ScannedSplit
+from coadvise.data.scanned import ScannedSplit
 from coadvise.distill.loss import average_probabilities
 from coadvise.models.network import class_map
 from coadvise.storage import DamagedError, storing, write_weights

@@ -1,10 +1,10 @@
 """One pass over all files: what their headers say, what they look like, and which cannot be read."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,12 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+from coadvise.data.decoding import threaded
 from coadvise.data.images import Pixels, UnreadableImageError, decode, fault, open_image
 from coadvise.data.sources import Source, Split
 from coadvise.errors import UserError
 from coadvise.inspection.features import Floats, cheap_features
 from coadvise.inspection.suspects import NEEDED
-from coadvise.machine import available_cores
 
 LOOK = 16  # pixels, square: the small copy by which candidates for near duplicates are compared
 SLICE = 256  # pictures at a time
@@ -110,7 +110,9 @@ def look_through(
     total, done = sum(map(len, splits.values())), 0
     for name, split in splits.items():
         labels = split.labels.tolist()
-        for start, some in _slices(split, pixels or cheap_features):
+        outcomes = threaded(partial(_look_at, split, pixels or cheap_features), range(len(split)))
+        for start in range(0, len(split), SLICE):
+            some = list(islice(outcomes, SLICE))
             shown = []
             for row, outcome in enumerate(some, start):
                 place = Place(name, row, split.name(row), labels[row])
@@ -137,22 +139,6 @@ def look_through(
         tuple(np.concatenate(parts) for parts in zip(*described, strict=True)),
         tuple(unreadable),
     )
-
-
-def _slices(
-    split: Split, describe: Callable[[Image.Image], Any]
-) -> Iterator[tuple[int, list[tuple[_Seen, Any] | str]]]:
-    """The number of a first picture, and what became of it and of those after it; the next ones are read meanwhile."""
-    with ThreadPoolExecutor(min(16, available_cores())) as pool:
-        ahead = None
-        for start in [*range(0, len(split), SLICE), None]:
-            following = None
-            if start is not None:
-                rows = range(start, min(start + SLICE, len(split)))
-                following = (start, pool.map(partial(_look_at, split, describe), rows))
-            if ahead is not None:
-                yield ahead[0], list(ahead[1])
-            ahead = following
 
 
 def _look_at(split: Split, describe: Callable[[Image.Image], Any], row: int) -> tuple[_Seen, Any] | str:

@@ -12,7 +12,8 @@ import numpy as np
 
 from coadvise.config import RunConfig, parse_config, read_config
 from coadvise.data.loader import epoch_batches
-from coadvise.data.scan import Dataset, scan
+from coadvise.data.scan import scan
+from coadvise.data.scanned import Dataset
 from coadvise.data.sources import source_of
 from coadvise.data.views import Batch, Views
 from coadvise.data.workers import seconds_with_workers

@@ -10,7 +10,7 @@ import numpy as np
 
 from coadvise.config import RunConfig, names_model
 from coadvise.data.loader import whole_batch
-from coadvise.data.scan import Dataset
+from coadvise.data.scanned import Dataset
 from coadvise.data.views import Views
 from coadvise.data.workers import seconds_with_workers
 from coadvise.models.network import Network

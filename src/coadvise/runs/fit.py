@@ -9,7 +9,8 @@ from typing import Any
 
 from coadvise.data.balance import class_weights, unbalanced
 from coadvise.data.quarantine import check_share
-from coadvise.data.scan import Dataset, scan, scored_and_trained_on, under_two_labels
+from coadvise.data.scan import scan
+from coadvise.data.scanned import Dataset, scored_and_trained_on, under_two_labels
 from coadvise.data.sources import source_of
 from coadvise.errors import UserError
 from coadvise.runs.build_cache import check_caches, fill_caches

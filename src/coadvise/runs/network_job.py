@@ -13,7 +13,7 @@ from coadvise.advice import CLASS, LossWeights
 from coadvise.config import RecipeConfig, RunConfig, sides, size_text
 from coadvise.data import draws
 from coadvise.data.loader import whole_batch
-from coadvise.data.scan import PREPROCESSING, Dataset, ScannedSplit
+from coadvise.data.scanned import PREPROCESSING, Dataset, ScannedSplit
 from coadvise.data.views import Views
 from coadvise.distill.logit_cache import StoredLogits, form_of
 from coadvise.distill.loss import CoAdvice

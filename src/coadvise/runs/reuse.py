@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from coadvise.config import HARMLESS_KEYS, ImageSize, RunConfig, deciding_values, read_config
-from coadvise.data.scan import PREPROCESSING, Dataset
+from coadvise.data.scanned import PREPROCESSING, Dataset
 from coadvise.distill.logit_cache import teacher_fingerprint
 from coadvise.errors import UserError
 from coadvise.models.network import build_network, load_network

@@ -28,7 +28,7 @@ from coadvise.config import (
 )
 from coadvise.data.balance import class_weights
 from coadvise.data.quarantine import Quarantine
-from coadvise.data.scan import Changes, Dataset, changes_of
+from coadvise.data.scanned import Changes, Dataset, changes_of
 from coadvise.data.sources import resolved
 from coadvise.data.views import Views
 from coadvise.distill.logit_cache import LogitCache, fingerprint, seed_folder

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from coadvise.config import RunConfig
-from coadvise.data.scan import Dataset, scan
+from coadvise.data.scan import scan
+from coadvise.data.scanned import Dataset
 from coadvise.data.sources import short_name, source_of
 from coadvise.errors import UserError
 from coadvise.runs.estimate import estimate
