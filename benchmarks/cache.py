@@ -31,7 +31,7 @@ from benchmarks.step import (
     training,
 )
 from benchmarks.table import Row, Setting, Table, in_turns, machine
-from coadvise.config import CacheConfig
+from coadvise.config.schema import CacheConfig
 from coadvise.data.views import Views
 from coadvise.distill.logit_cache import Arrays, Form, LogitCache, StoredLogits
 from coadvise.runs.build_cache import answers

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.table import Row, Setting, Table, machine
-from coadvise.config import load_config
+from coadvise.config.reading import load_config
 from coadvise.evaluation.speed import interleaved
 from coadvise.models.network import build_network
 from coadvise.training.checkpoint import KEEP, WRITING_SHARE, Checkpoints

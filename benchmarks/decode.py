@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from benchmarks.table import Row, Setting, Table, machine
-from coadvise.config import AugmentConfig
+from coadvise.config.schema import AugmentConfig
 from coadvise.data.images import DecodedImage, Pixels, decode, decode_image, fitted, fitted_size, to_array
 from coadvise.data.pipeline import Pipeline
 from coadvise.data.store import presized, presized_size

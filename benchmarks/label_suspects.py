@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from coadvise.config import read_config
+from coadvise.config.reading import read_config
 from coadvise.data.images import decode
 from coadvise.data.sources import Source, Split, open_source
 from coadvise.inspection.duplicates import exact_groups, near_groups

@@ -29,7 +29,8 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from benchmarks.table import Row, Setting, Table, machine
-from coadvise.config import AugmentConfig, load_config
+from coadvise.config.reading import load_config
+from coadvise.config.schema import AugmentConfig
 from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, allow_no_bits
 from coadvise.data.scan import presized_split, scan_split
 from coadvise.data.scanned import ScannedSplit

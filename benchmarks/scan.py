@@ -46,7 +46,7 @@ def report(start, read):
 """
 OURS = """
 import numpy as np
-from coadvise.config import AugmentConfig
+from coadvise.config.schema import AugmentConfig
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.data.views import Views

@@ -28,7 +28,8 @@ from torch import nn
 from benchmarks.floor import operations, peak_operations, product_note
 from benchmarks.table import Row, Setting, Table, in_turns, machine
 from coadvise.advice import LossWeights
-from coadvise.config import ModelConfig, RecipeConfig, load_config
+from coadvise.config.reading import load_config
+from coadvise.config.schema import ModelConfig, RecipeConfig
 from coadvise.data.scanned import ScannedSplit
 from coadvise.data.sources.folder import FolderSplit
 from coadvise.data.views import Views

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from coadvise.config import EngineConfig
+from coadvise.config.schema import EngineConfig
 from coadvise.training.engine import Engine
 from coadvise.training.loop import Progress
 

@@ -16,7 +16,7 @@ import yaml
 from tiny import ONE_EPOCH, contents, make_images, records, request_stop
 
 from coadvise.cli import app, main
-from coadvise.config import preset_names
+from coadvise.config.reading import preset_names
 from coadvise.deploy.predict import load
 from coadvise.errors import UserError
 from coadvise.models import MODELS

@@ -10,7 +10,7 @@ import typer
 from timm.data import ImageNetInfo
 
 from coadvise.cli import app
-from coadvise.config import load_config, preset_names, preset_text
+from coadvise.config.reading import load_config, preset_names, preset_text
 from coadvise.studies import STUDIES
 
 ROOT = Path(__file__).parents[1]

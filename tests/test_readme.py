@@ -11,7 +11,7 @@ import pytest
 
 import coadvise
 from coadvise.cli import app
-from coadvise.config import load_config, read_config
+from coadvise.config.reading import load_config, read_config
 from coadvise.data.sources import open_source
 from coadvise.evaluation.verdict import seed_interval
 from coadvise.studies.result import markdown

@@ -23,15 +23,8 @@ from torch import Tensor
 
 import coadvise
 from coadvise import fit, load
-from coadvise.config import (
-    ModelConfig,
-    RunConfig,
-    load_config,
-    parse_config,
-    preset_names,
-    preset_text,
-    read_config,
-)
+from coadvise.config.reading import load_config, parse_config, preset_names, preset_text, read_config
+from coadvise.config.schema import ModelConfig, RunConfig
 from coadvise.errors import UserError
 from coadvise.models.network import build_network, load_network
 from coadvise.runs.evaluate import evaluate_run

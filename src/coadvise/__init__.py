@@ -15,7 +15,7 @@ _HOME = {  # public name -> its module
     "LossWeights": "advice",
     "LostProcessError": "errors",
     "Prediction": "deploy.predict",
-    "RunConfig": "config",
+    "RunConfig": "config.schema",
     "StorageError": "errors",
     "TrainedStudent": "deploy.predict",
     "UserError": "errors",
@@ -25,7 +25,7 @@ _HOME = {  # public name -> its module
     "export": "deploy.export",
     "fit": "runs.fit",
     "load": "deploy.predict",
-    "load_config": "config",
+    "load_config": "config.reading",
     "load_published": "models.published",
 }
 __all__ = list(_HOME)
@@ -33,8 +33,8 @@ __all__ = list(_HOME)
 if TYPE_CHECKING:
     from coadvise.advice import Advice as Advice
     from coadvise.advice import LossWeights as LossWeights
-    from coadvise.config import RunConfig as RunConfig
-    from coadvise.config import load_config as load_config
+    from coadvise.config.reading import load_config as load_config
+    from coadvise.config.schema import RunConfig as RunConfig
     from coadvise.deploy.export import export as export
     from coadvise.deploy.predict import Prediction as Prediction
     from coadvise.deploy.predict import TrainedStudent as TrainedStudent

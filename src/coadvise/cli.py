@@ -423,7 +423,7 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Convert a published RedNet, Co-advise student or DeiT for timm.create_model."""
-    from coadvise.config import parse_arguments
+    from coadvise.config.reading import parse_arguments
     from coadvise.models.published import convert as run_convert
 
     found = run_convert(checkpoint, out, distillation_token, **parse_arguments(arguments or []))
@@ -443,7 +443,7 @@ def presets(
     name: Annotated[str | None, typer.Argument(help="Print this preset in full.")] = None, as_json: AsJson = False
 ) -> None:
     """List the presets, or print one."""
-    from coadvise.config import load_config, preset_names, preset_text
+    from coadvise.config.reading import load_config, preset_names, preset_text
 
     if name is not None:
         config = load_config(name)

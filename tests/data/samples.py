@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from coadvise.config import AugmentConfig, ImageSize, sides
+from coadvise.config.schema import AugmentConfig, ImageSize, sides
 from coadvise.data.scanned import ScannedSplit
 from coadvise.data.sources.folder import FolderSplit
 from coadvise.data.views import Batch, Views

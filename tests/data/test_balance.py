@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
-from coadvise.config import DataConfig
+from coadvise.config.schema import DataConfig
 from coadvise.data.balance import balanced_order, class_weights
 from coadvise.errors import UserError
 

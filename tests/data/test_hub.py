@@ -8,7 +8,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from coadvise.config import DataConfig
+from coadvise.config.schema import DataConfig
 from coadvise.data.sources import open_source
 from coadvise.data.sources.hub import dataset_in
 from coadvise.errors import UserError

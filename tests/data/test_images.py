@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 from samples import encoded
 from tiny import damages
 
-from coadvise.config import Fit
+from coadvise.config.schema import Fit
 from coadvise.data import images
 from coadvise.data.images import (
     AMPLE,

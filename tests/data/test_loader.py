@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import EVERYTHING, joined, made_views, same
 
-from coadvise.config import AugmentConfig
+from coadvise.config.schema import AugmentConfig
 from coadvise.data.images import fitted, to_array
 from coadvise.data.loader import TrainingLoader, epoch_batches, still_batches
 from coadvise.data.scan import scan

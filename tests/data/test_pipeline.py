@@ -11,7 +11,7 @@ from samples import encoded
 from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment, posterize
 from torch import Tensor
 
-from coadvise.config import AugmentConfig, Fit
+from coadvise.config.schema import AugmentConfig, Fit
 from coadvise.data import images as decoding
 from coadvise.data.images import PADDING, decode_image, fitted, to_array
 from coadvise.data.pipeline import Pipeline, allow_no_bits

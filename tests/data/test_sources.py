@@ -16,7 +16,7 @@ from PIL import Image
 from pillow_heif import register_heif_opener
 from sklearn.datasets import load_digits
 
-from coadvise.config import DataConfig
+from coadvise.config.schema import DataConfig
 from coadvise.data.images import decode
 from coadvise.data.sources import (
     Source,

@@ -10,7 +10,7 @@ from pyarrow import Table, parquet
 from tiny import make_images, records
 
 from coadvise import fit
-from coadvise.config import DataConfig
+from coadvise.config.schema import DataConfig
 from coadvise.data.sources import Source, evaluation_split, open_source, typical_size
 from coadvise.errors import UserError
 from coadvise.runs.evaluate import evaluate_run

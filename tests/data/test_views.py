@@ -15,7 +15,7 @@ from samples import EVERYTHING, NOTHING, files, joined, made_split, made_views, 
 from tiny import make_images
 from torch import Tensor
 
-from coadvise.config import AugmentConfig, ImageSize, sides
+from coadvise.config.schema import AugmentConfig, ImageSize, sides
 from coadvise.data import draws
 from coadvise.data import views as views_module
 from coadvise.data.scan import scan, scan_split

@@ -21,7 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CLASSES
 
-from coadvise.config import RunConfig, changes, load_config
+from coadvise.config.reading import changes, load_config
+from coadvise.config.schema import RunConfig
 from coadvise.data.scan import scan
 from coadvise.data.scanned import Dataset
 from coadvise.data.sources import open_source

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from coadvise.config import EngineConfig, ModelConfig
+from coadvise.config.schema import EngineConfig, ModelConfig
 from coadvise.data.views import Batch
 from coadvise.distill.teachers import Teacher, Teachers, load_teachers
 from coadvise.errors import UserError

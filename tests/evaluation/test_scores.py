@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save, save_file
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
 from torch import Tensor, nn
 
-from coadvise.config import EngineConfig
+from coadvise.config.schema import EngineConfig
 from coadvise.data.images import fitted, to_array
 from coadvise.data.loader import still_batches
 from coadvise.data.scan import scan

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from coadvise.config import EngineConfig
+from coadvise.config.schema import EngineConfig
 from coadvise.evaluation.speed import images_per_second
 from coadvise.training.engine import Engine
 

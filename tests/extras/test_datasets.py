@@ -21,7 +21,8 @@ from PIL import Image as Pillow
 from tiny import ONE_EPOCH, make_images, records, run_program
 
 from coadvise import fit
-from coadvise.config import DataConfig, read_config
+from coadvise.config.reading import read_config, with_cache
+from coadvise.config.schema import DataConfig
 from coadvise.data.loader import still_batches
 from coadvise.data.scan import scan, scan_split
 from coadvise.data.sources import (
@@ -112,7 +113,7 @@ def test_a_folder_its_tables_and_its_datasets_train_the_same_networks(tmp_path: 
         teachers = {teacher: run / "teachers" / teacher for teacher in config.teachers}
         found[name] = (
             sorted(records(run, "train", "eval", "result", "verdict"), key=lambda record: record.get("part", "")),
-            fingerprint(config.with_cache(), pictures, teachers, 0),
+            fingerprint(with_cache(config), pictures, teachers, 0),
             evaluate_run(run, data)["parts"],
         )
     assert found["folder"][0]

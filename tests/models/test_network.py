@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import assert_same_weights
 
-from coadvise.config import ModelConfig
+from coadvise.config.schema import ModelConfig
 from coadvise.errors import UserError
 from coadvise.models import TokenModel
 from coadvise.models.network import build_network, load_network

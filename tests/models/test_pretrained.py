@@ -17,7 +17,7 @@ from tiny import make_images, records
 from torch import nn
 
 from coadvise import fit
-from coadvise.config import TeacherConfig
+from coadvise.config.schema import TeacherConfig
 from coadvise.distill.teachers import Teacher
 from coadvise.errors import UserError
 from coadvise.models.network import Network, load_network

@@ -16,7 +16,7 @@ from tiny import CLASSES, Stopper, assert_same_weights, records, weights_of, wri
 from torch import Tensor, nn
 
 from coadvise import fit, load
-from coadvise.config import load_config
+from coadvise.config.reading import load_config
 from coadvise.errors import Interrupted, UserError
 from coadvise.models.network import Network
 from coadvise.models.start import _selected

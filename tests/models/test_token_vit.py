@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
-from coadvise.config import ModelConfig
+from coadvise.config.schema import ModelConfig
 from coadvise.errors import UserError
 from coadvise.models.network import Network, build_network, load_network
 from coadvise.models.token_vit import TokenViT, create_token_vit

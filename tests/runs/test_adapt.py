@@ -7,7 +7,7 @@ import torch
 from tiny import make_images, records
 
 from coadvise import fit
-from coadvise.config import FinetuneConfig, RecipeConfig, TeacherConfig
+from coadvise.config.schema import FinetuneConfig, RecipeConfig, TeacherConfig
 from coadvise.errors import UserError
 from coadvise.models.network import load_network
 

@@ -25,7 +25,8 @@ from tiny import (
 from torch import Tensor
 
 from coadvise import build_cache, fit
-from coadvise.config import AugmentConfig, EngineConfig, load_config
+from coadvise.config.reading import load_config
+from coadvise.config.schema import AugmentConfig, EngineConfig
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.data.views import Views

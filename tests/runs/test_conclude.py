@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import Stopper, never, records
 
-from coadvise.config import read_config
+from coadvise.config.reading import read_config
 from coadvise.evaluation.scores import save_predictions
 from coadvise.runs.conclude import conclude
 from coadvise.runs.plan import run_parts

@@ -9,7 +9,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from tiny import make_images, records
 
-from coadvise.config import ModelConfig
+from coadvise.config.schema import ModelConfig
 from coadvise.deploy.predict import load
 from coadvise.errors import UserError
 from coadvise.evaluation.corruptions import CORRUPTIONS

@@ -30,7 +30,8 @@ from tiny import (
 )
 
 from coadvise import build_cache, fit, load
-from coadvise.config import EngineConfig, load_config, parse_config, preset_names
+from coadvise.config.reading import load_config, parse_config, preset_names
+from coadvise.config.schema import EngineConfig
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.errors import Interrupted, UserError

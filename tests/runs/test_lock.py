@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from coadvise.config import EngineConfig
+from coadvise.config.schema import EngineConfig
 from coadvise.errors import UserError
 from coadvise.runs.lock import lock_folder
 from coadvise.training.engine import Engine
@@ -18,7 +18,7 @@ from coadvise.training.engine import Engine
 HOLDER = """
 import sys, time
 from pathlib import Path
-from coadvise.config import EngineConfig
+from coadvise.config.schema import EngineConfig
 from coadvise.runs.lock import lock_folder
 from coadvise.training.engine import Engine
 with lock_folder(Path(sys.argv[1]), Engine(EngineConfig(device="cpu"))):

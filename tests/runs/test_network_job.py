@@ -9,7 +9,8 @@ import torch
 from tiny import CLASSES, ONE_EPOCH, records, weights_of
 
 from coadvise import fit, load
-from coadvise.config import AugmentConfig, ModelConfig, load_config
+from coadvise.config.reading import load_config
+from coadvise.config.schema import AugmentConfig, ModelConfig
 from coadvise.data.scan import scan
 from coadvise.data.sources import source_of
 from coadvise.models.network import build_network

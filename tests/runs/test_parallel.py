@@ -18,7 +18,7 @@ import torch
 from tiny import Stopper, assert_same_weights, command, never, records, weights_of
 
 from coadvise import fit
-from coadvise.config import EngineConfig
+from coadvise.config.schema import EngineConfig
 from coadvise.errors import Interrupted, LostProcessError, UserError
 from coadvise.runs import parallel
 from coadvise.runs.parallel import Task, in_processes

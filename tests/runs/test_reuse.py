@@ -7,7 +7,8 @@ import pytest
 from tiny import CLASSES, ONE_EPOCH, Stopper, make_images, never, records
 
 from coadvise import fit
-from coadvise.config import RunConfig, TeacherConfig, load_config
+from coadvise.config.reading import load_config
+from coadvise.config.schema import RunConfig, TeacherConfig
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.errors import Interrupted, UserError

@@ -15,7 +15,7 @@ import pytest
 from tiny import ONE_EPOCH, Stopper, assert_same_weights, command, contents, never, records, weights_of
 
 from coadvise import fit
-from coadvise.config import load_config
+from coadvise.config.reading import load_config
 from coadvise.errors import Interrupted, StorageError, UserError
 from coadvise.runs.run import CONFIG, PICTURES, check_folder, check_space
 from coadvise.training.metrics import read_records

@@ -12,7 +12,7 @@ from PIL import Image
 from studied import Studied
 from tiny import CLASSES, records
 
-from coadvise.config import DataConfig, EngineConfig
+from coadvise.config.schema import DataConfig, EngineConfig
 from coadvise.errors import UserError
 from coadvise.evaluation.agreement import agreement, divergences
 from coadvise.evaluation.scores import load_predictions

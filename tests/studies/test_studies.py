@@ -15,7 +15,8 @@ import torch
 from studied import Studied, StudyStopper
 from tiny import ONE_EPOCH, Stopper, make_images, never, write_preset
 
-from coadvise.config import TeacherConfig, load_config
+from coadvise.config.reading import load_config
+from coadvise.config.schema import TeacherConfig
 from coadvise.distill.teachers import Teachers
 from coadvise.errors import Interrupted, UserError
 from coadvise.runs.network_job import initial_network

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from coadvise.config import EngineConfig, ModelConfig, RecipeConfig
+from coadvise.config.schema import EngineConfig, ModelConfig, RecipeConfig
 from coadvise.data.views import Batch
 from coadvise.errors import UserError
 from coadvise.models.network import build_network

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from coadvise import storage
 from coadvise.advice import Advice, LossWeights
-from coadvise.config import AugmentConfig, EngineConfig, ModelConfig, RecipeConfig
+from coadvise.config.schema import AugmentConfig, EngineConfig, ModelConfig, RecipeConfig
 from coadvise.data.scan import scan
 from coadvise.data.scanned import Dataset
 from coadvise.data.sources import open_source

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import records
 from torch import Tensor, nn
 
-from coadvise.config import EngineConfig
+from coadvise.config.schema import EngineConfig
 from coadvise.errors import UserError
 from coadvise.training.engine import Engine
 from coadvise.training.metrics import Recorder, read_records

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coadvise.config import RecipeConfig
+from coadvise.config.schema import RecipeConfig
 from coadvise.training.optim import learning_rate, make_optimiser
 
 recipes = st.builds(

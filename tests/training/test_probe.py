@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from coadvise.config import AugmentConfig, EngineConfig, ModelConfig
+from coadvise.config.schema import AugmentConfig, EngineConfig, ModelConfig
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.data.views import Views

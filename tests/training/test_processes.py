@@ -17,7 +17,7 @@ import yaml
 from tiny import PRESET, Stopper, command, records, write_preset
 
 from coadvise import fit
-from coadvise.config import EngineConfig, ModelConfig
+from coadvise.config.schema import EngineConfig, ModelConfig
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.errors import Interrupted
@@ -192,7 +192,7 @@ def test_ranks_that_read_other_images_are_told_so(tiny_images: Path, preset: str
 TOGETHER = """
 import sys, torch
 from pathlib import Path
-from coadvise.config import EngineConfig, ModelConfig
+from coadvise.config.schema import EngineConfig, ModelConfig
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.evaluation import scores

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from coadvise.config import DataConfig, nearest
+from coadvise.config.reading import nearest
+from coadvise.config.schema import DataConfig
 from coadvise.data import draws
 from coadvise.data.sources.split import Labels, few
 from coadvise.errors import UserError

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from coadvise.config import Fit, ImageSize
+from coadvise.config.schema import Fit, ImageSize
 from coadvise.data.images import (
     ENDS,
     DecodedImage,

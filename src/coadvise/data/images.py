@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from coadvise.config import Fit, ImageSize, sides, size_text
+from coadvise.config.schema import Fit, ImageSize, sides, size_text
 from coadvise.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]

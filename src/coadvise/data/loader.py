@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from coadvise.config import ImageSize
+from coadvise.config.schema import ImageSize
 from coadvise.data.images import Pixels, UnreadableImageError
 from coadvise.data.scanned import ScannedSplit
 from coadvise.data.views import Batch, Request, Views

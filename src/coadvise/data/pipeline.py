@@ -22,7 +22,7 @@ from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpola
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from coadvise.config import AugmentConfig, Fit, ImageSize, sides
+from coadvise.config.schema import AugmentConfig, Fit, ImageSize, sides
 from coadvise.data.images import PADDING, DecodedImage, Need, Pixels, fitted_size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # DeiT fills with it what a shift or rotation leaves empty

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from coadvise.config import Fit, ImageSize, sides, size_text
+from coadvise.config.schema import Fit, ImageSize, sides, size_text
 from coadvise.data.decoding import Keep, decode_rows, look_at_headers, still, threaded
 from coadvise.data.images import (
     Pixels,

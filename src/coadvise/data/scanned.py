@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from coadvise.config import Fit, ImageSize
+from coadvise.config.schema import Fit, ImageSize
 from coadvise.data.decoding import decoded, read_bytes, still, threaded
 from coadvise.data.images import DecodedImage, Need, Pixels, Values, first_bits
 from coadvise.data.sources import Source, Split

@@ -20,7 +20,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from coadvise.config import AugmentConfig, ImageSize
+from coadvise.config.schema import AugmentConfig, ImageSize
 from coadvise.data import draws
 from coadvise.data.balance import balanced_order
 from coadvise.data.images import DecodedImage, Pixels, UnreadableImageError

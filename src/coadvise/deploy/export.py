@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from coadvise.advice import AVERAGE, CLASS
-from coadvise.config import plain_size, sides
+from coadvise.config.schema import plain_size, sides
 from coadvise.data.images import preprocessing_text
 from coadvise.deploy.predict import load
 from coadvise.errors import UserError

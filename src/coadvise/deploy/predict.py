@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from coadvise.advice import AVERAGE, CLASS
-from coadvise.config import Fit, ImageSize, sides
+from coadvise.config.schema import Fit, ImageSize, sides
 from coadvise.data.images import UnreadableImageError, fitted, fitted_size, read_image, to_array, upright_rgb
 from coadvise.distill.loss import average_probabilities
 from coadvise.errors import UserError

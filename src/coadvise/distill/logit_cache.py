@@ -24,7 +24,8 @@ import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from coadvise.config import RunConfig, changes, plain_size
+from coadvise.config.reading import changes
+from coadvise.config.schema import RunConfig, plain_size
 from coadvise.data.images import LARGE, REDUCED
 from coadvise.data.scanned import Dataset
 from coadvise.data.views import VIEWS, Batch

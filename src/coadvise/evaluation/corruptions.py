@@ -23,7 +23,7 @@ from PIL import Image
 from scipy.ndimage import correlate1d, gaussian_filter, map_coordinates, zoom
 from scipy.signal import fftconvolve
 
-from coadvise.config import nearest
+from coadvise.config.reading import nearest
 from coadvise.data.images import Pixels
 from coadvise.errors import UserError
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coadvise.config import Fit, ImageSize
+from coadvise.config.schema import Fit, ImageSize
 from coadvise.data import draws
 from coadvise.data.images import Pixels, Values
 from coadvise.data.loader import still_batches

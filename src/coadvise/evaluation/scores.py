@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from coadvise.advice import AVERAGE
-from coadvise.config import ImageSize
+from coadvise.config.schema import ImageSize
 from coadvise.data.loader import still_batches
 from coadvise.data.scanned import ScannedSplit
 from coadvise.distill.loss import average_probabilities

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from coadvise.config import DataConfig
+from coadvise.config.schema import DataConfig
 from coadvise.data.sources import Split, evaluation_split
 from coadvise.errors import UserError
 from coadvise.evaluation.corruptions import CORRUPTIONS, SEVERITIES

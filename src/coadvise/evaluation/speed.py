@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from coadvise.config import ImageSize, sides
+from coadvise.config.schema import ImageSize, sides
 from coadvise.models.network import Network
 from coadvise.training.engine import Engine
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from coadvise.config import load_config, nearest
+from coadvise.config.reading import load_config, nearest
 from coadvise.data.sources import Source, resolved, source_of
 from coadvise.data.sources.folder import FolderSplit
 from coadvise.errors import UserError

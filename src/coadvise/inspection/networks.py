@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from coadvise.config import HUB, EngineConfig, ImageSize, TeacherConfig, read_config
+from coadvise.config.reading import read_config
+from coadvise.config.schema import HUB, EngineConfig, ImageSize, TeacherConfig
 from coadvise.data.images import Pixels, fitted, to_array
 from coadvise.errors import UserError
 from coadvise.inspection.features import Floats

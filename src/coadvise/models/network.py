@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor, nn
 
 from coadvise.advice import CLASS
-from coadvise.config import HUB, Fit, ImageSize, ModelConfig, nearest, plain_size, sides, size_text
+from coadvise.config.reading import nearest
+from coadvise.config.schema import HUB, Fit, ImageSize, ModelConfig, plain_size, sides, size_text
 from coadvise.errors import UserError
 from coadvise.models import TokenModel
 from coadvise.models.token_vit import STUDENTS_ARE, create_token_vit, is_timms

@@ -14,7 +14,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import load_model_config_from_hf
 from torch import nn
 
-from coadvise.config import (
+from coadvise.config.schema import (
     HUB,
     WEIGHT_FILES,
     ImageSize,

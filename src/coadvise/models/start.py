@@ -11,7 +11,8 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from coadvise.advice import CLASS
-from coadvise.config import WEIGHT_FILES, nearest
+from coadvise.config.reading import nearest
+from coadvise.config.schema import WEIGHT_FILES
 from coadvise.errors import UserError
 from coadvise.models.network import Network, check_name, load_network, load_weights
 from coadvise.models.pretrained import imagenet_classes

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from coadvise.config import RunConfig, parse_config, read_config
+from coadvise.config.reading import parse_config, read_config
+from coadvise.config.schema import RunConfig
 from coadvise.data.loader import epoch_batches
 from coadvise.data.scan import scan
 from coadvise.data.scanned import Dataset

@@ -3,7 +3,7 @@
 from typing import Any
 
 from coadvise.advice import CLASS
-from coadvise.config import RunConfig, StudentConfig, TeacherConfig
+from coadvise.config.schema import RunConfig, StudentConfig, TeacherConfig
 from coadvise.runs.plan import ALONE, TEACHER
 
 # Every field of a teacher counts, but for two cases. Its advice has no effect on its own network:

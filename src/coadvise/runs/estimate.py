@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 
-from coadvise.config import RunConfig, names_model
+from coadvise.config.schema import RunConfig, names_model
 from coadvise.data.loader import whole_batch
 from coadvise.data.scanned import Dataset
 from coadvise.data.views import Views

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from coadvise.advice import CLASS
-from coadvise.config import RunConfig, nearest, read_config
+from coadvise.config.reading import nearest, read_config
+from coadvise.config.schema import RunConfig
 from coadvise.data.loader import still_batches
 from coadvise.data.scan import scan_split
 from coadvise.data.sources import Split, evaluation_remarks, evaluation_split, few, source_of

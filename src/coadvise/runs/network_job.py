@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coadvise.advice import CLASS, LossWeights
-from coadvise.config import RecipeConfig, RunConfig, sides, size_text
+from coadvise.config.schema import RecipeConfig, RunConfig, sides, size_text
 from coadvise.data import draws
 from coadvise.data.loader import whole_batch
 from coadvise.data.scanned import PREPROCESSING, Dataset, ScannedSplit

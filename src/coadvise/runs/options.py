@@ -4,7 +4,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Self, get_type_hints
 
-from coadvise.config import nearest
+from coadvise.config.reading import nearest
 from coadvise.errors import UserError
 
 NETWORKS = ("preset", "paper")

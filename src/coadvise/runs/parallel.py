@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from coadvise.config import RunConfig
+from coadvise.config.schema import RunConfig
 from coadvise.data.scan import scan
 from coadvise.data.sources import source_of
 from coadvise.errors import Interrupted, LostProcessError, StorageError, UserError

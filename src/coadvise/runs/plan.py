@@ -6,7 +6,8 @@ Bad input is refused here, before PyTorch is imported.
 from dataclasses import dataclass
 from pathlib import Path
 
-from coadvise.config import RunConfig, load_config
+from coadvise.config.reading import load_config, with_cache
+from coadvise.config.schema import RunConfig
 from coadvise.data.sources import NAMED, Source, short_name, source_of, typical_size
 from coadvise.errors import UserError
 from coadvise.runs.options import FitOptions
@@ -76,7 +77,7 @@ def plan_fit(options: FitOptions) -> RunPlan:
     if options.cache is None and config.cache is not None:
         raise UserError("this configuration advises students by stored logits (cache); give --cache DIR")
     if options.cache is not None and config.cache is None:
-        config = config.with_cache()  # logits are rounded, so it changes the results
+        config = with_cache(config)  # logits are rounded, so it changes the results
     source = source_of(config)
     name = f"{short_name(options.data)}-{Path(chosen).stem}-seed{config.seed}"
     return RunPlan(

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coadvise.config import HARMLESS_KEYS, ImageSize, RunConfig, deciding_values, read_config
+from coadvise.config.reading import HARMLESS_KEYS, deciding_values, read_config
+from coadvise.config.schema import ImageSize, RunConfig
 from coadvise.data.scanned import PREPROCESSING, Dataset
 from coadvise.distill.logit_cache import teacher_fingerprint
 from coadvise.errors import UserError

@@ -17,15 +17,8 @@ import torch
 from torch import Tensor
 
 from coadvise.advice import AVERAGE, CLASS
-from coadvise.config import (
-    HARMLESS_KEYS,
-    AugmentConfig,
-    ImageSize,
-    RunConfig,
-    differences,
-    plain_size,
-    read_config,
-)
+from coadvise.config.reading import HARMLESS_KEYS, differences, read_config
+from coadvise.config.schema import AugmentConfig, ImageSize, RunConfig, plain_size
 from coadvise.data.balance import class_weights
 from coadvise.data.quarantine import Quarantine
 from coadvise.data.scanned import Changes, Dataset, changes_of

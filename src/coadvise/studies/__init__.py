@@ -1,6 +1,6 @@
 """Studies: one file a table or figure of the paper, as configurations. `studies.runner` runs one."""
 
-from coadvise.config import nearest
+from coadvise.config.reading import nearest
 from coadvise.errors import UserError
 from coadvise.studies import (
     figure4,

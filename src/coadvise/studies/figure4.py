@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from itertools import combinations
 from typing import Any
 
-from coadvise.config import RunConfig
+from coadvise.config.schema import RunConfig
 from coadvise.studies.columns import ABOVE_TEACHER, TEACHER_TOP1, TOP1
 from coadvise.studies.networks import TEACHERS, must_train
 from coadvise.studies.question import RANDOM, Claim, Figure, Row, Study, nearest_pairs, over

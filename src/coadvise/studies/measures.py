@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from coadvise.config import DataConfig, ModelConfig
+from coadvise.config.schema import DataConfig, ModelConfig
 from coadvise.data.sources import evaluation_split
 from coadvise.evaluation.agreement import TEACHERS, divergence_by_image
 from coadvise.evaluation.scores import correct, load_predictions, log_probabilities

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from coadvise.config import ImageSize, RunConfig, TeacherConfig, plain_size, sides
+from coadvise.config.schema import ImageSize, RunConfig, TeacherConfig, plain_size, sides
 from coadvise.errors import UserError
 
 SMALL_IMAGES = 96  # pixels; up to this size networks keep the full resolution for longer than the paper's do

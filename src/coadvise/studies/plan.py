@@ -13,15 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from coadvise.advice import AVERAGE, CLASS
-from coadvise.config import (
-    ModelConfig,
-    RunConfig,
-    TeacherConfig,
-    deciding_values,
-    load_config,
-    names_model,
-    with_changes,
-)
+from coadvise.config.reading import deciding_values, load_config, with_cache, with_changes
+from coadvise.config.schema import ModelConfig, RunConfig, TeacherConfig, names_model
 from coadvise.data.sources import resolved, short_name, source_of
 from coadvise.errors import UserError
 from coadvise.runs.canonical import NO_STUDENT, canonical_config, strip_advice
@@ -73,7 +66,7 @@ def study_config(options: StudyOptions) -> RunConfig:
     study_named(options.name)
     config = load_config(options.preset or default_preset(options.data), options.overrides, options.seed, options.data)
     if options.cache:
-        config = config.with_cache()
+        config = with_cache(config)
     if options.networks == "paper":
         check_paper_size(config.data.image_size)
     if options.weights not in (None, PRETRAINED):

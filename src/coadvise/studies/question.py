@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from coadvise.config import RunConfig
+from coadvise.config.schema import RunConfig
 from coadvise.runs.plan import ADVISED
 from coadvise.studies.columns import TOP1, Column
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from coadvise.config import RunConfig
+from coadvise.config.schema import RunConfig
 from coadvise.data.scan import scan
 from coadvise.data.scanned import Dataset
 from coadvise.data.sources import short_name, source_of

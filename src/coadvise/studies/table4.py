@@ -6,7 +6,7 @@ All three students use the preset's recipe; its model arguments are for the tran
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from coadvise.config import RunConfig, sides
+from coadvise.config.schema import RunConfig, sides
 from coadvise.runs.plan import ADVISED, ALONE
 from coadvise.studies.networks import SMALL_IMAGES
 from coadvise.studies.question import BOTH, ONE_TOKEN, RANDOM, Changes, Claim, Row, Study, gains_more, over

@@ -11,7 +11,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from coadvise.config import RecipeConfig
+from coadvise.config.schema import RecipeConfig
 from coadvise.errors import UserError
 from coadvise.models.network import Network
 from coadvise.storage import DamagedError, read_manifest, read_state, read_weights, storing, write_folder

@@ -21,7 +21,7 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torch.distributed import DistError, ProcessGroup
 
-from coadvise.config import EngineConfig
+from coadvise.config.schema import EngineConfig
 from coadvise.data.views import Batch
 from coadvise.errors import LostProcessError, UserError
 from coadvise.machine import keep_freed_memory

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from coadvise.advice import CLASS
-from coadvise.config import RecipeConfig
+from coadvise.config.schema import RecipeConfig
 from coadvise.data import draws
 from coadvise.data.loader import TrainingLoader
 from coadvise.data.quarantine import Quarantine

@@ -8,7 +8,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from coadvise.config import RecipeConfig
+from coadvise.config.schema import RecipeConfig
 from coadvise.models import TokenModel
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from coadvise.config import DataConfig, RunConfig
+from coadvise.config.schema import DataConfig, RunConfig
 from coadvise.data.sources import dataset, digits, folder, hub, table
 from coadvise.data.sources.split import (
     Source,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coadvise.config import DataConfig
+from coadvise.config.schema import DataConfig
 from coadvise.data.images import read_file, typical_side
 from coadvise.data.sources.folder import file_stamp
 from coadvise.data.sources.hub import Found

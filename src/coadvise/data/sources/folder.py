@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from coadvise.config import DataConfig
+from coadvise.config.schema import DataConfig
 from coadvise.data.images import HEIF, open_file, read_file, typical_side
 from coadvise.data.sources.names import GrowingNames, Names
 from coadvise.data.sources.split import (

@@ -13,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from coadvise.config import DataConfig
+from coadvise.config.schema import DataConfig
 from coadvise.data.sources.folder import with_images
 from coadvise.data.sources.split import TRAIN, kind_of_split
 from coadvise.data.sources.table import IMAGE_COLUMNS, plain, root_of

@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from coadvise.config import Classes, nearest
+from coadvise.config.reading import nearest
+from coadvise.config.schema import Classes
 from coadvise.data import draws
 from coadvise.errors import UserError
 

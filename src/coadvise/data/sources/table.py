@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from coadvise.config import DataConfig, nearest
+from coadvise.config.reading import nearest
+from coadvise.config.schema import DataConfig
 from coadvise.data.sources.folder import TABLE_ENDINGS, FolderSplit, image_paths, with_images
 from coadvise.data.sources.split import (
     TEST,

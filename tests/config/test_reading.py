@@ -10,16 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from coadvise.config import (
-    AugmentConfig,
-    RunConfig,
-    differences,
-    load_config,
-    parse_config,
-    preset_names,
-    preset_text,
-    read_config,
-)
+from coadvise.config.reading import differences, load_config, parse_config, preset_names, preset_text, read_config
+from coadvise.config.schema import AugmentConfig, RunConfig
 from coadvise.errors import UserError
 
 
