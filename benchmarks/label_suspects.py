@@ -43,25 +43,28 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class WithCopies(Split):
-    """A split and, behind it, copies of pictures of another."""
+    """A split and, behind it, copies of pictures of another; `rows` are the places in both."""
 
     split: Split
     copies: tuple[bytes, ...]
+    rows: Labels
     labels: Labels
 
     def name(self, index: int) -> str:
-        own = len(self.split)
-        return self.split.name(index) if index < own else f"copy-{index - own}"
+        row, own = int(self.rows[index]), len(self.split)
+        return self.split.name(row) if row < own else f"copy-{row - own}"
 
     def read(self, index: int) -> bytes:
-        own = len(self.split)
-        return self.split.read(index) if index < own else self.copies[index - own]
+        row, own = int(self.rows[index]), len(self.split)
+        return self.split.read(row) if row < own else self.copies[row - own]
 
     def stamp(self, index: int) -> str:
-        return ""
+        row, own = int(self.rows[index]), len(self.split)
+        return self.split.stamp(row) if row < own else "made here"
 
     def subset(self, rows: Sequence[int] | Labels, labels: Labels | None = None) -> Split:
-        raise NotImplementedError
+        chosen = np.asarray(rows, np.int64)
+        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen] if labels is None else labels)
 
 
 def with_wrong_labels(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
@@ -110,7 +113,8 @@ def copies_found(source: Source, count: int, seed: int) -> dict[str, int]:
     originals = rng.choice(len(source.train), count, replace=False)
     copies = tuple(copy_of(source.train.read(int(row)), number, rng) for number, row in enumerate(originals))
     labels = np.concatenate([source.val.labels, source.train.labels[originals]])
-    found = look_through(replace(source, val=WithCopies(source.val, copies, labels)), None, None)
+    val = WithCopies(source.val, copies, np.arange(len(labels)), labels)
+    found = look_through(replace(source, val=val), None, None)
     where = {place.name: number for number, place in enumerate(found.places)}
     planted = {(where[source.train.name(int(row))], where[f"copy-{n}"]) for n, row in enumerate(originals)}
     groups = near_groups(found.digests, found.hashes, found.looks)

@@ -122,6 +122,20 @@ def test_the_results_on_clothing_are_what_the_record_says() -> None:
         name = re.sub(r" \((.*)\)", r", \1", row["name"])
         assert f"| {name} | {_percent(row, 'top1')} | {100 * row['macro_accuracy']:.1f} % |" in page
     assert verdict["sentence"] in page
+    gain, low, high = (f"{100 * verdict['difference'][key]:+.1f}" for key in ("mean", "low", "high"))
+    assert f"it was worth {gain} points ({low} to {high} over images, one seed)" in " ".join(README.split())
+    behind, bounds = re.findall(r"student: \+([\d.]+) points \(95 % interval (.*?)\)", verdict["remark"])[0]
+    assert f"The conv teacher is {behind} points ({bounds}) more accurate" in " ".join(page.split())
+
+
+def test_what_check_finds_of_planted_labels_is_what_its_record_says() -> None:
+    record = json.loads((ROOT / "results/label-suspects/curve.json").read_text())
+    ways = record["recall"].values()
+    cheap, network, teachers = (sum(seed["0.05"] for seed in seeds) / len(seeds) for seeds in ways)
+    page = " ".join((ROOT / "docs/DATA.md").read_text().split())
+    assert f"held {100 * network:.0f} % of them with an EfficientNet-Lite0" in page
+    assert f"{100 * teachers:.0f} % with two small teachers" in page
+    assert f"and {100 * cheap:.0f} % with edges and colours" in page
 
 
 def test_the_readme_s_results_are_those_of_the_page() -> None:

@@ -28,7 +28,7 @@ def _describe(figures: Mapping[str, float]) -> str:
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
 
 class _Figures(ProgressColumn):
