@@ -144,13 +144,17 @@ def build_network(
 
 def _check_whole_patches(network: Network) -> None:
     """Raises UserError for a transformer that would ignore a strip at the image's right or bottom, as timm's do."""
-    embed, size = getattr(network.model, "patch_embed", None), network.about["image_size"]
+    body, size = getattr(network.model, "vit", network.model), sides(network.about["image_size"])
+    embed = getattr(body, "patch_embed", None)
     if embed is None or not getattr(embed, "strict_img_size", False) or embed.dynamic_img_pad:
         return
-    if any(side % patch for side, patch in zip(sides(size), embed.patch_size, strict=True)):
+    below = [max(side // patch, 1) * patch for side, patch in zip(size, embed.patch_size, strict=True)]
+    if list(size) != below:
+        above = [low + patch * (low != side) for low, side, patch in zip(below, size, embed.patch_size, strict=True)]
         raise UserError(
             f"model '{network.about['model']}' has patches of {size_text(embed.patch_size)} pixels, which do not fill "
-            f"images of {size_text(size)} pixels; choose data.image_size in whole patches, or another patch_size"
+            f"images of {size_text(size)} pixels; set data.image_size to {plain_size(below)} or {plain_size(above)}, "
+            "or another patch_size in its model_kwargs"
         )
 
 

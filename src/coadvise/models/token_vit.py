@@ -13,7 +13,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers.patch_embed import PatchEmbed
 from timm.layers.weight_init import trunc_normal_
 from timm.models import model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
@@ -153,20 +152,11 @@ def create_token_vit(
         arguments: For timm's model.
 
     Raises:
-        UserError: Another kind of model, or images that are not a whole number of patches.
+        UserError: Another kind of model.
     """
     stems = {"embed_layer": partial(aligned_embed, aligned=dict(aligned))} if aligned else {}
     vit = timm.create_model(model, **arguments, **stems)
     if type(vit) is not VisionTransformer or vit.cls_token is None or vit.global_pool != "token":
         why = "has no class token for its head" if type(vit) is VisionTransformer else f"is a {type(vit).__name__}"
         raise UserError(f"model '{model}' cannot be a student: it {why}; {STUDENTS_ARE}")
-    embed = vit.patch_embed
-    if isinstance(embed, PatchEmbed) and not (vit.dynamic_img_size or embed.dynamic_img_pad):
-        for pixels, patch in zip(embed.img_size, embed.patch_size, strict=True):
-            if pixels % patch:
-                below = max(pixels // patch, 1) * patch
-                raise UserError(
-                    f"'{model}' has patches of {patch} pixels, which images of {pixels} pixels are no whole number of; "
-                    f"set data.image_size to {below} or {below + patch}, or student.model_kwargs.patch_size"
-                )
     return TokenViT(vit, token_names, aligned)
