@@ -60,6 +60,7 @@ def fresh_kernel() -> Iterator[None]:
 # The suite runs in several processes; more threads than cores only make them wait for each other. Set here and not
 # only before each test: what the whole session shares (`finished`) is made earlier, and its bits depend on it.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of programs that tests start
 
 
 @pytest.fixture(autouse=True)

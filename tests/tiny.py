@@ -125,10 +125,7 @@ def command(*arguments: str | Path, launcher: Sequence[str] = ()) -> list[str]:
 
 def run_program(*arguments: str | Path, launcher: Sequence[str] = (), cwd: Path) -> "subprocess.CompletedProcess[str]":
     """Runs `python -m coadvise`, as a user would, to its end."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command(*arguments, launcher=launcher), env=environment, cwd=cwd, capture_output=True, text=True, timeout=900
-    )
+    return subprocess.run(command(*arguments, launcher=launcher), cwd=cwd, capture_output=True, text=True, timeout=900)
 
 
 class CrashError(Exception):

@@ -6,11 +6,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import MISSING
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +21,9 @@ from coadvise import __version__
 from coadvise.errors import Interrupted, LostProcessError, StorageError, UserError
 from coadvise.runs.options import DATA_HELP, OUTPUT, FitOptions, Help, RunOptions, StudyOptions, described
 from coadvise.terminal import Terminal, shown
+
+if TYPE_CHECKING:
+    from coadvise.runs.estimate import Forecast
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,20 +119,27 @@ def program(
     """Train small, accurate vision models by co-advice of teachers with different inductive bias."""
 
 
-def _print_estimates(networks: Iterable[tuple[str, float]], reuse: Path | None, as_json: bool) -> None:
+def _print_estimate(
+    estimate: Callable[[Callable[[str], None], Callable[[str, float], None]], "Forecast"],
+    options: RunOptions, preset: str, as_json: bool,
+) -> None:  # fmt: skip
     """Prints what would be trained, each network as soon as its time is known."""
-    total, found = 0.0, []
-    for network, seconds in networks:
-        total += seconds
-        found.append({"network": network, "seconds": seconds})
+    networks = []
+
+    def tell(network: str, seconds: float) -> None:
+        networks.append({"network": network, "seconds": seconds})
         if not as_json:
             print(f"{f'{seconds / 60:.1f} min' if seconds else 'done':>10}  {shown(network)}", flush=True)
+
+    found = estimate(_ignore if as_json else show, tell)
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps({"networks": networks, "seconds": found.seconds, "jobs": found.jobs}))
         return
-    print(f"{total / 60:6.1f} min  in all, one network after the other")
-    if reuse is not None:
+    print(f"    in all: {found.text()}")
+    if options.reuse is not None:
         print("            networks that --reuse may copy are included: what can be copied is only known in the run")
+    if warning := found.warning(preset):
+        show(warning)
 
 
 @command_of(FitOptions)
@@ -141,7 +152,9 @@ def fit(options: FitOptions, dry_run: DryRun = False, as_json: AsJson = False) -
     from coadvise.training.metrics import last_of, read_records
 
     if dry_run:
-        _print_estimates(estimate_fit(plan, _ignore if as_json else show), options.reuse, as_json)
+        if plan.by_default and not as_json:
+            show(f"preset {plan.preset}")
+        _print_estimate(partial(estimate_fit, plan), options, plan.preset, as_json)
         return
     with closing(Terminal(Console(stderr=as_json))) as terminal:
         folder = run_fit(plan, terminal)
@@ -389,7 +402,7 @@ def study(options: StudyOptions, dry_run: DryRun = False, as_json: AsJson = Fals
     from coadvise.studies.runner import estimate_study, run_study_of
 
     if dry_run:
-        _print_estimates(estimate_study(options, _ignore if as_json else show), options.reuse, as_json)
+        _print_estimate(partial(estimate_study, options), options, options.preset or "", as_json)
         return
     with closing(Terminal(Console(stderr=as_json))) as terminal:
         result = run_study_of(options, terminal)

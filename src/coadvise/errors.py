@@ -7,6 +7,10 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class CodeNotKeptError(UserError):
+    """A network is a module that was given from Python, and this process does not have it."""
+
+
 class StorageError(Exception):
     """The run directory cannot be written any more: the disk is full or read-only, or the folder is gone.
 

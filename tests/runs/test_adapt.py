@@ -1,15 +1,20 @@
 """Teachers that start elsewhere learn the data's classes, by fine-tuning or by a probe."""
 
+import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from tiny import make_images, records
 
 from coadvise import fit
 from coadvise.config.schema import FinetuneConfig, RecipeConfig, TeacherConfig
 from coadvise.errors import UserError
+from coadvise.models import TokenModel
 from coadvise.models.network import load_network
+from coadvise.runs.evaluate import evaluate_run
 
 
 def test_two_teachers_of_another_run_learn_other_classes(finished: Path, tiny_preset: str, tmp_path: Path) -> None:
@@ -32,7 +37,43 @@ def test_two_teachers_of_another_run_learn_other_classes(finished: Path, tiny_pr
     )
     assert [record["part"] for record in records(run, "probe")] == ["teachers/inv"]
     assert {record["epoch"] for record in records(run, "train") if record["part"] == "teachers/conv"} == {1, 2}
+    names = [row["name"] for row in records(run, "verdict")[-1]["rows"]]
+    assert names[:2] == ["conv teacher (fine-tuned)", "involution teacher (linear probe)"]
     assert fit(data, tiny_preset, tmp_path / "run", overrides=overrides) == run  # it is done already
+
+
+@pytest.mark.parametrize("kind", ["file", "run"])
+def test_a_baseline_of_a_started_student_has_a_probe_of_the_start(
+    kind: str, finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    overrides = ["student.recipe.epochs=1", "teachers.conv.recipe.epochs=1", "teachers.inv.recipe.epochs=1"]
+    if kind == "file":
+        size = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
+        model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **size)
+        save_file(model.state_dict(), tmp_path / "vit.safetensors")
+        arguments = {key: value for key, value in size.items() if key != "img_size"}
+        overrides += [
+            "student.model=vit_tiny_patch16_224", f"student.start={tmp_path / 'vit.safetensors'}",
+            f"student.model_kwargs={json.dumps(arguments)}",
+        ]  # fmt: skip
+    else:
+        overrides.append(f"student.start={finished}")
+    run = fit(tiny_images, tiny_preset, tmp_path / "run", overrides=overrides, baseline=True)
+    network = load_network(run / "students" / "start-0")
+    assert isinstance(network.model, TokenModel)
+    if kind == "file":  # its body is as it was, with no token but its own
+        body = {key.removeprefix("vit."): value for key, value in network.model.state_dict().items()}
+        assert body.keys() == model.state_dict().keys()
+        kept = {key: value for key, value in model.state_dict().items() if not key.startswith("head.")}
+        assert all(torch.equal(body[key], value) for key, value in kept.items())
+    (record,) = records(run, "probe")
+    assert record["part"] == "students/start-0"
+    rows = {row["part"]: row for row in records(run, "verdict")[-1]["rows"]}
+    assert rows["students/start-0"]["name"] == "linear probe of the student's start"
+    scored = evaluate_run(run)["parts"]["students/start-0"]["class"]["top1"]
+    assert rows["students/start-0"]["top1"] == pytest.approx(scored)
+    assert "linear probe of the student" in (run / "report.html").read_text()
+    assert fit(tiny_images, tiny_preset, tmp_path / "run", overrides=overrides, baseline=True) == run  # done already
 
 
 def test_a_start_s_way_of_making_pixels_is_not_taken_over(

@@ -11,7 +11,7 @@ import torch
 from tiny import Stopper, never, records
 
 from coadvise.config.reading import read_config
-from coadvise.evaluation.scores import save_predictions
+from coadvise.evaluation.scores import load_predictions, save_predictions
 from coadvise.runs.conclude import conclude
 from coadvise.runs.plan import run_parts
 from coadvise.runs.run import Run
@@ -47,6 +47,15 @@ def test_the_sentence_is_of_the_class_token_and_the_remark_of_the_best_teacher(
     assert verdict["difference"]["mean"] == pytest.approx(0.5)
     differences = {row["answer"]: row["difference"]["mean"] for row in verdict["rows"] if row["difference"]}
     assert differences == pytest.approx(dict.fromkeys(("conv", "inv", "average"), -1 / 6) | {"class": 0.5})
+    rows = {row["name"]: row for row in verdict["rows"]}
+    both = rows["average of the teachers"]
+    answers = torch.stack([load_predictions(folder, f"teachers/{name}")[0]["class"] for name in ("conv", "inv")])
+    right_together = (answers.softmax(-1).mean(0).argmax(-1) == labels).float().mean().item()
+    assert both["top1"] == pytest.approx(right_together)
+    assert both["parameters"] == rows["conv teacher"]["parameters"] + rows["involution teacher"]["parameters"]
+    (line,) = (line for line in listener.said if line.startswith("average of the teachers"))
+    assert line.endswith(" 0"), "images/s, rounded from a half: one after the other"
+    assert "average of the teachers" in (folder / "report.html").read_text()
     assert verdict["sentence"] in listener.said
     unbalanced = sizes < 7  # more than three times as many images of another class
     assert ("By macro accuracy" in verdict["sentence"]) == unbalanced

@@ -1,17 +1,21 @@
 """Training times are the median of timed steps, times the number of steps."""
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import chain, count
 from pathlib import Path
 
 import pytest
+from tiny import Stopper, never, records
 
+from coadvise import fit
 from coadvise.data.scan import scan
 from coadvise.data.sources import source_of
 from coadvise.runs import estimate as estimate_module
-from coadvise.runs.estimate import estimate
+from coadvise.runs.estimate import Forecast, estimate
 from coadvise.runs.options import FitOptions
 from coadvise.runs.plan import plan_fit
+from coadvise.training import probe
 from coadvise.training.engine import Engine
 
 Seconds = Callable[[Sequence[str]], dict[str, float]]
@@ -22,6 +26,7 @@ def estimated(tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: 
     """Seconds by network if making a batch of views takes one second and a step another one."""
     ticks = count()
     monkeypatch.setattr(estimate_module.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(estimate_module, "STEP_SECONDS", 100.0)
 
     def seconds(overrides: Sequence[str]) -> dict[str, float]:
         given = {"data": str(tiny_images), "preset": tiny_preset, "overrides": overrides, "out": tmp_path}
@@ -41,9 +46,49 @@ def test_training_takes_its_steps(finished: Path, estimated: Seconds, monkeypatc
     accumulated = estimated(["student.recipe.accumulate=3"])
     assert accumulated["students/advised-1"] == accumulated["students/alone-0"] == 24
     assert "teachers/conv" not in estimated([f"teachers.conv.start={finished / 'teachers' / 'conv'}"])
-    ticks = chain((0, 50, 100), count(101))
+    ticks = chain((0, 1, 2), (3, 50, 100), count(101))  # after that of the first, small step
     monkeypatch.setattr(estimate_module.time, "perf_counter", lambda: float(next(ticks)))
     assert set(estimated([]).values()) == {8}, "a slow first step does not count"
+
+
+def test_a_slow_network_is_timed_on_few_images(estimated: Seconds, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate_module, "STEP_SECONDS", 3.0)  # two images take two seconds
+    assert set(estimated([]).values()) == {2 * 2 * 2.0 * 12 / 3}
+
+
+def test_a_probe_sees_few_epochs(estimated: Seconds, finished: Path) -> None:
+    start = f"teachers.conv.start={finished / 'teachers' / 'conv'}"
+    found = estimated([start, "teachers.conv.adapt=probe", "data.classes=[blue, red]"])
+    assert found["teachers/conv"] == probe.EPOCHS * 2.0  # 16 images, a batch of 12
+
+
+@pytest.mark.parametrize(("seconds", "preset", "wanted"), [
+    (6 * 3600, "photos", None),
+    (47.6 * 3600, "photos", "48 hours.*--preset photos-small"),
+    (9 * 3600, "photos-small", "--preset small-images"),
+    (9 * 3600, "small-images", "fewer epochs"),
+    (9 * 3600, "my/own.yaml", "fewer epochs"),
+])  # fmt: skip
+def test_more_than_six_hours_name_what_is_faster(seconds: float, preset: str, wanted: str | None) -> None:
+    warning = Forecast(seconds, 2).warning(preset)
+    assert warning is None if wanted is None else re.search(wanted, warning or "")
+
+
+def test_a_run_says_how_long_it_will_take_once_and_trains_the_same(
+    tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(name: str, worth: float) -> list[str]:
+        monkeypatch.setattr(estimate_module, "WORTH_TIMING", worth)
+        listener = Stopper(never)
+        fit(tiny_images, preset=tiny_preset, out=tmp_path / name, listener=listener)
+        return [line for line in listener.said if "on this machine" in line]
+
+    assert run("short", 1e12) == []
+    assert len(run("long", 0.0)) == 1
+    assert run("long", 0.0) == [], "it is done"
+    assert records(tmp_path / "long", "train", "eval", "result") == records(
+        tmp_path / "short", "train", "eval", "result"
+    )
 
 
 def test_only_a_part_of_a_large_batch_is_timed(estimated: Seconds, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -531,7 +531,7 @@ def started(data: Path, preset: str, run: Path, steps: int) -> "subprocess.Popen
     """`python -m coadvise fit`, waited for until it has trained a while."""
     process = subprocess.Popen(
         command("fit", data, *SLOW, "--preset", preset, "--out", run),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 600
     while not (run / "metrics.jsonl").exists() or len(records(run, "train")) < steps:

@@ -20,7 +20,7 @@ from tiny import Stopper, assert_same_weights, command, never, records, weights_
 from coadvise import fit
 from coadvise.config.schema import EngineConfig
 from coadvise.errors import Interrupted, LostProcessError, UserError
-from coadvise.runs import parallel
+from coadvise.runs import parallel, schedule
 from coadvise.runs.parallel import Task, in_processes
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Listener, Silent
@@ -31,7 +31,7 @@ PARTS = ("teachers/conv", "teachers/inv", "students/advised-0", "students/alone-
 @pytest.fixture(autouse=True)
 def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread a process, as this process has: sums of the same numbers in the same order."""
-    monkeypatch.setattr(parallel, "available_cores", lambda: 2)
+    monkeypatch.setattr(schedule, "available_cores", lambda: 2)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_stopped_by_a_signal_every_network_has_saved_its_step(
     slow = ["teachers.conv.recipe.epochs=2000", "teachers.inv.recipe.epochs=2000"]
     process = subprocess.Popen(
         command("fit", tiny_images, *slow, "--jobs", "2", "--preset", tiny_preset, "--out", run),
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 600
     while not (run / "metrics.jsonl").exists() or len({r["part"] for r in records(run, "train")}) < 2:

@@ -4,13 +4,16 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import make_images
 
 import coadvise
 from coadvise import fit
 from coadvise.errors import UserError
+from coadvise.machine import available_cores
+from coadvise.runs import plan as plan_module
 from coadvise.runs.options import FitOptions
-from coadvise.runs.plan import default_preset, plan_fit
+from coadvise.runs.plan import default_preset, faster_preset, plan_fit
 from coadvise.studies.runner import run_study
 
 
@@ -19,9 +22,9 @@ def test_unknown_options_and_counts_below_one_are_refused(tmp_path: Path) -> Non
         fit("digits", basline=True)
     with pytest.raises(UserError, match="'shift', did you mean 'shifts'"):
         run_study("table7", shift=["a"])
-    for name in ("seeds", "jobs"):
-        with pytest.raises(UserError, match=f"{name}=0"):
-            fit("digits", out=tmp_path / "run", **{name: 0})
+    for name, value in (("seeds", 0), ("jobs", 0), ("jobs", "-1"), ("jobs", "many"), ("jobs", 1.5)):
+        with pytest.raises(UserError, match=f"{name}={value}; give 1 or more"):
+            fit("digits", out=tmp_path / "run", **{name: value})
     assert not (tmp_path / "run").exists()
 
 
@@ -44,7 +47,22 @@ def test_a_plan_names_folder_and_networks(tiny_images: Path, tiny_preset: str) -
         plan_fit(FitOptions.of(data=tiny_images, preset=tiny_preset, overrides=["cache.top_k=5"]))
 
 
-def test_the_default_preset_follows_the_size_of_the_images(tmp_path: Path) -> None:
+def test_the_default_preset_follows_images_and_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_preset("digits") == "digits"
     assert default_preset(make_images(tmp_path / "small", 1, 1, size=64)) == "small-images"
-    assert default_preset(make_images(tmp_path / "large", 1, 1, size=128)) == "photos"
+    large = make_images(tmp_path / "large", 4, 1, size=128)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_preset(large) == "photos"
+    assert default_preset(large, ["engine.device=cpu"]) == "photos-small"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    plan = plan_fit(FitOptions.of(data=large))
+    assert (plan.preset, plan.by_default, plan.folder.name) == ("photos-small", True, "large-photos-small-seed0")
+    monkeypatch.setattr(plan_module, "MOST_ON_A_CORE", 11 / available_cores())  # there are 12 training images
+    assert plan_fit(FitOptions.of(data=large)).preset == "small-images", "too many for the time"
+    plan = plan_fit(FitOptions.of(data=large, preset="photos-small"))
+    assert (plan.preset, plan.by_default) == ("photos-small", False)
+
+
+def test_a_faster_preset_is_the_next_one() -> None:
+    assert [faster_preset(name) for name in ("photos", "photos-small")] == ["photos-small", "small-images"]
+    assert [faster_preset(name) for name in ("small-images", "mine.yaml")] == [None, None]

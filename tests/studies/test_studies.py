@@ -204,7 +204,7 @@ def test_networks_are_shared_by_rows_studies_and_caches(
     monkeypatch.chdir(tmp_path)
     common |= {"out": "here/study", "overrides": ["data.workers=1", "engine.checkpoint_seconds=30"]}
     options = StudyOptions.of(name="table7", data="here/images", **common)
-    assert {seconds for _, seconds in estimate_study(options)} == {0.0}
+    assert estimate_study(options, print, lambda network, seconds: None).seconds == 0
     other = StudyStopper(never)
     second = run_study("table8", "here/images", other, **common)
     assert not [part for part, _ in other.steps if part.startswith("teachers/")]
@@ -217,7 +217,10 @@ def test_a_stopped_study_continues_to_the_same_figures(studied: Studied, tmp_pat
     stopper = StudyStopper(lambda part, step: (part, step) == ("students/advised-0", 2))
     common: dict[str, Any] = {"preset": studied.preset, "out": tmp_path / "out"}
     options = StudyOptions.of(name="table5", data=studied.images, **common)
-    assert all(seconds > 0 for _, seconds in estimate_study(options))
+    told: dict[str, float] = {}
+    assert estimate_study(options, print, told.__setitem__).seconds == pytest.approx(sum(told.values()))
+    assert told
+    assert all(seconds > 0 for seconds in told.values())
     assert not (tmp_path / "out").exists()
     with pytest.raises(Interrupted):
         run_study("table5", studied.images, stopper, **common)
@@ -390,7 +393,7 @@ def test_what_cannot_be_studied_is_named(images: Path, tmp_path: Path) -> None:
 
 def test_several_jobs_find_the_same_figures(studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First runs side by side, then the students of the last run."""
-    monkeypatch.setattr("coadvise.runs.parallel.available_cores", lambda: 2)  # one thread a process, as this one has
+    monkeypatch.setattr("coadvise.runs.schedule.available_cores", lambda: 2)  # one thread a process, as this one has
     one, _ = studied.run("table7", seeds=2, paper_rows=True)
     out = shutil.copytree(studied.out, tmp_path / "out")
     for row in one["rows"][1:4]:

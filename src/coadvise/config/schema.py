@@ -301,6 +301,7 @@ class FinetuneConfig(_Section):
 
 
 WEIGHT_FILES = (".pt", ".pth", ".safetensors", ".bin")  # what PyTorch and safetensors write
+PYTHON = "python_"  # prefix of a model that is a module given from Python (`models/module.py`)
 HUB = "hf-hub:"  # prefix of a model whose configuration and weights timm downloads from a hub
 
 

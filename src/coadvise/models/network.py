@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from coadvise.advice import CLASS
 from coadvise.config.reading import nearest
-from coadvise.config.schema import HUB, Fit, ImageSize, ModelConfig, plain_size, sides, size_text
-from coadvise.errors import UserError
+from coadvise.config.schema import HUB, PYTHON, Fit, ImageSize, ModelConfig, plain_size, sides, size_text
+from coadvise.errors import CodeNotKeptError, UserError
 from coadvise.models import TokenModel
 from coadvise.models.token_vit import STUDENTS_ARE, create_token_vit, is_timms
 from coadvise.storage import MANIFEST, read_model, write_model
@@ -171,12 +171,15 @@ def load_network(folder: Path) -> Network:
     """Reads a network that `Network.save` wrote. Nothing in the files is executed, and nothing is downloaded.
 
     Raises:
-        UserError: There is none, it is damaged, or its network cannot be built here.
+        UserError: There is none, it is damaged, or its network cannot be built here; a `CodeNotKeptError` for a module
+            that this process was not given.
     """
     manifest, weights = read_model(folder)
     try:
         about = _About.model_validate(manifest).model_dump(exclude_unset=True, exclude_none=True)
         network = create_network(about)
+    except CodeNotKeptError:
+        raise
     except UserError as error:
         raise UserError(f"'{folder}': {error}") from None
     except ValidationError as error:
@@ -195,6 +198,11 @@ def class_map(known: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
 
 def check_name(model: str) -> None:
     """Raises UserError for a name that is not in timm's registry, or weights (the tag) that timm does not have."""
+    if not timm.is_model(model) and model.startswith(PYTHON):
+        raise CodeNotKeptError(
+            f"'{model}' is a module that was given from Python; a run keeps its weights and not its code: give it "
+            "again, coadvise.fit(..., teachers={NAME: module})"
+        )
     if not timm.is_model(model):
         hub = "; a hub's model can only be a teacher's start" if model.startswith(HUB) else ""
         raise UserError(f"unknown model '{model}'{nearest(model, timm.list_models())}; see 'coadvise models'{hub}")

@@ -16,6 +16,7 @@ from torch import nn
 
 from coadvise.config.schema import (
     HUB,
+    PYTHON,
     WEIGHT_FILES,
     ImageSize,
     ModelConfig,
@@ -25,6 +26,7 @@ from coadvise.config.schema import (
     plain_size,
 )
 from coadvise.errors import UserError
+from coadvise.models.module import classes_of
 from coadvise.models.network import Network, build_network, check_name, create_network, load_network, load_weights
 from coadvise.models.published import read_published, read_tensors
 from coadvise.storage import MANIFEST
@@ -104,6 +106,9 @@ def load_start(name: str, teacher: TeacherConfig, image_size: ImageSize, named: 
     if names_model(start):
         if path.is_dir() and not timm.is_model(start):
             raise UserError(f"'{start}' is read as the name of a model; give the folder as ./{start}")
+        if start.startswith(PYTHON):
+            check_name(start)
+            return build_network(teacher, classes_of(start) if named else [_UNNAMED], image_size, seed=0)
         load = _from_hub if start.startswith(HUB) else _from_timm
         return load(teacher, image_size, named)
     if path.is_file() or start.endswith(WEIGHT_FILES):

@@ -6,7 +6,7 @@ mean of its own stem's output over all positions, so a token starts from what it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import ClassVar
 
@@ -23,33 +23,49 @@ WIDTH = 64  # channels of a stem before its projection
 # Above this patch size a stem's first convolution halves the image, as published for 16. Up to it that would lose the
 # detail of small images: there a later convolution halves it, or none where the patch is odd.
 SMALL_PATCH = 4
+PUBLISHED_STRIDES = 2, 1
 
 
 def stem_strides(patch_size: int) -> tuple[int, int]:
     """Return the strides of a stem's first convolution and of the later one that may halve the image."""
     if patch_size % 2:
         return 1, 1
-    return (1, 2) if patch_size <= SMALL_PATCH else (2, 1)
+    return (1, 2) if patch_size <= SMALL_PATCH else PUBLISHED_STRIDES
+
+
+def _checked_strides(patch_size: int, strides: Sequence[int] | None) -> tuple[int, int]:
+    """The given strides, or those of the patch size. Raises UserError for ones that do not divide a patch."""
+    first, second = stem_strides(patch_size) if strides is None else strides
+    if min(first, second) < 1 or patch_size % (first * second):
+        raise UserError(
+            f"stem_strides {(first, second)} must be two numbers whose product divides the patch of {patch_size}"
+        )
+    return first, second
 
 
 class ConvStem(nn.Module):
     """Convolution stem: three convolutions with batch norm and ReLU, then one convolution that cuts the patches.
 
     As published for patches of 16: 7x7 stride 2 to 64 channels, two of 3x3, then 8x8 stride 8 to ``embed_dim``.
-    For small patches (4 or less): 3x3 to 32 channels, 3x3 stride 2 to 64, 3x3, then p/2 x p/2 stride p/2.
+    For small patches (4 or less): 3x3 to 32 channels, 3x3 stride 2 to 64, 3x3, then p/2 x p/2 stride p/2. Other strides
+    are of the first two convolutions; those that follow have a quarter of the work each time the image is halved.
 
     Args:
         patch_size: Side p of a patch in pixels.
         in_chans: Image channels.
         embed_dim: Width D of a token; the output is [B, D, H / p, W / p].
+        strides: Of the first two convolutions; their product divides p. None: as above.
+
+    Raises:
+        UserError: Strides that do not divide a patch.
     """
 
     first_conv: ClassVar = "conv.0"
 
-    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
+    def __init__(self, patch_size: int, in_chans: int, embed_dim: int, strides: Sequence[int] | None = None) -> None:
         super().__init__()
-        first, second = stem_strides(patch_size)
-        width, kernel = (WIDTH, 7) if first == 2 else (WIDTH // 2, 3)
+        first, second = _checked_strides(patch_size, strides)
+        width, kernel = (WIDTH, 7) if (first, second) == PUBLISHED_STRIDES else (WIDTH // 2, 3)
         self.conv = nn.Sequential(
             *_conv_bn_relu(in_chans, width, kernel, first),
             *_conv_bn_relu(width, WIDTH, 3, second),
@@ -71,13 +87,17 @@ class InvolutionStem(nn.Module):
         patch_size: Side p of a patch in pixels.
         in_chans: Image channels.
         embed_dim: Width D of a token; the output is [B, D, H / p, W / p].
+        strides: Of the first and the last convolution; their product divides p. None: as above.
+
+    Raises:
+        UserError: Strides that do not divide a patch.
     """
 
     first_conv: ClassVar = "stem.0.conv"
 
-    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
+    def __init__(self, patch_size: int, in_chans: int, embed_dim: int, strides: Sequence[int] | None = None) -> None:
         super().__init__()
-        first, last = stem_strides(patch_size)
+        first, last = _checked_strides(patch_size, strides)
         self.stem = involution_stem(in_chans, WIDTH, first, last)
         self.proj = _projection(embed_dim, patch_size // (first * last))
 
@@ -109,12 +129,14 @@ class AlignedPatchEmbed(nn.Module):
         in_chans: Image channels.
         embed_dim: Width D of a token.
         aligned: Token name to kind of stem, a key of ``STEMS``.
+        stem_strides: Of each stem's two convolutions that may halve the image; None: those of the patch size.
         strict_img_size: Accept images of ``img_size`` only; otherwise any whole number of patches.
         dynamic_img_pad: Pad images at the right and the bottom to whole patches.
         output_fmt: ``"NHWC"`` for patches as [B, H / p, W / p, D]; None for [B, patches, D].
 
     Raises:
-        UserError: No stem, an unknown kind, or an image that is not a whole number of patches.
+        UserError: No stem, an unknown kind, strides that do not divide a patch, or an image that is not a whole number
+            of patches.
     """
 
     def __init__(
@@ -125,6 +147,7 @@ class AlignedPatchEmbed(nn.Module):
         embed_dim: int,
         *,
         aligned: Mapping[str, str],
+        stem_strides: Sequence[int] | None = None,
         strict_img_size: bool = True,
         dynamic_img_pad: bool = False,
         output_fmt: str | None = None,
@@ -140,7 +163,7 @@ class AlignedPatchEmbed(nn.Module):
         self.dynamic_img_pad = dynamic_img_pad
         self.output_fmt = None if output_fmt is None else Format(output_fmt)
         self.stems = nn.ModuleDict(
-            {name: STEMS[kind](self.patch_size[0], in_chans, embed_dim) for name, kind in aligned.items()}
+            {name: STEMS[kind](self.patch_size[0], in_chans, embed_dim, stem_strides) for name, kind in aligned.items()}
         )
         self.img_size = _pair(img_size)
         self.set_input_size(self.img_size)

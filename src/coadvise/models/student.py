@@ -45,6 +45,7 @@ class Student(TokenModel, VisionTransformer):
         token_names: One name a teacher, in the order of the tokens.
         aligned: Token name to kind of stem (``"conv"`` or ``"inv"``), for any of the tokens; None or an
             empty mapping for none (``create_model`` drops None, so there ``{}`` undoes a registered alignment).
+        stem_strides: Of the two convolutions of each stem that may halve the image; None: those of the patch size.
         embed_dim: Width D.
         depth: Blocks.
         num_heads: Attention heads a block.
@@ -72,6 +73,7 @@ class Student(TokenModel, VisionTransformer):
         global_pool: Literal["token", ""] = "token",
         token_names: Sequence[str] = PAPER_TOKENS,
         aligned: Mapping[str, str] | None = None,
+        stem_strides: Sequence[int] | None = None,
         embed_dim: int = 192,
         depth: int = 12,
         num_heads: int = 3,
@@ -107,7 +109,7 @@ class Student(TokenModel, VisionTransformer):
             drop_path_rate=drop_path_rate,
             dynamic_img_size=dynamic_img_size,
             dynamic_img_pad=dynamic_img_pad,
-            embed_layer=partial(aligned_embed, aligned=aligned) if aligned else PatchEmbed,
+            embed_layer=partial(aligned_embed, aligned=aligned, stem_strides=stem_strides) if aligned else PatchEmbed,
         )
         self.in_chans = in_chans
         self.token_names = names
@@ -209,11 +211,17 @@ class Student(TokenModel, VisionTransformer):
 
 
 def aligned_embed(
-    *, aligned: Mapping[str, str], bias: bool, device: Any, dtype: Any, **arguments: Any
+    *,
+    aligned: Mapping[str, str],
+    bias: bool,
+    device: Any,
+    dtype: Any,
+    stem_strides: Sequence[int] | None = None,
+    **arguments: Any,
 ) -> AlignedPatchEmbed:
     """Aligned stems as the ``embed_layer`` of timm's ``VisionTransformer``, which gives them these arguments."""
     # timm's ViT passes these three to its own patch embedding; a student never sets them.
-    return AlignedPatchEmbed(aligned=aligned, **arguments)
+    return AlignedPatchEmbed(aligned=aligned, stem_strides=stem_strides, **arguments)
 
 
 def _check_pool(global_pool: str, num_classes: int) -> None:

@@ -116,8 +116,16 @@ class TokenViT(TokenModel, nn.Module):
                 x = block(x, attn_mask=attn_mask)
         return vit.norm(x)
 
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map the sequence to the class token's logits [B, num_classes], or to its features [B, D]."""
+        return self.vit.forward_head(x, pre_logits)
+
+    def get_classifier(self) -> nn.Module:
+        """Return the class token's head."""
+        return self.vit.head
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.vit.forward_head(self.forward_features(x))
+        return self.forward_head(self.forward_features(x))
 
     def forward_tokens(self, x: Tensor) -> dict[str, Tensor]:
         """Map images [B, C, H, W] to logits [B, num_classes] by token: ``"class"``, then ``token_names`` in order."""

@@ -19,7 +19,11 @@ Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
 
 AVERAGE = "average"
-ADVISED, ALONE = "students/advised", "students/alone"  # groups: the parts that differ in their seed alone
+ADVISED, ALONE, START = (
+    "students/advised",
+    "students/alone",
+    "students/start",
+)  # groups: parts that differ in their seed
 
 
 def number(value: object) -> float | None:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from coadvise.report.charts import Bar, Dot, Scale, axis_row, dot_row, fit_scale, key, track
 from coadvise.report.markup import Markup, compact, count, header_row, join, paragraph, percent, points, row, table, tag
 from coadvise.report.predictors import score, teacher_name, tone, wilson_interval
-from coadvise.report.read import ADVISED, ALONE, AVERAGE, Record, Run, group_of, mapping, number, sequence
+from coadvise.report.read import ADVISED, ALONE, AVERAGE, START, Record, Run, group_of, mapping, number, sequence
 
 Span = tuple[float, float, float]  # a mean and its 95 % interval, as shares
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison: a teacher, a student alone, or one output of the co-advised student.
+    """One line of the comparison: a teacher, a student alone or its start, or one output of the co-advised student.
 
     Attributes:
         difference: the gain in top-1 over the student alone, with its interval over images.
@@ -37,12 +37,15 @@ class Row:
     @property
     def shape(self) -> str:
         """Its marker: a square for a teacher, a ring for the student alone, a dot for the co-advised one."""
-        return "square" if self.group.startswith("teachers/") else "ring" if self.group == ALONE else "dot"
+        if self.group.startswith("teachers"):  # one of them, or their average
+            return "square"
+        return "ring" if self.group in (ALONE, START) else "dot"
 
     def tone(self, run: Run) -> str:
-        if self.group == ALONE:
+        if self.shape == "ring":
             return "tone-alone"
-        return tone(run, self.group.removeprefix("teachers/") if self.shape == "square" else self.token)
+        of_one = self.group.startswith("teachers/")
+        return tone(run, self.group.removeprefix("teachers/") if of_one else self.token)
 
 
 def rows_of(run: Run) -> list[Row]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from coadvise.advice import AVERAGE, CLASS
 from coadvise.data.balance import unbalanced
 from coadvise.evaluation.agreement import divergences
-from coadvise.evaluation.scores import correct, load_predictions
+from coadvise.evaluation.scores import correct, load_predictions, scores
 from coadvise.evaluation.speed import images_per_second
 from coadvise.evaluation.verdict import (
     ONE_SEED,
@@ -25,10 +25,13 @@ from coadvise.evaluation.verdict import (
 )
 from coadvise.models.network import load_network
 from coadvise.report import write_report
-from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part
+from coadvise.runs.plan import ADVISED, ALONE, START, TEACHER, Part, adaptation
 from coadvise.runs.run import Run
 from coadvise.storage import storing
 from coadvise.training.metrics import last_of, read_records
+
+TEACHERS = "teachers"  # in place of a part, where all of them answer together
+ADAPTED = {"train": "", "none": " (given)", "finetune": " (fine-tuned)", "probe": " (linear probe)"}
 
 
 def conclude(run: Run, parts: Sequence[Part]) -> None:
@@ -45,7 +48,11 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
     seeds = sorted(advised[CLASS])
     compared = {answer: comparison(hits, alone) for answer, hits in advised.items() if alone}
     differences = {answer: _difference(*intervals, len(seeds)) for answer, intervals in compared.items()}
-    rows = _rows(parts, {part: result for part, result in results.items() if result}, speeds, differences)
+    how = {part.name: adaptation(part, run.config) for part in parts}
+    rows = _rows(parts, {part: result for part, result in results.items() if result}, speeds, differences, how)
+    teachers = [part for part in parts if part.role == TEACHER]
+    if len(teachers) > 1:
+        rows.insert(len(teachers), _average_of(teachers, predictions, results, speeds))
     text, macro = "Trained without a baseline: run again with --baseline to see whether advice helped.", None
     if alone:
         text = sentence(*compared[CLASS], len(run.dataset.scored))
@@ -55,7 +62,6 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
         weighted = [{s: by_class_size(hit, labels) for s, hit in hits.items()} for hits in (advised[CLASS], alone)]
         macro = comparison(*weighted)
         text += " " + macro_sentence(*macro)
-    teachers = [part for part in parts if part.role == TEACHER]
     right = {(part.title, part.name): correct(*predictions[part.name])[CLASS].numpy() for part in teachers}
     said = (ONE_SEED if len(seeds) == 1 and alone else None, teacher_remark(right, advised[CLASS]))
     remarks = [remark for remark in said if remark]
@@ -95,8 +101,13 @@ def _rows(
     results: Mapping[str, Mapping[str, Any]],
     speeds: Mapping[str, float],
     differences: Mapping[str, Mapping[str, Any]],
+    how: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """One row a teacher, one for the student alone, one an output head of the co-advised student; means over seeds."""
+    """One row a teacher, one for the student alone, one an output head of the co-advised student; means over seeds.
+
+    Args:
+        how: each network's adaptation; one that was not trained from scratch says so.
+    """
 
     def row(
         name: str, same: Sequence[Part], answer: str, difference: Mapping[str, Any] | None = None
@@ -114,7 +125,8 @@ def _rows(
             "difference": difference,
         }
 
-    rows = [row(part.title, [part], CLASS) for part in parts if part.role == TEACHER]
+    rows = [row(part.title + ADAPTED[how[part.name]], [part], CLASS) for part in parts if part.role == TEACHER]
+    rows += [row(part.title, [part], CLASS) for part in parts if part.role == START]
     if alone := [part for part in parts if part.role == ALONE]:
         rows.append(row("student alone", alone, CLASS))
     advised = [part for part in parts if part.role == ADVISED]
@@ -124,6 +136,28 @@ def _rows(
         what = answer if answer == AVERAGE else f"{answer} token"
         rows.append(row(f"student co-advised ({what})", advised, answer, differences.get(answer)))
     return rows
+
+
+def _average_of(
+    teachers: Sequence[Part],
+    predictions: Mapping[str, tuple[Mapping[str, Tensor], Tensor]],
+    results: Mapping[str, Mapping[str, Any] | None],
+    speeds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The row of the mean of the teachers' probabilities, which costs what all teachers cost."""
+    labels = predictions[teachers[0].name][1]
+    found = scores({part.name: predictions[part.name][0][CLASS] for part in teachers}, labels)[AVERAGE]
+    return {
+        "name": "average of the teachers",
+        "part": TEACHERS,
+        "answer": AVERAGE,
+        "top1": found.top1,
+        "spread": None,
+        "macro_accuracy": found.macro_accuracy,
+        "parameters": sum((results[part.name] or {})["parameters"] for part in teachers),
+        "images_per_second": 1 / sum(1 / speeds[part.name] for part in teachers),
+        "difference": None,
+    }
 
 
 def _mean_of(results: Mapping[str, Mapping[str, Any]], same: Sequence[Part], figure: str, answer: str) -> float | None:

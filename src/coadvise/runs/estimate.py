@@ -1,46 +1,114 @@
-"""How long training will take here: times some steps of each network and throws them away."""
+"""How long training will take here: times some steps of each network on few images, and throws them away."""
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+import torch
 
-from coadvise.config.schema import RunConfig, names_model
+from coadvise.config.schema import RunConfig, names_model, sides
 from coadvise.data.loader import whole_batch
 from coadvise.data.scanned import Dataset
 from coadvise.data.views import Views
 from coadvise.data.workers import seconds_with_workers
 from coadvise.models.network import Network
 from coadvise.models.pretrained import given_network
-from coadvise.runs.network_job import initial_network, is_trained, recipe_of, trained_here
-from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan
+from coadvise.runs.network_job import initial_network, is_trained, recipe_of
+from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan, adaptation, faster_preset
+from coadvise.runs.schedule import duration, phases, threads_of
+from coadvise.training import probe
 from coadvise.training.engine import Engine
 from coadvise.training.optim import average_of, make_optimiser
 
-TIMED_IMAGES = 64  # at most so many images a timed step on a CPU, where time grows with their number
-TIMED_SECONDS = 2.0  # steps are timed for so long, at least two; the first does not count
+# On a CPU, where time grows with the number of images, a step of a large network is timed on few of them.
+FIRST_IMAGES = 2  # of an untimed step, whose time says how many images are timed
+TIMED_IMAGES = 64  # at most
+STEP_SECONDS = 0.4  # that a timed step should take
+TIMED_SECONDS = 1.0  # for so long, and at least twice, steps are timed; the first does not count
+LONG = 6 * 3600  # seconds; what takes longer deserves a warning
+WORTH_TIMING = 2e8  # pixels of all training views; the fewer train in less than a few minutes
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How long a run or a study will take.
+
+    Attributes:
+        seconds: until all is trained.
+        jobs: networks that are trained at the same time, at most.
+    """
+
+    seconds: float
+    jobs: int
+
+    def text(self) -> str:
+        """As the user reads it."""
+        several = f", {self.jobs} networks at a time" if self.jobs > 1 else ", one network after the other"
+        return f"{time_text(self.seconds)} on this machine{several}"
+
+    def warning(self, preset: str) -> str | None:
+        """What to do about a very long run; None if it is not."""
+        if self.seconds <= LONG:
+            return None
+        instead = faster_preset(preset)
+        how = f"--preset {instead} is made for less" if instead else "fewer epochs (student.recipe.epochs) take less"
+        return f"this will take {time_text(self.seconds)} here; {how}"
+
+
+def time_text(seconds: float) -> str:
+    """Minutes, or hours where there are many."""
+    return f"{seconds / 60:.1f} min" if seconds < LONG else f"{seconds / 3600:,.0f} hours"
+
+
+def forecast(plan: RunPlan, dataset: Dataset, engine: Engine) -> Forecast:
+    """How long a run will take on this machine, as it is now."""
+    seconds = {part.name: found for part, found in estimate(plan, dataset, engine)}
+    return total(plan, seconds, engine)
+
+
+def total(plan: RunPlan, seconds: dict[str, float], engine: Engine) -> Forecast:
+    """The forecast of a run from the seconds of its networks."""
+    found = phases(plan, engine)
+    return Forecast(sum(duration(phase, seconds) for phase in found), max(phase.jobs for phase in found))
+
+
+def is_worth_timing(plan: RunPlan, dataset: Dataset) -> bool:
+    """Whether training takes long enough for a few seconds of timing, and none of it is done."""
+    trained = [part for part in plan.parts if adaptation(part, plan.config) != "none"]
+    if any(is_trained(plan.folder, part) or (plan.folder / "checkpoints" / part.name).exists() for part in trained):
+        return False
+    images, (height, width) = len(dataset.train), sides(plan.config.data.image_size)
+    epochs = sum(recipe_of(part, plan.config, images).epochs for part in trained)
+    return images * epochs * height * width >= WORTH_TIMING
 
 
 def estimate(plan: RunPlan, dataset: Dataset, engine: Engine) -> Iterator[tuple[Part, float]]:
     """Yields each network that a plan trains, and the seconds its training takes on this machine as it is now.
 
-    0 if it is trained. Evaluation, compilation and filling a cache are not counted.
+    With the threads that it will have. 0 if it is trained. Evaluation, compilation and filling a cache are not counted.
     """
     config = plan.config
     seconds: dict[tuple[str, str], float] = {}  # all seeds take the same time
-    for part in plan.parts:
-        if not trained_here(part, config):
-            continue
-        if is_trained(plan.folder, part):
-            yield part, 0.0
-            continue
-        kind = part.role, part.teacher
-        if kind not in seconds:
-            seconds[kind] = _training_seconds(part, config, dataset, engine)
-        yield part, seconds[kind]
+    before = torch.get_num_threads()
+    for phase in phases(plan, engine):
+        for part in phase.parts:
+            if adaptation(part, config) == "none":
+                continue
+            if is_trained(plan.folder, part):
+                yield part, 0.0
+                continue
+            kind = part.role, part.teacher
+            if kind not in seconds:
+                torch.set_num_threads(threads_of(phase.jobs))
+                try:
+                    seconds[kind] = _training_seconds(part, config, dataset, engine)
+                finally:
+                    torch.set_num_threads(before)
+            yield part, seconds[kind]
 
 
 def _adviser(part: Part, config: RunConfig, dataset: Dataset) -> Network:
@@ -56,13 +124,11 @@ def _adviser(part: Part, config: RunConfig, dataset: Dataset) -> Network:
 def _training_seconds(part: Part, config: RunConfig, dataset: Dataset, engine: Engine) -> float:
     """Seconds a network will train: its number of steps, times the median of some timed ones."""
     recipe = recipe_of(part, config, len(dataset.train))
-    augment = config.teachers[part.teacher].augment if part.role == TEACHER else None
-    views = Views(dataset.train, augment or config.augment, len(dataset.classes), config.data.image_size, part.seed).on(
-        engine.device
-    )
+    teacher = config.teachers[part.teacher] if part.role == TEACHER else None
+    augment = (teacher and teacher.augment) or config.augment
+    views = Views(dataset.train, augment, len(dataset.classes), config.data.image_size, part.seed).on(engine.device)
     whole = whole_batch(recipe.batch_size, len(views), recipe.accumulate, engine.processes)
     images = whole // (recipe.accumulate * engine.processes)
-    timed = min(images, TIMED_IMAGES) if engine.device.type == "cpu" else images
     network = initial_network(part, config, dataset.classes)
     asked = config.teachers if part.role == ADVISED and config.cache is None else ()
     advisers = [_adviser(replace(part, role=TEACHER, teacher=name), config, dataset) for name in asked]
@@ -70,27 +136,44 @@ def _training_seconds(part: Part, config: RunConfig, dataset: Dataset, engine: E
         engine.prepare(module)
     for adviser in advisers:
         adviser.requires_grad_(False).eval()
+    only_head = adaptation(part, config) == "probe"
     optimiser = make_optimiser(network.model, recipe)
     averaged = average_of(network, recipe)
-    seeing, stepping = list[float](), list[float]()
-    while len(stepping) < 2 or sum(seeing + stepping) < TIMED_SECONDS:
+
+    def step(size: int, number: int) -> tuple[float, float]:
+        """Seconds that views of some images and a step on them take."""
         began = time.perf_counter()
-        batch = engine.place(views[0, np.arange(timed)])
+        batch = engine.place(views[0, np.arange(size)])
         engine.synchronise()
         seen = time.perf_counter()
-        with engine.autocast():
-            for adviser in advisers:
-                adviser(batch.images)
-            answers = network.train()(batch.images)
-        engine.backward(sum(logits.float().logsumexp(-1).mean() for logits in answers.values()))
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        if averaged is not None:
-            averaged.update(network, len(stepping))
+        if only_head:
+            with torch.inference_mode(), engine.autocast():
+                network.eval()(batch.images)
+        else:
+            with engine.autocast():
+                for adviser in advisers:
+                    adviser(batch.images)
+                answers = network.train()(batch.images)
+            engine.backward(sum(logits.float().logsumexp(-1).mean() for logits in answers.values()))
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            if averaged is not None:
+                averaged.update(network, number)
         engine.synchronise()
-        seeing.append(seen - began)
-        stepping.append(time.perf_counter() - seen)
-    view, step = median(seeing[1:]), median(stepping[1:])  # the first builds and allocates
+        return seen - began, time.perf_counter() - seen
+
+    timed = images
+    if engine.device.type == "cpu":
+        few = min(images, FIRST_IMAGES)
+        seconds = sum(step(few, 0)) / few
+        timed = max(few, min(images, TIMED_IMAGES, int(STEP_SECONDS / seconds)))
+    taken = list[tuple[float, float]]()
+    for number in count():
+        taken.append(step(timed, number))
+        if len(taken) > 2 and sum(map(sum, taken[1:])) >= TIMED_SECONDS:
+            break
+    view, using = (median(times) for times in zip(*taken[1:], strict=True))  # the first builds and allocates
     workers = config.data.workers if views.device.type == "cpu" else 0
-    seconds = seconds_with_workers(view, step, workers, engine.device.type)
-    return seconds * images / timed * recipe.accumulate * recipe.epochs * (len(views) // whole)
+    seconds = seconds_with_workers(view, using, workers, engine.device.type) * images / timed
+    epochs = probe.epochs_of(augment) if only_head else recipe.epochs
+    return seconds * recipe.accumulate * epochs * (len(views) // whole)

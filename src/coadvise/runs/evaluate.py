@@ -1,6 +1,6 @@
 """Scores the finished networks of a run again: on its own validation images or others, unchanged or corrupted."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from coadvise.config.schema import RunConfig
 from coadvise.data.loader import still_batches
 from coadvise.data.scan import scan_split
 from coadvise.data.sources import Split, evaluation_remarks, evaluation_split, few, source_of
-from coadvise.errors import UserError
+from coadvise.errors import CodeNotKeptError, UserError
 from coadvise.evaluation.agreement import agreements, divergences
 from coadvise.evaluation.calibration import calibrated_errors
 from coadvise.evaluation.corruptions import CORRUPTIONS, SEVERITIES
@@ -65,16 +65,26 @@ class Request:
 class Networks:
     """All finished networks of a run, ready for inference.
 
+    Networks whose code is not kept are left out.
+
+    Args:
+        say: receives a line for each of these.
+
     Raises:
         UserError: nothing is trained yet.
     """
 
-    def __init__(self, run: Path, config: RunConfig, engine: Engine) -> None:
-        parts = trained_parts(run)
+    def __init__(self, run: Path, config: RunConfig, engine: Engine, say: Callable[[str], None]) -> None:
+        self.networks = {}
+        for part in trained_parts(run):
+            try:
+                self.networks[part] = load_network(run / part)
+            except CodeNotKeptError as error:
+                say(f"{part} is left out: {error}")
+        parts = list(self.networks)
         if not parts:
             raise UserError(f"'{run}' has no finished network yet; run the same 'coadvise fit' again to continue it")
         self.run, self.config, self.engine = run, config, engine
-        self.networks = {part: load_network(run / part) for part in parts}
         self.tokens = {part: trained_tokens(run, part, network) for part, network in self.networks.items()}
         for network in self.networks.values():
             self.engine.prepare(network)
@@ -123,9 +133,9 @@ def evaluate_run(
     """
     request = Request(data, layout, corruptions, severities, images)
     check_run(run)
-    config = read_config(run / CONFIG)
+    config, listener = read_config(run / CONFIG), listener or Silent()
     with Engine(for_this_machine(config.engine)) if engine is None else nullcontext(engine) as engine:
-        return _evaluated(Networks(run, config, engine), request, listener or Silent())
+        return _evaluated(Networks(run, config, engine, listener.say), request, listener)
 
 
 def _evaluated(ready: Networks, request: Request, listener: Listener) -> dict[str, Any]:

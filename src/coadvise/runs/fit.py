@@ -1,11 +1,13 @@
 """The main job: scan the data, train the teachers, train the students, say whether advice helped."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from coadvise.data.balance import class_weights, unbalanced
 from coadvise.data.quarantine import check_share
@@ -13,9 +15,10 @@ from coadvise.data.scan import scan
 from coadvise.data.scanned import Dataset, scored_and_trained_on, under_two_labels
 from coadvise.data.sources import source_of
 from coadvise.errors import UserError
+from coadvise.models.module import overrides_for, register
 from coadvise.runs.build_cache import check_caches, fill_caches
 from coadvise.runs.conclude import conclude
-from coadvise.runs.estimate import estimate
+from coadvise.runs.estimate import Forecast, estimate, forecast, is_worth_timing, total
 from coadvise.runs.lock import lock_folder
 from coadvise.runs.network_job import check_part, is_done, is_trained, train_part
 from coadvise.runs.options import FitOptions, help_text
@@ -34,6 +37,7 @@ from coadvise.runs.run import (
     image_change_lines,
     open_record,
 )
+from coadvise.runs.schedule import phases
 from coadvise.training.engine import Engine, resolve_precision
 from coadvise.training.listener import Listener, Silent
 from coadvise.training.trackers import tracker
@@ -44,6 +48,7 @@ def fit(
     preset: str | None = None,
     out: str | Path | None = None,
     listener: Listener | None = None,
+    teachers: Mapping[str, nn.Module] | None = None,
     **options: Any,
 ) -> Path:
     """Trains teachers and a co-advised student on a folder of labelled images, and compares them.
@@ -54,6 +59,9 @@ def fit(
     Args:
         data, preset, out, options: the options below, the same as those of `coadvise fit`.
         listener: receives progress and messages; silent if not given.
+        teachers: modules that advise, by the teacher's name. One answers logits of the data's classes in their order,
+            for normalised images; or logits or features of any number, from which it learns these classes with
+            `teachers.NAME.adapt=probe` or `finetune` among the overrides. The run keeps its weights, not its code.
 
     Returns:
         The run directory: config.yaml, data.json, pictures.tsv, metrics.jsonl, teachers/, students/, predictions/,
@@ -65,33 +73,45 @@ def fit(
         StorageError: the run directory cannot be written any more; what was saved is intact.
         LostProcessError: one of several processes died or hangs.
     """
-    return run_fit(plan_fit(FitOptions.of(data=data, preset=preset, out=out, **options)), listener)
+    given = FitOptions.of(data=data, preset=preset, out=out, **options)
+    return run_fit(_plan_with(teachers, given) if teachers else plan_fit(given), listener)
 
 
 fit.__doc__ = (fit.__doc__ or "") + help_text(FitOptions)
 
 
+def _plan_with(modules: Mapping[str, nn.Module], options: FitOptions) -> RunPlan:
+    """A plan whose teachers are modules of this process."""
+    if options.given_jobs not in (None, 1):
+        raise UserError(
+            f"jobs={options.jobs}: teachers given as modules are only known to this process; leave out jobs"
+        )
+    changes = overrides_for(modules, options.overrides)
+    plan = replace(plan_fit(replace(options, overrides=(*options.overrides, *changes))), jobs=1)
+    source, config = plan.source or source_of(plan.config), plan.config
+    for name, module in modules.items():
+        adapted = config.teachers[name].adaptation != "none"
+        register(name, module, config.data.image_size, source.classes, adapted)
+    return plan
+
+
 def run_fit(plan: RunPlan, listener: Listener | None = None) -> Path:
     """Does what `fit` promises, from a plan."""
-    plan, listener = _with_precision(plan), listener or Silent()
-    with Engine(plan.config.engine) as engine:
-        if plan.chosen_preset == "photos" and engine.device.type == "cpu" and engine.is_main:
-            listener.say(
-                "no GPU found: the preset photos, chosen for images of this size, is made for one. --dry-run shows how "
-                "long it takes here; --preset small-images uses the images at 32 pixels and is made for CPUs"
-            )
-        with training(plan, engine, listener) as run:
-            conclude(run, plan.parts)
+    plan = _with_precision(plan)
+    with Engine(plan.config.engine) as engine, training(plan, engine, listener or Silent()) as run:
+        conclude(run, plan.parts)
     return plan.folder
 
 
-def estimate_fit(plan: RunPlan, say: Callable[[str], None] = lambda text: None) -> Iterator[tuple[str, float]]:
-    """Yields each network of a plan and the seconds its training will take here; 0 if it is done. Writes nothing.
-
-    The data are described to `say` first.
+def estimate_fit(plan: RunPlan, say: Callable[[str], None], tell: Callable[[str, float], None]) -> Forecast:
+    """How long a run will take here. Writes nothing.
 
     Not counted: evaluation, compilation, filling a cache. Views are timed from image files, even if the run would keep
     presized images.
+
+    Args:
+        say: receives the description of the data, before anything is timed.
+        tell: receives each network, and the seconds its training will take, as soon as they are known; 0 if it is done.
     """
     plan = _with_precision(plan)
     config = plan.config
@@ -99,9 +119,11 @@ def estimate_fit(plan: RunPlan, say: Callable[[str], None] = lambda text: None) 
     dataset = scan(source, data.image_size, config.in_memory, fit=data.fit)
     for line in describe(dataset):
         say(line)
+    seconds = {}
     with Engine(config.engine) as engine:
-        for part, seconds in estimate(plan, dataset, engine):
-            yield part.title, seconds
+        for part, seconds[part.name] in estimate(plan, dataset, engine):
+            tell(part.title, seconds[part.name])
+        return total(plan, seconds, engine)
 
 
 def _with_precision(plan: RunPlan) -> RunPlan:
@@ -131,6 +153,9 @@ def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]
     image_changes = check_images(folder, dataset, plan.allow_changes)
     changed += image_change_lines(image_changes)
     _check(plan, dataset, engine, outdated="train" in image_changes)
+    if plan.foresee and engine.processes == 1:
+        for line in _foreseen(plan, dataset, engine):
+            listener.say(line)
 
     with engine.graceful_shutdown(), engine.detect_lost_ranks(), lock_folder(folder, engine):
         if not engine.equal_on_all_ranks(str(identity(dataset))):
@@ -150,6 +175,18 @@ def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]
         yield run
 
 
+def _foreseen(plan: RunPlan, dataset: Dataset, engine: Engine) -> Iterator[str]:
+    """Which preset was chosen, and how long it will take; nothing where that is short."""
+    chosen = f"preset {plan.preset}" if plan.by_default else ""
+    if is_worth_timing(plan, dataset):
+        found = forecast(plan, dataset, engine)
+        yield f"{chosen}{': ' if chosen else ''}about {found.text()}; --dry-run lists them"
+        if warning := found.warning(plan.preset):
+            yield warning
+    elif chosen:
+        yield chosen
+
+
 def _check(plan: RunPlan, dataset: Dataset, engine: Engine, outdated: bool) -> None:
     """Raises UserError, before anything is written, for what would fail later.
 
@@ -163,7 +200,7 @@ def _check(plan: RunPlan, dataset: Dataset, engine: Engine, outdated: bool) -> N
             check_share(what, len(lost), len(split) + len(lost), config.data.max_unreadable, lost[0])
     class_weights(config.data, dataset.classes, dataset.train.per_class(len(dataset.classes)))
     sizes = [check_part(part, folder, config, dataset, engine, outdated) for part in plan.parts]
-    check_space(folder, sizes, plan.jobs)
+    check_space(folder, sizes, max(phase.jobs for phase in phases(plan, engine)))
     for name in config.engine.trackers:
         tracker(name)
     if plan.reuse is not None:
@@ -174,24 +211,19 @@ def _check(plan: RunPlan, dataset: Dataset, engine: Engine, outdated: bool) -> N
 
 
 def _train_all(run: Run, plan: RunPlan) -> None:
-    """Trains what is missing. Copying students and filling a cache need finished teachers."""
-    if plan.reuse is None and plan.cache is None:
-        _train(run, plan.parts, plan.jobs)
-        return
-    if plan.reuse is not None:
-        reuse_networks(run, plan.teachers, plan.reuse)
-    _train(run, plan.teachers, plan.jobs)
-    if plan.reuse is not None:
-        reuse_networks(run, plan.students, plan.reuse)
-    advised = [part.seed for part in plan.students if part.role == ADVISED and not is_trained(run.folder, part)]
-    if plan.cache is not None and advised:
-        fill_caches(run, advised, plan.jobs)
-    _train(run, plan.students, plan.jobs)
+    """Trains what is missing."""
+    for parts, jobs in phases(plan, run.engine):
+        if plan.reuse is not None:
+            reuse_networks(run, parts, plan.reuse)
+        advised = [part.seed for part in parts if part.role == ADVISED and not is_trained(run.folder, part)]
+        if plan.cache is not None and advised:
+            fill_caches(run, advised, jobs)
+        _train(run, parts, jobs)
 
 
 def _train(run: Run, parts: Sequence[Part], jobs: int) -> None:
     """Trains networks, advised students after all teachers."""
-    if jobs == 1:
+    if jobs == 1 or all(is_done(run.folder, part) for part in parts):
         for part in parts:
             train_part(run, part)
         return

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coadvise.advice import CLASS, LossWeights
-from coadvise.config.schema import RecipeConfig, RunConfig, sides, size_text
+from coadvise.config.schema import RecipeConfig, RunConfig, names_folder, sides, size_text
 from coadvise.data import draws
 from coadvise.data.loader import whole_batch
 from coadvise.data.scanned import PREPROCESSING, Dataset, ScannedSplit
@@ -33,7 +33,8 @@ from coadvise.models import TokenModel
 from coadvise.models.network import Network, build_network, check_answers, load_network
 from coadvise.models.pretrained import adapted_network, given_network
 from coadvise.models.start import start_from
-from coadvise.runs.plan import ADVISED, ALONE, TEACHER, Part
+from coadvise.models.token_vit import is_timms
+from coadvise.runs.plan import ADVISED, ALONE, START, TEACHER, Part, adaptation
 from coadvise.runs.run import Run
 from coadvise.storage import MANIFEST, DamagedError, describe_model
 from coadvise.training.checkpoint import checkpoint_bytes
@@ -57,13 +58,13 @@ def check_part(
         The size of its checkpoint, bytes; 0 if it is not trained here.
     """
     made = is_trained(folder, part) and not outdated
-    if trained_here(part, config):
+    if adaptation(part, config) != "none":
         recipe = recipe_of(part, config, len(dataset.train))
         whole_batch(recipe.batch_size, len(dataset.train), recipe.accumulate, engine.processes)
         network = initial_network(part, config, dataset.classes)
         if not made:
             check_answers(network, engine.device)
-        if part.role == TEACHER and config.teachers[part.teacher].adaptation == "probe":
+        if part.role == TEACHER and adaptation(part, config) == "probe":
             check_head(part.teacher, network)
         return checkpoint_bytes(network, recipe)
     if not made:
@@ -92,14 +93,14 @@ def train_part(run: Run, part: Part) -> None:
         return
     if there:
         network = load_network(folder)
-    elif not trained_here(part, config):
+    elif adaptation(part, config) == "none":
         network = given_network(part.teacher, config.teachers[part.teacher], config.data.image_size)
         if len(network.classes) > len(run.dataset.classes):
             known, wanted = len(network.classes), len(run.dataset.classes)
             run.listener.say(f"{part.title}: it knows {known} classes; the {wanted} of the data are used")
     else:
         network = initial_network(part, config, run.dataset.classes, run.listener.say)
-        if part.role == TEACHER and config.teachers[part.teacher].adaptation == "probe":
+        if adaptation(part, config) == "probe":
             _probe(run, part, network)
         else:
             job = _job(run, part, network)
@@ -172,7 +173,7 @@ def _has_whole_predictions(run: Run, part: Part) -> bool:
 
 
 def _probe(run: Run, part: Part, network: Network) -> None:
-    """Trains the head of a teacher."""
+    """Trains a network's head alone."""
     _, views = _seed_and_views(run, part)
     weights, engine = run.loss_class_weights, run.engine
     found = probe(
@@ -188,11 +189,12 @@ def _probe(run: Run, part: Part, network: Network) -> None:
 
 def _seed_and_views(run: Run, part: Part) -> tuple[int, Views]:
     config = run.config
-    if part.role == TEACHER:
-        seed, teacher = teacher_seed(config.seed, part.teacher), config.teachers[part.teacher]
-        augment = teacher.augment or config.augment
-        return seed, run.views(augment.unmixed if teacher.adaptation == "probe" else augment, seed)
-    return part.seed, run.student_views(part.seed)
+    teacher = config.teachers[part.teacher] if part.role == TEACHER else None
+    if teacher is None and part.role != START:
+        return part.seed, run.student_views(part.seed)
+    seed = teacher_seed(config.seed, part.teacher) if teacher else part.seed
+    augment = (teacher and teacher.augment) or config.augment
+    return seed, run.views(augment.unmixed if adaptation(part, config) == "probe" else augment, seed)
 
 
 def _job(run: Run, part: Part, network: Network) -> Training:
@@ -235,13 +237,9 @@ def _advisers(run: Run, seed: int) -> Advisers:
     )
 
 
-def trained_here(part: Part, config: RunConfig) -> bool:
-    return part.role != TEACHER or config.teachers[part.teacher].trained_here
-
-
 def loss_weights_of(part: Part, config: RunConfig) -> LossWeights:
     """What trains a network: Eq. (1), or the labels alone."""
-    if part.role == TEACHER:
+    if part.role in (TEACHER, START):
         return LossWeights()
     return config.loss_weights if part.role == ADVISED else config.loss_weights.without_advice
 
@@ -272,12 +270,15 @@ def initial_network(
         if note:
             say(f"{part.title}: starts from {teacher.start}, {note}")
         return network
-    network = build_network(config.student, classes, config.data.image_size, part.seed, tokens=config.tokens)
+    start = str(config.student.start)
+    bare = part.role == START and is_timms(config.student.model) and not names_folder(start)
+    tokens = () if bare else config.tokens  # a run's student comes with its tokens, and ours with their stems
+    network = build_network(config.student, classes, config.data.image_size, part.seed, tokens=tokens)
     assert isinstance(network.model, TokenModel)
     if config.student.start is not None:
         for note in start_from(network, config.student.start, part.seed):
             say(note)
-    if part.role == ALONE:
+    if part.role in (ALONE, START):
         network.model.train_heads(loss_weights_of(part, config).trained_tokens)
     return network
 

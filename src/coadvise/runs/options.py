@@ -8,6 +8,7 @@ from coadvise.config.reading import nearest
 from coadvise.errors import UserError
 
 NETWORKS = ("preset", "paper")
+AUTO = "auto"
 DATA, TRAINING, OUTPUT = "Data", "Training", "Output"  # the groups of the help
 
 
@@ -58,7 +59,14 @@ class RunOptions:
     seeds: Annotated[
         int, Help("Number of students of each kind, at consecutive seeds. They share the teachers.", TRAINING)
     ] = 1
-    jobs: Annotated[int, Help("Number of networks to train at the same time, each in its own process.", TRAINING)] = 1
+    jobs: Annotated[
+        str,
+        Help(
+            "Number of networks to train at the same time, each in its own process with its share of the cores. auto: "
+            "one a core, or one a GPU.",
+            TRAINING,
+        ),
+    ] = AUTO
     reuse: Annotated[
         Path | None,
         Help("A finished run on the same images. Networks with the same configuration are copied from it.", TRAINING),
@@ -84,9 +92,16 @@ class RunOptions:
         """Accepts paths as text, data as a path, and overrides as a list."""
         overrides = (self.overrides,) if isinstance(self.overrides, str) else tuple(self.overrides)
         self._set(data=str(self.data), overrides=overrides, reuse=_path(self.reuse), out=_path(self.out))
-        for name in ("seeds", "jobs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}; give 1 or more")
+        self._set(jobs=str(self.jobs))
+        if self.seeds < 1:
+            raise UserError(f"seeds={self.seeds}; give 1 or more")
+        if self.jobs != AUTO and not (self.jobs.isdecimal() and int(self.jobs)):
+            raise UserError(f"jobs={self.jobs}; give 1 or more, or {AUTO}")
+
+    @property
+    def given_jobs(self) -> int | None:
+        """The number of networks to train at the same time; None for auto."""
+        return None if self.jobs == AUTO else int(self.jobs)
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():

@@ -24,8 +24,8 @@ from coadvise.config.schema import RunConfig
 from coadvise.data.scan import scan
 from coadvise.data.sources import source_of
 from coadvise.errors import Interrupted, LostProcessError, StorageError, UserError
-from coadvise.machine import available_cores
 from coadvise.runs.run import Run, check_images, open_record
+from coadvise.runs.schedule import threads_of
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Listener
 from coadvise.training.metrics import Recorder
@@ -60,7 +60,7 @@ def in_processes(
     """
     if engine.processes > 1:
         raise UserError("--jobs trains several networks, torchrun one network on several processes; use only one")
-    threads = max(1, available_cores() // jobs)
+    threads = threads_of(jobs)
     waiting, running = dict(tasks), dict[Future[None], _Child]()
     gpus = _gpus(engine)
     fault: BaseException | None = None

@@ -3,6 +3,7 @@
 Bad input is refused here, before PyTorch is imported.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from coadvise.config.reading import load_config, with_cache
 from coadvise.config.schema import RunConfig
 from coadvise.data.sources import NAMED, Source, short_name, source_of, typical_size
 from coadvise.errors import UserError
-from coadvise.runs.options import FitOptions
+from coadvise.machine import available_cores
+from coadvise.runs.options import FitOptions, RunOptions
 
-TEACHER, ADVISED, ALONE = "teacher", "advised", "alone"
+PHOTOS, PHOTOS_SMALL, SMALL_IMAGES = BY_TIME = ("photos", "photos-small", "small-images")  # the slowest first
+MOST_ON_A_CORE = 7_500  # training images; with more of them PHOTOS_SMALL takes longer than 6 hours
+TEACHER, ADVISED, ALONE, START = "teacher", "advised", "alone", "start"
 _KIND_NAMES = {"conv": "conv teacher", "inv": "involution teacher"}
 
 
@@ -30,7 +34,16 @@ class Part:
         """What the user reads."""
         if self.role == TEACHER:
             return _KIND_NAMES.get(self.teacher, f"{self.teacher} teacher")
+        if self.role == START:
+            return "linear probe of the student's start"
         return f"student {'co-advised' if self.role == ADVISED else 'alone'} (seed {self.seed})"
+
+
+def adaptation(part: Part, config: RunConfig) -> str:
+    """How a network gets its weights: "train" or "finetune", "probe" (its head alone), "none" (it is only loaded)."""
+    if part.role == TEACHER:
+        return config.teachers[part.teacher].adaptation
+    return "probe" if part.role == START else "train"
 
 
 @dataclass(frozen=True)
@@ -43,10 +56,12 @@ class RunPlan:
         parts: the networks wanted, teachers first.
         cache: the logit cache that advises the students. None: teachers run during their training.
         reuse: another run, whose identical networks are copied.
-        jobs: networks to train at the same time.
+        jobs: networks to train at the same time; None: as many as `parallel.at_once` says.
         allow_changes: continue although the configuration or the images changed.
         introduce: tell the user about the data and the folder.
-        chosen_preset: the preset that was chosen by the size of the images; "" if the user named one.
+        preset: the name or file of the configuration; "" for a study's run.
+        by_default: the preset was chosen here, and not by the user.
+        foresee: say how long it will take before it begins.
         source: the images, if planning found them already.
     """
 
@@ -55,10 +70,12 @@ class RunPlan:
     parts: tuple[Part, ...]
     cache: Path | None = None
     reuse: Path | None = None
-    jobs: int = 1
+    jobs: int | None = 1
     allow_changes: bool = False
     introduce: bool = True
-    chosen_preset: str = ""
+    preset: str = ""
+    by_default: bool = False
+    foresee: bool = False
     source: Source | None = None
 
     @property
@@ -72,39 +89,69 @@ class RunPlan:
 
 def plan_fit(options: FitOptions) -> RunPlan:
     """Plans a run. Raises UserError for a folder, preset, key or value that cannot be used; writes nothing."""
-    chosen = options.preset or default_preset(options.data)
-    config = load_config(chosen, options.overrides, options.seed, options.data)
+    preset, config, source = chosen(options)
     if options.cache is None and config.cache is not None:
         raise UserError("this configuration advises students by stored logits (cache); give --cache DIR")
     if options.cache is not None and config.cache is None:
         config = with_cache(config)  # logits are rounded, so it changes the results
-    source = source_of(config)
-    name = f"{short_name(options.data)}-{Path(chosen).stem}-seed{config.seed}"
+    name = f"{short_name(options.data)}-{Path(preset).stem}-seed{config.seed}"
     return RunPlan(
         folder=options.out or Path("runs", name),
         config=config,
         parts=tuple(run_parts(config, options.seeds, options.baseline)),
         cache=options.cache,
         reuse=options.reuse,
-        jobs=options.jobs,
+        jobs=options.given_jobs,
         allow_changes=options.allow_changes,
-        chosen_preset="" if options.preset else chosen,
+        preset=preset,
+        by_default=options.preset is None,
+        foresee=True,
         source=source,
     )
 
 
+def chosen(options: RunOptions) -> tuple[str, RunConfig, Source]:
+    """The preset, given or chosen by the data and this machine; the configuration with it; and the data.
+
+    Raises:
+        UserError: data, a preset, a key or a value that cannot be used.
+    """
+    preset = options.preset or default_preset(options.data, options.overrides)
+    config = load_config(preset, options.overrides, options.seed, options.data)
+    source = source_of(config)
+    if options.preset is None and preset == PHOTOS_SMALL and len(source.train) > MOST_ON_A_CORE * available_cores():
+        preset = SMALL_IMAGES
+        config = load_config(preset, options.overrides, options.seed, options.data)
+    return preset, config, source
+
+
 def run_parts(config: RunConfig, seeds: int, baseline: bool) -> list[Part]:
-    """The networks of a run, in order."""
+    """The networks of a run, in order. Beside a student that starts from other weights stands a probe of these."""
     parts = [Part(f"teachers/{name}", TEACHER, config.seed, name) for name in config.teachers]
     for seed in range(config.seed, config.seed + seeds):
         parts.append(Part(f"students/advised-{seed}", ADVISED, seed))
         if baseline:
             parts.append(Part(f"students/alone-{seed}", ALONE, seed))
+    if baseline and config.student.start is not None:
+        parts.append(Part(f"students/start-{config.seed}", START, config.seed))
     return parts
 
 
-def default_preset(data: str | Path) -> str:
-    """The preset of a named source; `small-images` for images of up to 96 pixels, `photos` for larger ones."""
+def default_preset(data: str | Path, overrides: Sequence[str] = ()) -> str:
+    """The preset of a named source; `small-images` for images of up to 96 pixels; larger ones have one for a GPU."""
     if (named := NAMED.get(str(data))) is not None:
         return named.preset
-    return "small-images" if typical_size(data) <= 96 else "photos"
+    if typical_size(data) <= 96:
+        return SMALL_IMAGES
+    return PHOTOS if "engine.device=cpu" not in overrides and _has_gpu() else PHOTOS_SMALL
+
+
+def faster_preset(preset: str) -> str | None:
+    """The next of the presets for photographs, which takes less time; None if there is none."""
+    return BY_TIME[BY_TIME.index(preset) + 1] if preset in BY_TIME[:-1] else None
+
+
+def _has_gpu() -> bool:
+    import torch  # only where the choice depends on it
+
+    return torch.cuda.is_available()

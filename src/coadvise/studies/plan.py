@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from coadvise.advice import AVERAGE, CLASS
-from coadvise.config.reading import deciding_values, load_config, with_cache, with_changes
+from coadvise.config.reading import deciding_values, with_cache, with_changes
 from coadvise.config.schema import ModelConfig, RunConfig, TeacherConfig, names_model
-from coadvise.data.sources import resolved, short_name, source_of
+from coadvise.data.sources import resolved, short_name
 from coadvise.errors import UserError
 from coadvise.runs.canonical import NO_STUDENT, canonical_config, strip_advice
 from coadvise.runs.options import StudyOptions
-from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan, default_preset
+from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan, chosen
 from coadvise.studies import Row, Study, study_named
 from coadvise.studies.networks import (
     PAPER_MODELS,
@@ -64,14 +64,13 @@ def study_folder(options: StudyOptions) -> Path:
 def study_config(options: StudyOptions) -> RunConfig:
     """The configuration before the study's own changes. Raises UserError for input that cannot be used."""
     study_named(options.name)
-    config = load_config(options.preset or default_preset(options.data), options.overrides, options.seed, options.data)
+    _, config, _ = chosen(options)
     if options.cache:
         config = with_cache(config)
     if options.networks == "paper":
         check_paper_size(config.data.image_size)
     if options.weights not in (None, PRETRAINED):
         _check_weights(Path(options.weights))
-    source_of(config)
     return config
 
 
@@ -180,7 +179,7 @@ class _Planner:
 
     def run(self, folder: Path, config: RunConfig, parts: list[Part], cache: Path | None = None) -> RunPlan:
         given = self.options
-        return RunPlan(folder, config, tuple(parts), cache, given.reuse, given.jobs, given.allow_changes)
+        return RunPlan(folder, config, tuple(parts), cache, given.reuse, given.given_jobs, given.allow_changes)
 
     def cache_of(self, config: RunConfig) -> Path | None:
         """The folder of the logits that advise a run's students: the same for equal teachers and views."""

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,14 @@ from coadvise.data.scan import scan
 from coadvise.data.scanned import Dataset
 from coadvise.data.sources import short_name, source_of
 from coadvise.errors import UserError
-from coadvise.runs.estimate import estimate
+from coadvise.runs.estimate import Forecast, estimate
 from coadvise.runs.fit import describe, training
 from coadvise.runs.network_job import check_part, is_done
 from coadvise.runs.options import StudyOptions, help_text
 from coadvise.runs.parallel import in_processes
 from coadvise.runs.plan import TEACHER, RunPlan
 from coadvise.runs.run import check_images, check_no_run
+from coadvise.runs.schedule import at_once
 from coadvise.storage import write_text
 from coadvise.studies import Row, Study, study_named
 from coadvise.studies.measures import Finished, check_shift, with_shifts
@@ -72,7 +73,7 @@ def run_study_of(options: StudyOptions, listener: Listener | None = None) -> dic
         listener.say(f"in place of {of_paper}: {network}")
     with engine:
         if plan.runs and not options.so_far:
-            _train(plan, engine, options.jobs, listener)
+            _train(plan, engine, _jobs(plan, engine, options), listener)
         finished = {row.name: _finished(row, plan.rows.get(row.name), folder) for row in study.rows}
         result = measured(study, finished, engine, listener)
     result = {
@@ -91,18 +92,24 @@ def run_study_of(options: StudyOptions, listener: Listener | None = None) -> dic
     return result
 
 
-def estimate_study(
-    options: StudyOptions, say: Callable[[str], None] = lambda text: None
-) -> Iterator[tuple[str, float]]:
-    """Yields each network of a study and the seconds its training will take here; see `runs.fit.estimate_fit`."""
+def estimate_study(options: StudyOptions, say: Callable[[str], None], tell: Callable[[str, float], None]) -> Forecast:
+    """How long a study will take here; see `runs.fit.estimate_fit`. Writes nothing."""
     config, _, plan = _planned(options)
     dataset = scan(source_of(config), config.data.image_size, config.in_memory, fit=config.data.fit)
     for line in describe(dataset):
         say(line)
+    total = 0.0
     with Engine(config.engine) as engine:
+        jobs = _jobs(plan, engine, options)
         for run in plan.runs.values():
-            for part, seconds in estimate(run, dataset, engine):
-                yield f"{part.title}: {plan.title_of(run)}", seconds
+            for part, seconds in estimate(replace(run, jobs=jobs), dataset, engine):
+                tell(f"{part.title}: {plan.title_of(run)}", seconds)
+                total += seconds
+    return Forecast(total / jobs, jobs)
+
+
+def _jobs(plan: StudyPlan, engine: Engine, options: StudyOptions) -> int:
+    return options.given_jobs or at_once(len(plan.runs), engine)
 
 
 def _planned(options: StudyOptions) -> tuple[RunConfig, Study, StudyPlan]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coadvise.config.schema import AugmentConfig
 from coadvise.data.loader import epoch_batches
 from coadvise.data.views import Views
 from coadvise.errors import UserError
@@ -35,6 +36,11 @@ class Probed:
     views: int
 
 
+def epochs_of(augment: AugmentConfig) -> int:
+    """How many epochs of views the head is trained on."""
+    return min(augment.recycle or EPOCHS, EPOCHS)
+
+
 def probe(
     part: str, network: Network, views: Views, engine: Engine, workers: int, weights: Sequence[float] | None,
     progress: Progress,
@@ -48,7 +54,7 @@ def probe(
     from sklearn.linear_model import LogisticRegression  # takes a second to import
     from sklearn.model_selection import train_test_split
 
-    epochs = min(views.augment.recycle or EPOCHS, EPOCHS)
+    epochs = epochs_of(views.augment)
     features, rows = _features(part, network, views, epochs, engine, workers, progress)
     labels = views.split.labels[rows]
     mean, deviation = features.mean(0), features.std(0) + 1e-6
