@@ -467,8 +467,9 @@ def presets(
     if as_json:
         print(json.dumps(headers))
         return
+    width = max(map(len, headers))
     for preset, header in headers.items():
-        print(f"{preset:14} {header}")
+        print(f"{preset:{width}} {header}")
 
 
 def main() -> None:

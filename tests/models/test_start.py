@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 from timm.layers import resample_abs_pos_embed
-from tiny import CLASSES, Stopper, assert_same_weights, records, weights_of, write_preset
+from tiny import CLASSES, Stopper, assert_same_weights, never, records, weights_of, write_preset
 from torch import Tensor, nn
 
 from coadvise import fit, load
@@ -110,25 +110,29 @@ def test_a_start_that_does_not_fit(
 
 # timm's weights by name ----------------------------------------------------------------------------------------------
 
-HUB = "timm/test_vit.r160_in1k"  # timm's smallest: 6 blocks of width 64, for 160 pixels
 IMAGENET = ImageNetInfo().label_names()
 
 
-@pytest.fixture
-def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """timm's test_vit with other weights, in a local cache of the hub; there is no connection."""
+def cache_made_weights(folder: Path, name: str) -> nn.Module:
+    """Puts weights that are made here where the hub's client keeps those of a timm model."""
     torch.manual_seed(4)
-    model = timm.create_model("test_vit").eval()
+    model = timm.create_model(name).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1)
-    place = tmp_path / "hub" / f"models--{HUB.replace('/', '--')}"
+    place = folder / f"models--timm--{name}.r160_in1k"
     for path in (place / "snapshots" / "abc", place / "refs"):
         path.mkdir(parents=True)
     save_file(model.state_dict(), place / "snapshots" / "abc" / "model.safetensors")
     (place / "refs" / "main").write_text("abc")
+    return model
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """timm's smallest, test_vit (6 blocks of width 64, for 160 pixels), in a local cache; there is no connection."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return model
+    return cache_made_weights(tmp_path / "hub", "test_vit")
 
 
 def started(
@@ -352,3 +356,32 @@ def test_a_student_by_timm_s_name_is_trained_heads_first_and_answers(
     student = load(run)
     assert student.predict(torch.rand(3, 16, 16))[0].label in CLASSES
     assert not torch.equal(student.model.vit.blocks[0].norm1.weight, cached.blocks[0].norm1.weight), "after epoch 1"
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides"),
+    [
+        ("photos-pretrained", ["data.presize=0", "teachers.inv.model_kwargs={depths: [1, 1, 1, 1]}"]),
+        ("photos-pretrained-small", []),
+    ],
+)
+def test_presets_of_pretrained_networks_are_trained_from_weights_in_the_cache(
+    preset: str, overrides: list[str], cached: nn.Module, tiny_images: Path, tmp_path: Path
+) -> None:
+    cache_made_weights(tmp_path / "hub", "test_efficientnet")
+    overrides = [
+        *overrides, "teachers.conv.start=test_efficientnet", "student.model=test_vit", "data.image_size=32",
+        "data.workers=0", "teachers.conv.finetune.epochs=2", "teachers.conv.finetune.batch_size=8",
+        *(f"{part}.recipe.{change}" for part in ("teachers.inv", "student") for change in ("epochs=2", "batch_size=8")),
+    ]  # fmt: skip
+    listener = Stopper(never)
+    run = fit(tiny_images, preset, tmp_path / "run", listener, overrides=overrides, baseline=True)
+    adapted = "linear probe" if preset.endswith("small") else "fine-tuned"
+    rows = [row["name"] for row in records(run, "verdict")[-1]["rows"]]
+    assert rows[0] == f"conv teacher ({adapted})"
+    assert "linear probe of the student's start" in rows
+    assert any(
+        line.startswith("student.start=test_vit: tokens that start as the class token") for line in listener.said
+    )
+    trained = {record["part"] for record in records(run, "train")}
+    assert ("teachers/conv" in trained) == (adapted == "fine-tuned")

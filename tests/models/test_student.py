@@ -48,9 +48,12 @@ def test_any_set_of_tokens_is_aligned(names: tuple[str, ...]) -> None:
     assert list(net.forward_tokens(images())) == ["class", "a", "b", "c"]
 
 
-@pytest.mark.parametrize(("patch", "size"), [(4, 32), (16, 64), (3, 33)])
-def test_aligned_tokens_are_means_and_patches_the_sum(patch: int, size: int) -> None:
-    embed = AlignedPatchEmbed(size, patch, 3, 24, aligned=BOTH).eval()
+SHAPES = [(4, 32, None), (16, 64, None), (3, 33, None), (16, 64, (4, 2)), (12, 48, (3, 2)), (16, 64, (2, 2))]
+
+
+@pytest.mark.parametrize(("patch", "size", "strides"), SHAPES)
+def test_aligned_tokens_are_means_and_patches_the_sum(patch: int, size: int, strides: tuple[int, int] | None) -> None:
+    embed = AlignedPatchEmbed(size, patch, 3, 24, aligned=BOTH, stem_strides=strides).eval()
     patches, tokens = embed(images(size))
     maps = {name: stem(images(size)) for name, stem in embed.stems.items()}
     assert patches.shape == (2, embed.num_patches, 24)
@@ -58,6 +61,15 @@ def test_aligned_tokens_are_means_and_patches_the_sum(patch: int, size: int) -> 
     torch.testing.assert_close(patches, (maps["conv"] + maps["inv"]).flatten(2).mT)
     for name, token in tokens.items():
         torch.testing.assert_close(token, maps[name].flatten(2).mean(-1)[:, None])
+
+
+@pytest.mark.parametrize(("patch", "size", "strides"), SHAPES)
+def test_a_stem_sees_every_pixel(patch: int, size: int, strides: tuple[int, int] | None) -> None:
+    for stem in AlignedPatchEmbed(size, patch, 3, 24, aligned=BOTH, stem_strides=strides).stems.values():
+        x = images(size).requires_grad_()
+        stem(x).square().sum().backward()
+        assert x.grad is not None
+        assert (x.grad.abs().sum(1) > 0).all()
 
 
 @pytest.mark.parametrize("aligned", [None, BOTH, {"conv": "conv"}])
@@ -94,6 +106,9 @@ def test_aligned_stems_say_why_another_patch_size_is_impossible() -> None:
         student(aligned=BOTH, img_size=30)
     with pytest.raises(ValueError, match="square"):
         student(aligned=BOTH, patch_size=(4, 8))
+    for strides in ((3, 1), (4, 2), (2, 0), (2,)):
+        with pytest.raises(ValueError, match=r"stem_strides .* whose product divides the patch of 4"):
+            student(aligned=BOTH, patch_size=4, stem_strides=strides)
 
 
 @pytest.mark.parametrize(

@@ -476,6 +476,10 @@ SHALLOW = {
     "rednet101": "model_kwargs={depths: [1, 1, 1, 1]}",
     "regnety_040": "model=regnety_002",
     "cit_small_aligned_patch16_224": "model_kwargs.depth=2",
+    "resnet50": "model=test_resnet",
+    "tf_efficientnet_lite0": "model=test_efficientnet",
+    "vit_small_patch16_224": "model_kwargs.depth=2",
+    "deit_tiny_patch16_224": "model_kwargs.depth=2",
 }
 
 
@@ -489,7 +493,8 @@ def shrunk(preset: str) -> list[str]:
     return [
         *(f"{where}.recipe.{key}={value}" for where in networks for key, value in changes.items()),
         *(f"{where}.{change}" for where, change in shallow.items() if change),
-        *(f"teachers.{name}.start=null" for name in config.teachers),
+        *(f"{where}.start=null" for where in networks),  # no weights are at hand
+        *(f"teachers.{name}.adapt=null" for name in config.teachers),
         f"data.classes=[{', '.join(config.data.classes[:2])}]",
         "data.workers=0",
         "engine.device=cpu",

@@ -30,13 +30,18 @@ BLOCKS = {
 }
 
 
+def overlapping_kernel(stride: int) -> int:
+    """The side of a first convolution whose windows overlap: 3 as published for strides of 1 and 2, 7 for 4."""
+    return max(3, 2 * stride - 1)
+
+
 def involution_stem(in_chans: int, width: int, stride: int = 2, last_stride: int = 1) -> nn.Sequential:
     """RedNet's stem: 3x3 convolution to half the width, 3x3 involution, 3x3 convolution, each with batch norm and ReLU.
 
     Args:
         in_chans: Image channels.
         width: Output channels; a multiple of 32, since the involution has 16 channels a group on half of them.
-        stride: Stride of the first convolution; 2 as published, 1 for small images.
+        stride: Stride of the first convolution; 2 as published, 1 for small images. From 3 on its kernel is larger.
         last_stride: Stride of the last convolution; 1 as published.
 
     Raises:
@@ -46,7 +51,7 @@ def involution_stem(in_chans: int, width: int, stride: int = 2, last_stride: int
         raise UserError(f"stem width {width} must be a multiple of {2 * GROUP_CHANNELS}")
     half = width // 2
     return nn.Sequential(
-        ConvBNReLU(in_chans, half, 3, stride),
+        ConvBNReLU(in_chans, half, overlapping_kernel(stride), stride),
         Involution2d(half, 3, group_channels=GROUP_CHANNELS),
         nn.BatchNorm2d(half),
         nn.ReLU(inplace=True),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from math import prod
 from typing import ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coadvise.errors import UserError
-from coadvise.models.rednet import involution_stem
+from coadvise.models.rednet import involution_stem, overlapping_kernel
 
 WIDTH = 64  # channels of a stem before its projection
 
@@ -35,12 +36,10 @@ def stem_strides(patch_size: int) -> tuple[int, int]:
 
 def _checked_strides(patch_size: int, strides: Sequence[int] | None) -> tuple[int, int]:
     """The given strides, or those of the patch size. Raises UserError for ones that do not divide a patch."""
-    first, second = stem_strides(patch_size) if strides is None else strides
-    if min(first, second) < 1 or patch_size % (first * second):
-        raise UserError(
-            f"stem_strides {(first, second)} must be two numbers whose product divides the patch of {patch_size}"
-        )
-    return first, second
+    found = stem_strides(patch_size) if strides is None else tuple(strides)
+    if len(found) != 2 or min(found) < 1 or patch_size % prod(found):
+        raise UserError(f"stem_strides {found} must be two numbers whose product divides the patch of {patch_size}")
+    return found[0], found[1]
 
 
 class ConvStem(nn.Module):
@@ -65,7 +64,8 @@ class ConvStem(nn.Module):
     def __init__(self, patch_size: int, in_chans: int, embed_dim: int, strides: Sequence[int] | None = None) -> None:
         super().__init__()
         first, second = _checked_strides(patch_size, strides)
-        width, kernel = (WIDTH, 7) if (first, second) == PUBLISHED_STRIDES else (WIDTH // 2, 3)
+        published = (first, second) == PUBLISHED_STRIDES
+        width, kernel = (WIDTH, 7) if published else (WIDTH // 2, overlapping_kernel(first))
         self.conv = nn.Sequential(
             *_conv_bn_relu(in_chans, width, kernel, first),
             *_conv_bn_relu(width, WIDTH, 3, second),
