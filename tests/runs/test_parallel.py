@@ -53,6 +53,22 @@ def test_two_networks_at_a_time_are_trained_as_one_after_the_other(
     assert {part for part, _ in listener.steps} == set(PARTS)
 
 
+def test_a_script_is_not_run_again_by_the_processes_that_it_starts(
+    tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "import coadvise\n"
+        "print('here')\n"
+        f"coadvise.fit({str(tiny_images)!r}, {tiny_preset!r}, 'run', jobs=2)\n"
+        "print(__spec__, __file__ == sys.argv[0])\n"
+    )
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "here\nNone True\n"
+
+
 def _leave(path: Path, after: Path | None, listener: Listener) -> None:
     """Writes which GPU this process sees into a file, as soon as another file is there."""
     deadline = time.monotonic() + 300

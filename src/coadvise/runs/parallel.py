@@ -8,6 +8,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -94,7 +95,7 @@ class _Child:
         context = multiprocessing.get_context("spawn")  # a fork would copy PyTorch's threads in the middle of work
         self.messages, theirs = context.Pipe(duplex=False)
         self.process = context.Process(target=_work, args=(task, threads, theirs))
-        with _visible(gpu), theirs:  # the process has its own end
+        with _visible(gpu), _main_hidden(), theirs:  # the process has its own end
             self.process.start()
 
     def stop(self) -> None:
@@ -153,6 +154,21 @@ def _visible(gpu: str | None) -> Iterator[None]:
         if gpu is not None:
             del os.environ["CUDA_VISIBLE_DEVICES"]
             os.environ.update({} if before is None else {"CUDA_VISIBLE_DEVICES": before})
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """A process started inside does not run the user's program again, as a spawned one does to find what it defines.
+
+    Nothing of it is needed, and a script that calls `coadvise.fit` at its top level would start training there, too.
+    """
+    names = vars(sys.modules["__main__"])
+    kept: dict[str, Any] = {name: names.pop(name) for name in ("__spec__", "__file__") if name in names}
+    names["__spec__"] = None
+    try:
+        yield
+    finally:
+        names.update(kept)
 
 
 class _ToParent:
