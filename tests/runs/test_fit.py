@@ -283,7 +283,7 @@ def test_bad_data_is_named_and_nothing_is_written(tiny_preset: str, tmp_path: Pa
 def test_a_bad_configuration_is_named_and_nothing_is_written(
     finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if it were not installed
+    monkeypatch.setattr("coadvise.training.trackers.find_spec", lambda name: None)  # as if nothing were installed
     monkeypatch.setattr("coadvise.models.network.create_network", lambda about, source=None: create_network(about))
     for overrides, names in (
         (["student.model=cit_micro_patch4_3"], "'cit_micro_patch4_32'"),
@@ -291,7 +291,8 @@ def test_a_bad_configuration_is_named_and_nothing_is_written(
         (["teachers.conv.model=resnet_smal"], "'resnet_small'"),
         (["student.model_kwargs.embed_dim=25"], "'cit_micro_patch4_32'"),
         (["student.model_kwargs.patch_size=64"], "'cit_micro_patch4_32' .*16 pixels"),
-        (["engine.tensorboard=true"], r"coadvise\[tensorboard\]"),
+        (["engine.trackers=[wandb]"], r"wandb is not installed; pip install 'coadvise\[wandb\]'"),
+        (["engine.trackers=[wandbs]"], "engine.trackers.0' is 'wandbs'"),
         (["teachers.conv.start=./nowhere"], "'nowhere'"),
         (["teachers.conv.start=resnet18", "teachers.conv.adapt=none"], "1000 classes .*3"),
         (["teachers.inv.start=rednet_small"], "'rednet_small'"),

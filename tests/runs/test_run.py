@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 from tiny import ONE_EPOCH, Stopper, assert_same_weights, command, contents, never, records, weights_of
@@ -81,21 +80,6 @@ def test_a_run_that_was_killed_while_it_began_can_be_begun(tiny_preset: str, tmp
     for name in (".lock", f".{CONFIG}.part"):
         (tmp_path / name).touch()
     assert check_folder(tmp_path, load_config(tiny_preset, source="x"), allow_changes=False) == []
-
-
-def test_tensorboard_gets_every_number(
-    tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    writer = Mock()
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", Mock(SummaryWriter=writer))
-    run = stopped(tiny_images, tiny_preset, tmp_path / "run", "engine.tensorboard=true")
-    writer.assert_called_once_with(run / "tensorboard")
-    assert [call.args for call in writer().add_scalar.call_args_list] == [
-        (f"{r['part']}/{group}/{name}", value, r["step"])
-        for r in records(run, "train", "eval")
-        for group in ("losses", "top1")
-        for name, value in r.get(group, {}).items()
-    ]
 
 
 # Other images

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coadvise.errors import StorageError, UserError
-from coadvise.training.metrics import FILE, Recorder, read_records
-from coadvise.training.trackers import Tracker
+from coadvise.training.metrics import FILE, Follower, Recorder, read_records
 
 records = st.lists(
     st.fixed_dictionaries(
@@ -23,8 +22,8 @@ records = st.lists(
 )
 
 
-def recorder(folder: Path, write: bool = True, trackers: Sequence[Tracker] = ()) -> Recorder:
-    return Recorder(folder, write, lambda text: None, trackers)
+def recorder(folder: Path, write: bool = True, followers: Sequence[Follower] = ()) -> Recorder:
+    return Recorder(folder, write, lambda text: None, followers)
 
 
 def written(folder: Path, entries: list[dict[str, Any]]) -> Recorder:
@@ -67,9 +66,9 @@ def test_damage_elsewhere_is_an_error(line: bytes, tmp_path: Path) -> None:
         read_records(tmp_path)
 
 
-def test_only_one_process_writes_and_trackers_get_every_record(tmp_path: Path) -> None:
+def test_only_one_process_writes_and_followers_get_every_record(tmp_path: Path) -> None:
     heard: list[dict[str, Any]] = []
-    other = recorder(tmp_path, write=False, trackers=[heard.append])
+    other = recorder(tmp_path, write=False, followers=[heard.append])
     other.add("train", step=3)
     other.rewind("a", 0)
     assert not (tmp_path / FILE).exists()

@@ -167,6 +167,9 @@ def _read_yaml(path: Any, what: str) -> dict[str, Any]:
     for teacher in teachers.values() if isinstance(teachers, dict) else ():
         if isinstance(teacher, dict):
             _with_start(teacher)
+    engine = values.get("engine")
+    if isinstance(engine, dict) and engine.pop("tensorboard", False) is True:  # files from before `trackers`
+        engine["trackers"] = ["tensorboard"]
     return values
 
 
@@ -283,7 +286,7 @@ HARMLESS_KEYS = (
     "data.max_unreadable",
     "engine.checkpoint_seconds",
     "engine.timeout_seconds",
-    "engine.tensorboard",
+    "engine.trackers",
 )
 
 
@@ -292,5 +295,5 @@ def deciding_values(config: RunConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     for key in ("data.source", *HARMLESS_KEYS):
         group, _, name = key.partition(".")
-        values[group].pop(name)
+        values[group].pop(name, None)
     return values

@@ -418,12 +418,11 @@ class EngineConfig(_Section):
     timeout_seconds: float = Field(
         600.0, gt=0, description="several processes: seconds that one waits for another before the run ends"
     )
-    tensorboard: bool = Field(False, description="also write TensorBoard events (needs the extra 'tensorboard')")
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (), description="also tell these of the run; each needs the extra of its name"
+    )
 
-    @property
-    def trackers(self) -> tuple[str, ...]:
-        """Names of the trackers that receive every record."""
-        return ("tensorboard",) if self.tensorboard else ()
+    _unwritten: ClassVar[frozenset[str]] = frozenset({"trackers"})
 
 
 class RunConfig(_Section):

@@ -35,12 +35,13 @@ from coadvise.runs.run import (
     discard_outdated,
     identity,
     image_change_lines,
-    open_record,
+    tracked,
 )
 from coadvise.runs.schedule import phases
 from coadvise.training.engine import Engine, resolve_precision
 from coadvise.training.listener import Listener, Silent
-from coadvise.training.trackers import tracker
+from coadvise.training.metrics import Recorder
+from coadvise.training.trackers import check_trackers
 
 
 def fit(
@@ -163,7 +164,7 @@ def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]
                 f"the processes do not read the same images in '{dataset.source.where}'; this one {len(dataset.train)} "
                 f"for training and {len(dataset.val)} for validation; check the disk of each host"
             )
-        record = open_record(folder, config, engine, listener.say)
+        record = Recorder(folder, engine.is_main, listener.say)
         run = Run(folder, config, dataset, engine, record, listener, plan.cache)
         discard_outdated(run, image_changes)
         run.describe(sorted({part.seed for part in plan.parts}), changed)
@@ -171,8 +172,9 @@ def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]
             listener.say(f"run directory: {folder}")
         for line in changed:
             listener.say(f"changed: {line}")
-        _train_all(run, plan)
-        yield run
+        with tracked(run):
+            _train_all(run, plan)
+            yield run
 
 
 def _foreseen(plan: RunPlan, dataset: Dataset, engine: Engine) -> Iterator[str]:
@@ -201,8 +203,7 @@ def _check(plan: RunPlan, dataset: Dataset, engine: Engine, outdated: bool) -> N
     class_weights(config.data, dataset.classes, dataset.train.per_class(len(dataset.classes)))
     sizes = [check_part(part, folder, config, dataset, engine, outdated) for part in plan.parts]
     check_space(folder, sizes, max(phase.jobs for phase in phases(plan, engine)))
-    for name in config.engine.trackers:
-        tracker(name)
+    check_trackers(config.engine.trackers)
     if plan.reuse is not None:
         check_reuse(plan.reuse, dataset, config.data.image_size)
     if plan.cache is not None:
@@ -230,7 +231,7 @@ def _train(run: Run, parts: Sequence[Part], jobs: int) -> None:
     tasks = {part.name: of_run(run, partial(train_part, part=part)) for part in parts}
     teachers = [part.name for part in parts if part.role == TEACHER]
     after = {part.name: teachers for part in parts if part.role == ADVISED}
-    in_processes(tasks, jobs, run.engine, run.listener, after)
+    in_processes(tasks, jobs, run.engine, run.listener, after, run.record.follow)
 
 
 def describe(dataset: Dataset) -> Iterator[str]:

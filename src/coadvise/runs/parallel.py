@@ -25,11 +25,11 @@ from coadvise.config.schema import RunConfig
 from coadvise.data.scan import scan
 from coadvise.data.sources import source_of
 from coadvise.errors import Interrupted, LostProcessError, StorageError, UserError
-from coadvise.runs.run import Run, check_images, open_record
+from coadvise.runs.run import Run, check_images
 from coadvise.runs.schedule import threads_of
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Listener
-from coadvise.training.metrics import Recorder
+from coadvise.training.metrics import Follower, Recorder
 
 Task = Callable[[Listener], None]  # is pickled for another process: a function of a module, or a partial of one
 
@@ -45,12 +45,14 @@ def in_processes(
     engine: Engine,
     listener: Listener,
     after: Mapping[str, Collection[str]] = MappingProxyType({}),
+    follow: Follower = lambda record: None,
 ) -> None:
     """Runs tasks in order, at most `jobs` at a time. `listener` hears what they report, one call at a time.
 
     Args:
         after: for a task that must wait, the tasks it waits for. Later tasks may overtake it. Names that are not in
             `tasks` count as done.
+        follow: receives each record that a task of a run has written.
 
     Raises:
         UserError, StorageError: what the first failed task raised. The others were stopped as by a signal, and can
@@ -73,7 +75,7 @@ def in_processes(
             for name in ready[: jobs - len(running)]:
                 in_use = [child.gpu for child in running.values()]
                 child = _Child(name, waiting.pop(name), threads, min(gpus, key=in_use.count) if gpus else None)
-                running[pool.submit(child.follow, listener, said)] = child
+                running[pool.submit(child.follow, listener, said, follow)] = child
             done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in done:
                 del running[future]
@@ -104,7 +106,7 @@ class _Child:
             self._asked = True
             self.process.terminate()
 
-    def follow(self, listener: Listener, said: threading.Lock) -> None:
+    def follow(self, listener: Listener, said: threading.Lock, follow: Follower) -> None:
         """Passes messages on until the process ends. Raises what the task or the listener raised."""
         fault: Exception | None = None
         finished = False
@@ -123,7 +125,7 @@ class _Child:
                 else:
                     try:
                         with said:
-                            getattr(listener, kind)(*content)
+                            follow(*content) if kind == "record" else getattr(listener, kind)(*content)
                     except Exception as error:  # for example a closed terminal: stop, but let the step be saved
                         fault = fault or error
                         self.stop()
@@ -183,6 +185,9 @@ class _ToParent:
     def progress(self, part: str, done: int, total: int, figures: Mapping[str, float]) -> None:
         self.send("progress", (part, done, total, dict(figures)))
 
+    def record(self, record: dict[str, Any]) -> None:
+        self.send("record", (record,))
+
     def send(self, kind: str, content: Any) -> None:
         with self.lock, suppress(OSError):  # the parent is gone: `_stop_with_parent` ends this process
             self.messages.send((kind, content))
@@ -210,7 +215,7 @@ def _work(task: Task, threads: int, messages: Connection) -> None:
 
 
 def _with_run(
-    folder: Path, config: RunConfig, cache: Path | None, write: bool, task: Callable[[Run], None], listener: Listener
+    folder: Path, config: RunConfig, cache: Path | None, write: bool, task: Callable[[Run], None], listener: "_ToParent"
 ) -> None:
     """In the child: opens the run as the parent has it."""
     dataset = scan(
@@ -218,5 +223,5 @@ def _with_run(
     )
     check_images(folder, dataset)
     with Engine(config.engine) as engine, engine.graceful_shutdown():
-        record = open_record(folder, config, engine, listener.say) if write else Recorder(folder, False, listener.say)
+        record = Recorder(folder, write, listener.say, [listener.record])
         task(Run(folder, config, dataset, engine, record, listener, cache))

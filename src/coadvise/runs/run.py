@@ -6,7 +6,8 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -36,7 +37,7 @@ from coadvise.training.checkpoint import KEEP, Checkpoints
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Listener
 from coadvise.training.metrics import Recorder, last_of, read_records
-from coadvise.training.trackers import tracker
+from coadvise.training.trackers import Trackers
 
 CONFIG, DATA, PICTURES = "config.yaml", "data.json", "pictures.tsv"
 IDENTITY = "pictures"  # in data.json
@@ -129,6 +130,8 @@ def check_folder(folder: Path, config: RunConfig, allow_changes: bool) -> list[s
         raise UserError(f"'{folder}' exists and is no run directory; choose another --out")
     inside = folder.resolve()
     for path in folder.rglob("*"):
+        if path.is_relative_to(folder / "wandb"):  # its client links to logs of its own
+            continue
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
             raise UserError(f"{str(path)!r} leads out of the run directory, and a run writes nowhere else; remove it")
     if not (folder / CONFIG).is_file():
@@ -210,10 +213,16 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.3g} MB"
 
 
-def open_record(folder: Path, config: RunConfig, engine: Engine, say: Callable[[str], None]) -> Recorder:
-    """The run's record, which also feeds the trackers of the configuration."""
-    trackers = [tracker(name)(folder) for name in config.engine.trackers] if engine.is_main else []
-    return Recorder(folder, engine.is_main, say, trackers)
+@contextmanager
+def tracked(run: Run) -> Iterator[Trackers]:
+    """The trackers of the configuration, which get every record of the run from now on."""
+    names = run.config.engine.trackers if run.engine.is_main else ()
+    trackers = Trackers(names, run.folder, run.config.model_dump(mode="json"), run.listener.say)
+    run.record.followers.append(trackers.track)
+    try:
+        yield trackers
+    finally:
+        trackers.close()
 
 
 # ---- its images ----

@@ -10,9 +10,9 @@ from typing import Any
 
 from coadvise.errors import UserError
 from coadvise.storage import storing, write_text
-from coadvise.training.trackers import Tracker
 
 FILE = "metrics.jsonl"
+Follower = Callable[[dict[str, Any]], None]  # gets one record
 
 
 class Recorder:
@@ -22,11 +22,13 @@ class Recorder:
         folder: the run directory.
         write: whether this process writes; only the first one does.
         say: gets messages for the user.
-        trackers: each gets every record too.
+        followers: each gets every record too; more may be added to the list.
     """
 
-    def __init__(self, folder: Path, write: bool, say: Callable[[str], None], trackers: Sequence[Tracker] = ()) -> None:
-        self.path, self.write, self.say, self.trackers = folder / FILE, write, say, tuple(trackers)
+    def __init__(
+        self, folder: Path, write: bool, say: Callable[[str], None], followers: Sequence[Follower] = ()
+    ) -> None:
+        self.path, self.write, self.say, self.followers = folder / FILE, write, say, list(followers)
         if write and self.path.exists():
             with self._locked():
                 if not self.path.read_bytes().endswith(b"\n"):  # a crash cut the last line
@@ -44,8 +46,12 @@ class Recorder:
                 except OSError:  # the next record must not follow half of this one
                     file.truncate(before)
                     raise
-        for track in self.trackers:
-            track(record)
+        self.follow(record)
+
+    def follow(self, record: dict[str, Any]) -> None:
+        """Passes a record on that is written, here or by another process."""
+        for follower in self.followers:
+            follower(record)
 
     def rewind(self, part: str, step: int) -> None:
         """Removes what `part` recorded after `step`, and its result: training will record them again."""
