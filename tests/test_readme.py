@@ -61,7 +61,8 @@ def test_python_leaves_a_report(beside: Path) -> None:
 def test_commands_run(beside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(beside)
     commands = [words for first in ("evaluate", "predict", "export", "models", "presets") for words in _commands(first)]
-    assert len(commands) >= 5
+    commands += [words for words in _commands("push") if "--dry-run" in words]
+    assert len(commands) >= 7
     for words in commands:
         few = ["--images", "5", "--severities", "3"] if "--corruptions" in words else []
         app(words + few, standalone_mode=False)

@@ -24,9 +24,10 @@ _HOME = {  # public name -> its module
     "co_advise_loss": "distill.loss",
     "export": "deploy.export",
     "fit": "runs.fit",
-    "load": "deploy.predict",
+    "load": "deploy.hub",
     "load_config": "config.reading",
     "load_published": "models.published",
+    "push": "deploy.hub",
 }
 __all__ = list(_HOME)
 
@@ -36,9 +37,10 @@ if TYPE_CHECKING:
     from coadvise.config.reading import load_config as load_config
     from coadvise.config.schema import RunConfig as RunConfig
     from coadvise.deploy.export import export as export
+    from coadvise.deploy.hub import load as load
+    from coadvise.deploy.hub import push as push
     from coadvise.deploy.predict import Prediction as Prediction
     from coadvise.deploy.predict import TrainedStudent as TrainedStudent
-    from coadvise.deploy.predict import load as load
     from coadvise.distill.loss import co_advise_loss as co_advise_loss
     from coadvise.errors import Interrupted as Interrupted
     from coadvise.errors import LostProcessError as LostProcessError

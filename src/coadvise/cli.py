@@ -306,7 +306,7 @@ def predict(
     """Classify images. One that cannot be read is an error, unless --allow-unreadable is given."""
     from coadvise.data.images import readable
     from coadvise.data.sources.folder import image_files
-    from coadvise.deploy.predict import load
+    from coadvise.deploy.hub import load
 
     student, images, unreadable = load(run, part), image_files(images), list[str]()
     if allow_unreadable:
@@ -355,6 +355,28 @@ def export(
         print("not checked: that needs the package onnxruntime")
     else:
         print(f"checked: largest difference from the network's probabilities {about['difference']:.1g}")
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    name: Annotated[str, typer.Argument(help="ORG/NAME on the hub.")],
+    part: Part = None,
+    private: Annotated[bool, typer.Option("--private", help="A new repository is not public.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only write the folder, RUN/hub.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a trained network on the Hugging Face hub: weights for timm, a model card, the report.
+
+    The report shows pictures of the data. What is there already is not pushed again.
+    """
+    from coadvise.deploy.hub import push as run_push
+
+    done = run_push(run, name, part, private, dry_run, _ignore if as_json else show)
+    if as_json:
+        print(json.dumps(done))
+    elif not dry_run:
+        show(f"pushed: {done['url']}" if done["pushed"] else f"there already: {done['url']}")
 
 
 @app.command()

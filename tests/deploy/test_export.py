@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from coadvise import export
 from coadvise.cli import app
 from coadvise.deploy import export as portable
-from coadvise.deploy.predict import load
+from coadvise.deploy.hub import load
 from coadvise.errors import UserError
 from coadvise.storage import describe_model
 

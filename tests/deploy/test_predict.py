@@ -13,7 +13,8 @@ from tiny import ONE_EPOCH, assert_same_weights, make_images, records
 
 import coadvise
 from coadvise.data.images import fitted, preprocessing_text, to_array, upright_rgb
-from coadvise.deploy.predict import TrainedStudent, load
+from coadvise.deploy.hub import load
+from coadvise.deploy.predict import TrainedStudent
 from coadvise.errors import UserError
 from coadvise.evaluation.scores import load_predictions, scores
 from coadvise.runs.evaluate import evaluate_run
@@ -215,7 +216,7 @@ def test_a_finished_network_keeps_its_answers_whatever_its_run_is_changed_to(
     assert load(run, "students/advised-1").tokens == ("class", "inv")
     assert load(run).predict(paths, "average") == before
     verdict = records(run, "verdict")[-1]
-    assert [row["answer"] for row in verdict["rows"]] == ["class", "class", "class", "inv", "average"]
+    assert [row["answer"] for row in verdict["rows"]] == ["class", "class", "average", "class", "inv", "average"]
     scores = evaluate_run(run)["parts"]
     assert [list(scores[f"students/advised-{seed}"]) for seed in (0, 1)] == [
         ["class", "conv", "inv", "average"], ["class", "inv", "average"],

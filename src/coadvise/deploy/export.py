@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from coadvise.advice import AVERAGE, CLASS
 from coadvise.config.schema import plain_size, sides
 from coadvise.data.images import preprocessing_text
-from coadvise.deploy.predict import load
+from coadvise.deploy.predict import load_from_run
 from coadvise.errors import UserError
 from coadvise.storage import write_bytes
 
@@ -54,7 +54,7 @@ def export(run: str | Path, out: str | Path, part: str | None = None, answer: st
         raise UserError(
             f"writing ONNX needs 'pip install {' '.join(missing)}'; a file ending in {EXPORTED} needs nothing more"
         )
-    student = load(run, part)
+    student = load_from_run(run, part)
     answering, (height, width) = student.answering(answer), sides(student.image_size)
     if answer == AVERAGE and len(student.tokens) == 1:
         (answer,) = student.tokens

@@ -163,7 +163,7 @@ def _from_tensor(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
 
 
-def load(run: str | Path, part: str | None = None) -> TrainedStudent:
+def load_from_run(run: str | Path, part: str | None = None) -> TrainedStudent:
     """Loads a network of a finished run.
 
     Args:

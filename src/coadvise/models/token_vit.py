@@ -136,6 +136,26 @@ class TokenViT(TokenModel, nn.Module):
             answers[name] = self.get_submodule(f"head_{name}")(vit.head_drop(vit.fc_norm(features)))
         return answers
 
+    def as_timm(self) -> VisionTransformer:
+        """Return timm's own model that gives the class token's logits: named tokens are registers, without their heads.
+
+        Raises:
+            UserError: Aligned tokens, which come from stems that timm does not have.
+        """
+        if self.aligned:
+            raise UserError("timm has no aligned stems; only students without them, and the paper's, are timm models")
+        vit, tokens = copy.deepcopy(self.vit), self.tokens
+        if tokens is None:
+            return vit
+        registers = [] if vit.reg_token is None else [vit.reg_token.data]
+        vit.reg_token = nn.Parameter(torch.cat([*registers, tokens.data], dim=1))
+        if vit.pos_embed is not None and not vit.no_embed_class:  # the position of a named token is in its vector
+            before, patches = vit.pos_embed.data.tensor_split([vit.num_prefix_tokens], dim=1)
+            vit.pos_embed = nn.Parameter(torch.cat([before, torch.zeros_like(tokens.data), patches], dim=1))
+        vit.num_reg_tokens = vit.reg_token.shape[1]
+        vit.num_prefix_tokens += tokens.shape[1]
+        return vit
+
     def for_inference(self) -> nn.Module:
         """Return a frozen copy without the named tokens' heads, which maps images to the class token's logits."""
         model = copy.deepcopy(self).eval().requires_grad_(False)

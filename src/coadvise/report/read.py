@@ -19,11 +19,8 @@ Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
 
 AVERAGE = "average"
-ADVISED, ALONE, START = (
-    "students/advised",
-    "students/alone",
-    "students/start",
-)  # groups: parts that differ in their seed
+# Groups: parts that differ in their seed alone.
+ADVISED, ALONE, START = "students/advised", "students/alone", "students/start"
 
 
 def number(value: object) -> float | None:
