@@ -22,6 +22,7 @@ _HOME = {  # public name -> its module
     "build_cache": "runs.build_cache",
     "check": "inspection.check",
     "co_advise_loss": "distill.loss",
+    "compare": "runs.compare",
     "export": "deploy.export",
     "fit": "runs.fit",
     "load": "deploy.hub",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from coadvise.inspection.check import check as check
     from coadvise.models.published import load_published as load_published
     from coadvise.runs.build_cache import build_cache as build_cache
+    from coadvise.runs.compare import compare as compare
     from coadvise.runs.fit import fit as fit
 
 

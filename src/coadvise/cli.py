@@ -295,11 +295,34 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more run directories; the first is compared with.")],
+    out: Annotated[Path | None, typer.Option(help="Also write a page, ending in .html.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare finished runs: accuracies, paired differences, and what advice is worth in all of them together."""
+    from coadvise.runs.compare import compare as run_compare
+    from coadvise.runs.compare import comparison_lines
+
+    found = run_compare(runs, out)
+    if as_json:
+        print(json.dumps(found))
+        return
+    for line in comparison_lines(found):
+        show(line)
+    if out is not None:
+        show(f"page: {out}")
+
+
+@app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     part: Part = None,
     answer: Answer = "class",
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="Also write a table of what every token and every teacher says.")
+    ] = None,
     allow_unreadable: AllowUnreadable = False,
     as_json: AsJson = False,
 ) -> None:
@@ -312,6 +335,10 @@ def predict(
     if allow_unreadable:
         images, unreadable = readable(images)
     predictions = student.predict(images, answer) if images else []
+    if csv is not None:
+        from coadvise.deploy.predict import write_opinions
+
+        write_opinions(run, part, images, csv)
     if as_json:
         rows: list[dict[str, Any]] = [
             {"image": str(i), "label": p.label, "probabilities": p.probabilities}
@@ -324,6 +351,8 @@ def predict(
         show(f"{image}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in likely))
     for fault in unreadable:
         show(f"cannot be read: {fault}")
+    if csv is not None:
+        show(f"table: {csv}")
 
 
 @app.command()

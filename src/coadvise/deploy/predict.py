@@ -1,6 +1,9 @@
 """Predictions of a trained student for images."""
 
+import csv
+import io
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,12 +19,14 @@ from coadvise.advice import AVERAGE, CLASS
 from coadvise.config.schema import Fit, ImageSize, sides
 from coadvise.data.images import UnreadableImageError, fitted, fitted_size, read_image, to_array, upright_rgb
 from coadvise.distill.loss import average_probabilities
-from coadvise.errors import UserError
+from coadvise.errors import CodeNotKeptError, UserError
 from coadvise.evaluation.calibration import calibrated
 from coadvise.evaluation.scores import log_probabilities
 from coadvise.models.network import Network, load_network
 from coadvise.runs.run import check_run, trained_parts, trained_tokens
+from coadvise.storage import write_text
 
+BATCH = 64  # images at a time
 T = TypeVar("T")
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
 
@@ -64,7 +69,7 @@ class TrainedStudent:
         """The network for inference, which gives the class token's logits alone."""
         return self.network.for_inference()
 
-    def answering(self, answer: str = CLASS) -> torch.nn.Module:
+    def answering(self, answer: str = CLASS) -> "Answering":
         """A module that maps images [B, 3, H, W] in 0..1 to probabilities [B, K], calibrated if the network is.
 
         Args:
@@ -77,7 +82,7 @@ class TrainedStudent:
             raise UserError(f"no answer '{answer}'; this network has {', '.join(self.tokens)} and {AVERAGE}")
         tokens = self.tokens if answer == AVERAGE else (answer,)
         network = self.class_network if tokens == (CLASS,) else self.network
-        return _Answering(network, tokens, self.temperature(answer)).eval()
+        return Answering(network, tokens, self.temperature(answer)).eval()
 
     def temperature(self, answer: str = CLASS) -> float | None:
         """What an answer's logits are divided by before the softmax; None if it is not calibrated."""
@@ -131,12 +136,16 @@ class TrainedStudent:
         return to_array(fitted(upright_rgb(image, self.network.values), self.image_size, self.fit))
 
 
-class _Answering(torch.nn.Module):
-    """Maps images in 0..1 to the mean of the tokens' probabilities, at a temperature if there is one."""
+class Answering(torch.nn.Module):
+    """Maps images [B, 3, H, W] in 0..1 to the mean of the tokens' probabilities, at a temperature if there is one."""
 
     def __init__(self, network: Network, tokens: tuple[str, ...], temperature: float | None = None) -> None:
         super().__init__()
         self.network, self.tokens, self.temperature = network, tokens, temperature
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.network.classes
 
     def forward(self, images: Tensor) -> Tensor:
         logits: dict[str, Tensor] = self.network(images)
@@ -161,6 +170,47 @@ def _from_tensor(image: Tensor) -> Image.Image:
     elif image.dtype != torch.uint8:
         raise UserError(f"a tensor of {image.dtype} is not an image; give floats in 0..1 or uint8")
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+
+
+def write_opinions(run: str | Path, part: str | None, images: Sequence[Path], out: Path) -> None:
+    """Writes a table of what every token of a student, and every teacher of its run, says of each image.
+
+    A row an image; of each opinion its class and the probability of that. Teachers of which only the weights are kept
+    are left out.
+
+    Args:
+        part: the student, as for `load_from_run`.
+        images: files.
+        out: the CSV file.
+
+    Raises:
+        UserError: As `load_from_run`, an image that cannot be read, or a folder that is not there.
+    """
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"'{out.parent}' is not a folder; create it, or choose another path")
+    student = load_from_run(run, part)
+    several = (*student.tokens, AVERAGE) if len(student.tokens) > 1 else student.tokens
+    asked = {answer: student.answering(answer) for answer in several}
+    for teacher in (name for name in trained_parts(Path(run)) if name.startswith("teachers/")):
+        with suppress(CodeNotKeptError):
+            asked[teacher] = load_from_run(run, teacher).answering()
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["image", *(column for name in asked for column in (name, f"{name} probability"))])
+    classes = {name: module.classes for name, module in asked.items()}
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
+        pixels = torch.from_numpy(np.stack([student._pixels(image) for image in batch])).float().div_(255)
+        with torch.inference_mode():
+            found = {name: module(pixels).max(-1) for name, module in asked.items()}
+        for place, image in enumerate(batch):
+            cells = [
+                cell
+                for name, (values, best) in found.items()
+                for cell in (classes[name][int(best[place])], f"{values[place].item():.4f}")
+            ]
+            rows.writerow([str(image), *cells])
+    write_text(out, table.getvalue())
 
 
 def load_from_run(run: str | Path, part: str | None = None) -> TrainedStudent:

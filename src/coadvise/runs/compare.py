@@ -1,0 +1,168 @@
+"""Several finished runs beside each other: accuracies, paired differences, what advice is worth in all of them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coadvise.advice import CLASS
+from coadvise.config.reading import differences, read_config
+from coadvise.errors import UserError
+from coadvise.evaluation.scores import correct, load_predictions
+from coadvise.evaluation.verdict import Interval, paired_interval, seed_interval, sentence
+from coadvise.report.compare import render
+from coadvise.runs.plan import ADVISED, ALONE, TEACHER
+from coadvise.runs.run import CONFIG, check_run, written_data
+from coadvise.storage import write_text
+from coadvise.training.metrics import read_records
+
+Hits = npt.NDArray[np.float64]  # [N]: the share of seeds that are right about an image
+COLUMNS = (TEACHER, ALONE, ADVISED)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a comparison needs of a run.
+
+    Attributes:
+        hits: of each network or kind of student, the class token's.
+        data: where the pictures are.
+        names, labels: of the scored pictures.
+    """
+
+    folder: Path
+    hits: Mapping[str, Hits]
+    data: str
+    names: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+
+    def same_pictures(self, other: "Opened") -> bool:
+        return (self.data, self.names) == (other.data, other.names) and np.array_equal(self.labels, other.labels)
+
+
+def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> dict[str, Any]:
+    """Compares finished runs; the first is the one that others are compared with. Trains nothing.
+
+    Args:
+        runs: two or more run directories, of any data.
+        out: a page to write.
+
+    Returns:
+        "runs": a row each with its accuracies (shares), and for all but the first "differences": by network the
+        difference to the first run's, paired over images, or None where the scored pictures are not the same; and
+        "changes", what differs in the configuration. "pooled": advice over all runs that have a baseline.
+
+    Raises:
+        UserError: fewer than two runs, one that is not finished, or a page that cannot be written.
+    """
+    folders = [Path(run) for run in runs]
+    if len(folders) < 2:
+        raise UserError("give two or more run directories to compare")
+    if out is not None and not Path(out).absolute().parent.is_dir():
+        raise UserError(f"'{Path(out).parent}' is not a folder; create it, or choose another path")
+    opened = [_opened(folder) for folder in folders]
+    first, config = opened[0], read_config(folders[0] / CONFIG)
+    rows = []
+    for run in opened:
+        same = run is first or run.same_pictures(first)
+        row: dict[str, Any] = {
+            "run": str(run.folder),
+            "images": len(run.labels),
+            "top1": {name: float(hits.mean()) for name, hits in run.hits.items()},
+        }
+        if run is not first:
+            shared = [name for name in run.hits if name in first.hits]
+            row["same_pictures"] = same
+            row["differences"] = {name: _paired(run.hits[name], first.hits[name]) if same else None for name in shared}
+            row["changes"] = differences(config, read_config(run.folder / CONFIG))
+        rows.append(row)
+    result = {"runs": rows, "pooled": _pooled(opened)}
+    if out is not None:
+        write_text(Path(out), render(result, folders))
+    return result
+
+
+def _opened(folder: Path) -> Opened:
+    check_run(folder)
+    data = written_data(folder)
+    by_kind: dict[str, list[Hits]] = {}
+    labels: npt.NDArray[np.int64] | None = None
+    for result in [record for record in read_records(folder) if record["kind"] == "result"]:
+        part, role = result["part"], result["role"]
+        logits, found = load_predictions(folder, part)
+        hits = correct(logits, found)[CLASS].numpy().astype(float)
+        of_kind = by_kind.setdefault(part if role == TEACHER else role, [])
+        of_kind.append(hits)
+        labels = found.numpy()
+    splits = data.get("splits", {})
+    names = tuple((splits.get("test") or splits.get("val") or {}).get("paths", ()))
+    if labels is None or ADVISED not in by_kind or len(names) != len(labels):
+        raise UserError(f"'{folder}' has no finished co-advised student yet; run the same 'coadvise fit' again")
+    means = {name: np.mean(hits, axis=0) for name, hits in by_kind.items()}
+    return Opened(folder, means, str(data.get("folder", "")), names, labels)
+
+
+def _paired(own: Hits, other: Hits) -> dict[str, float]:
+    found = paired_interval([own], [other])
+    return {"mean": found.mean, "low": found.low, "high": found.high}
+
+
+def _pooled(runs: Sequence[Opened]) -> dict[str, Any] | None:
+    """What advice is worth over all runs with a baseline; a picture that several runs score counts once.
+
+    Their differences are averaged by picture first, since two observations of one picture are not independent.
+    """
+    with_baseline = [run for run in runs if ALONE in run.hits]
+    if len(with_baseline) < 2:
+        return None
+    gains: dict[tuple[str, str], list[float]] = {}
+    for run in with_baseline:
+        for name, gain in zip(run.names, run.hits[ADVISED] - run.hits[ALONE], strict=True):
+            gains.setdefault((run.data, name), []).append(float(gain))
+    means = np.array([np.mean(values) for values in gains.values()])
+    over_images = paired_interval([means], [np.zeros_like(means)])
+    over_runs = seed_interval([float((run.hits[ADVISED] - run.hits[ALONE]).mean()) for run in with_baseline])
+    text = sentence(over_images, over_runs, len(means)).replace(" over seeds.", " over runs.")
+    return {
+        "runs": len(with_baseline), "images": len(means), "over_images": _plain(over_images),
+        "over_runs": _plain(over_runs) if over_runs else None, "sentence": text,
+        "top1": {
+            name: float(np.mean([run.hits[name].mean() for run in with_baseline]))
+            for name in with_baseline[0].hits
+            if all(name in run.hits for run in with_baseline)
+        },
+    }  # fmt: skip
+
+
+def _plain(interval: Interval) -> dict[str, float]:
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+
+
+def comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The comparison as aligned text."""
+    rows = result["runs"]
+    names = list(dict.fromkeys(name for row in rows for name in row["top1"]))
+    width = max(len(row["run"]) for row in rows)
+    yield f"{'':{width}} {'images':>6} " + " ".join(f"{name.removeprefix('teachers/'):>16}" for name in names)
+    for row in rows:
+        cells = [f"{100 * row['top1'][name]:.1f}%" if name in row["top1"] else "-" for name in names]
+        yield f"{row['run']:{width}} {row['images']:6} " + " ".join(f"{cell:>16}" for cell in cells)
+        if (found := row.get("differences")) and any(found.values()):
+            cells = [_points(found.get(name)) for name in names]
+            yield f"{'  minus the first':{width}} {'':6} " + " ".join(f"{cell:>16}" for cell in cells)
+        elif found is not None:
+            yield "  scored on other pictures than the first, so not compared with it image by image"
+        for change in row.get("changes", ()):
+            yield f"  {change}"
+    if pooled := result["pooled"]:
+        tops = ((name.removeprefix("teachers/"), 100 * top1) for name, top1 in pooled["top1"].items())
+        means = ", ".join(f"{name} {top1:.1f}%" for name, top1 in tops)
+        yield f"all {pooled['runs']} runs with a baseline together: {means}"
+        yield pooled["sentence"]
+
+
+def _points(found: Mapping[str, float] | None) -> str:
+    return "" if found is None else f"{100 * found['mean']:+.1f} ± {100 * (found['high'] - found['mean']):.1f}"
