@@ -323,6 +323,10 @@ def predict(
     csv: Annotated[
         Path | None, typer.Option("--csv", help="Also write a table of what every token and every teacher says.")
     ] = None,
+    attention: Annotated[
+        Path | None,
+        typer.Option(help="Also draw where each token looks: a PNG file, a row an image, dark where it does not look."),
+    ] = None,
     allow_unreadable: AllowUnreadable = False,
     as_json: AsJson = False,
 ) -> None:
@@ -339,6 +343,8 @@ def predict(
         from coadvise.deploy.predict import write_opinions
 
         write_opinions(run, part, images, csv)
+    if attention is not None:
+        student.draw_looks(images, attention)
     if as_json:
         rows: list[dict[str, Any]] = [
             {"image": str(i), "label": p.label, "probabilities": p.probabilities}
@@ -351,8 +357,9 @@ def predict(
         show(f"{image}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in likely))
     for fault in unreadable:
         show(f"cannot be read: {fault}")
-    if csv is not None:
-        show(f"table: {csv}")
+    for what, path in (("table", csv), ("attention", attention)):
+        if path is not None:
+            show(f"{what}: {path}")
 
 
 @app.command()

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import Stopper, never, records
@@ -36,6 +37,7 @@ def test_the_sentence_is_of_the_class_token_and_the_remark_of_the_best_teacher(
     monkeypatch.setattr("coadvise.runs.conclude.images_per_second", lambda networks, *_: dict.fromkeys(networks, 1.0))
     val: Any = UserList(labels)
     val.read = lambda row: b"no image"
+    val.still = lambda row, size: np.full((3, size, size), row, np.uint8)
     train = SimpleNamespace(per_class=lambda classes: [20, 20, sizes])
     dataset: Any = SimpleNamespace(scored=val, train=train, classes=("a", "b", "c"))
     record, listener = Recorder(folder, True, Silent().say), Stopper(never)

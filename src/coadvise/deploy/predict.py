@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from coadvise.advice import AVERAGE, CLASS
@@ -22,11 +22,15 @@ from coadvise.distill.loss import average_probabilities
 from coadvise.errors import CodeNotKeptError, UserError
 from coadvise.evaluation.calibration import calibrated
 from coadvise.evaluation.scores import log_probabilities
+from coadvise.models.attention import Looks, looks
 from coadvise.models.network import Network, load_network
+from coadvise.report.look import darkened
 from coadvise.runs.run import check_run, trained_parts, trained_tokens
-from coadvise.storage import write_text
+from coadvise.storage import write_bytes, write_text
 
 BATCH = 64  # images at a time
+MOST_DRAWN = 32  # images, of which is drawn where tokens look
+GAP, LINE = 6, 14  # pixels between the drawn ones, and of their heading
 T = TypeVar("T")
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
 
@@ -113,6 +117,49 @@ class TrainedStudent:
                 best = int(np.argmax(row))
                 found.append(Prediction(self.classes[best], row[best], dict(zip(self.classes, row, strict=True))))
         return found
+
+    def looks(self, images: Sequence[ImageLike]) -> Looks:
+        """Where each token looks in some images, over the patches [N, H', W'].
+
+        Raises:
+            UserError: An image that cannot be read, or a network without attention.
+        """
+        return self._looks(np.stack([self._pixels(image) for image in images]))
+
+    def _looks(self, pixels: npt.NDArray[np.uint8]) -> Looks:
+        network = self.network
+        return looks(network.model, (torch.from_numpy(pixels).float().div_(255) - network.mean) / network.std)
+
+    def draw_looks(self, images: Sequence[Path], out: Path) -> None:
+        """Writes a picture: a row an image, darkened where each of its tokens does not look in the last block.
+
+        Raises:
+            UserError: As `looks`, more than `MOST_DRAWN` images, another ending than .png, or no such folder.
+        """
+        if out.suffix != ".png" or not out.absolute().parent.is_dir():
+            raise UserError(f"'{out}' must end in .png, in a folder that is there")
+        if not 0 < len(images) <= MOST_DRAWN:
+            raise UserError(f"{len(images)} images; where tokens look is drawn for 1 to {MOST_DRAWN}")
+        pixels = np.stack([self._pixels(image) for image in images])
+        maps = self._looks(pixels).last
+        tiles = []
+        for place, image in enumerate(pixels):
+            picture = Image.fromarray(image.transpose(1, 2, 0))
+            whole = darkened(picture, np.ones((1, 1)))
+            tiles.append([whole, *(darkened(picture, maps[name][place].numpy()) for name in maps)])
+        width, height = tiles[0][0].size
+        page = Image.new(
+            "RGB", (len(tiles[0]) * (width + GAP) + GAP, len(tiles) * (height + GAP) + GAP + LINE), "white"
+        )
+        pen = ImageDraw.Draw(page)
+        for column, name in enumerate(("image", *(f"{name} token" for name in maps))):
+            pen.text((GAP + column * (width + GAP), GAP), name, fill="black")
+        for line, row in enumerate(tiles):
+            for column, tile in enumerate(row):
+                page.paste(tile, (GAP + column * (width + GAP), LINE + GAP + line * (height + GAP)))
+        buffer = io.BytesIO()
+        page.save(buffer, "PNG")
+        write_bytes(out, buffer.getvalue())
 
     def _pixels(self, image: ImageLike) -> npt.NDArray[np.uint8]:
         if isinstance(image, (str, Path)):

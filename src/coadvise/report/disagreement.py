@@ -11,7 +11,7 @@ from coadvise.report.charts import Dot, Scale, axis_row, dot_row, track
 from coadvise.report.document import thumbnail
 from coadvise.report.markup import Markup, count, join, paragraph, percent, table, tag
 from coadvise.report.predictors import Predictor, choose_examples, comparable, disputed, predicted, predictors
-from coadvise.report.read import AVERAGE, Floats, Ints, Run, sequence
+from coadvise.report.read import AVERAGE, Floats, Ints, Run, mapping, number, sequence
 
 SHOWN = 5  # classes in an image's table
 
@@ -43,10 +43,23 @@ def disagreements(run: Run) -> Markup:
     note = (
         f"{len(cards)} of these images, from each case in turn (which teacher is right, is the student right), most "
         "confident teachers first. Numbers: probabilities in percent; bold: the prediction; ✓: the true class."
-        + " Thumbnails are left out, since the images could not be opened."
-        * (run.picture is None)
+        + " Thumbnails are left out, since the images could not be opened." * (run.picture is None)
+        + " Small pictures are dark where a token does not look in the last block." * (run.looks is not None)
+        + _overlap(run)
     )
     return join([paragraph("lead", lead), counts, paragraph("note", note), tag("div", *cards, class_="cards")])
+
+
+def _overlap(run: Run) -> str:
+    """How much of what two teachers' tokens look at is the same."""
+    pairs = [mapping(pair) for pair in sequence(run.last("verdict").get("overlaps"))]
+    said = [
+        f"the {one} and the {other} token share {percent(number(pair.get('last')), 0)} of what they look at"
+        for pair in pairs
+        if "class" not in (found := sequence(pair.get("tokens"))) and len(found) == 2
+        for one, other in [found]
+    ]
+    return f" Over {count(number(pairs[0].get('images')))} images {', '.join(said)}." if said else ""
 
 
 def _right(run: Run, rows: Ints, found: Sequence[Predictor]) -> Markup:
@@ -84,7 +97,26 @@ def _card(
     about = [tag("h3", run.class_name(label)), tag("p", f"{who}; {verdict}"), tag("code", name or f"image {row}")]
     picture = thumbnail(partial(run.picture, row), name or "") if run.picture else ""
     head = tag("header", picture, tag("div", *about))
-    return tag("article", head, _probabilities(run, label, teachers, tokens, shares), class_="card")
+    return tag("article", head, _looks(run, row), _probabilities(run, label, teachers, tokens, shares), class_="card")
+
+
+def _looks(run: Run, row: int) -> Markup:
+    """The picture by token, dark where it does not look."""
+    if run.looks is None:
+        return Markup()
+    try:
+        found = run.looks(row)
+    except Exception:  # as for thumbnails: whatever a decoder raises
+        return Markup()
+    tiles = (
+        tag(
+            "figure",
+            thumbnail(partial(found.__getitem__, token), f"where the {token} token looks"),
+            tag("figcaption", token),
+        )
+        for token in found
+    )
+    return tag("div", *tiles, class_="looks")
 
 
 def shown_classes(label: int, shares: Sequence[Floats], most: int = SHOWN) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,11 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup]], ...] = (
 SOURCES = "Made from config.yaml, data.json, metrics.jsonl and predictions/ of the run, and from the images shown."
 
 
-def write_report(run: Path, picture: Callable[[int], bytes] | None = None) -> Path:
+def write_report(
+    run: Path,
+    picture: Callable[[int], bytes] | None = None,
+    looks: Callable[[int], Mapping[str, bytes]] | None = None,
+) -> Path:
     """Writes `run/report.html` from the files of the run directory. Returns its path.
 
     The file is replaced atomically, so a reader sees the old page or the new one. The page of an unfinished run says
@@ -38,11 +42,12 @@ def write_report(run: Path, picture: Callable[[int], bytes] | None = None) -> Pa
         run: the run directory.
         picture: returns the encoded validation image of a row of the predictions, or raises. Without it the page has
             no thumbnails, and says so.
+        looks: returns the same by token of the first co-advised student, dark where it does not look.
 
     Raises:
         ValueError: `run` is not a directory.
     """
-    page = render(replace(read_run(run), picture=picture))
+    page = render(replace(read_run(run), picture=picture, looks=looks))
     target = run / "report.html"
     beside = run / f".report.{os.getpid()}.html"
     try:

@@ -10,6 +10,7 @@ from torch import Tensor
 from coadvise.advice import AVERAGE, CLASS
 from coadvise.data.balance import unbalanced
 from coadvise.evaluation.agreement import divergences
+from coadvise.evaluation.looking import Looking
 from coadvise.evaluation.scores import correct, load_predictions, scores
 from coadvise.evaluation.speed import images_per_second
 from coadvise.evaluation.verdict import (
@@ -66,14 +67,17 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
     said = (ONE_SEED if len(seeds) == 1 and alone else None, teacher_remark(right, advised[CLASS]))
     remarks = [remark for remark in said if remark]
     logits = {part: tokens for part, (tokens, _) in predictions.items()}
+    student = load_network(run.folder / next(part.name for part in parts if part.role == ADVISED))
+    looking = Looking(student, run.dataset.scored, run.config.data.image_size)
+    overlaps = looking.overlaps()
     run.record.add(
         "verdict", images=len(run.dataset.scored), seeds=seeds, rows=rows,
         difference=differences.get(CLASS), macro_difference=_difference(*macro, len(seeds)) if macro else None,
         sentence=text, remark=" ".join(remarks) or None,
-        divergences=[asdict(divergence) for divergence in divergences(logits)],
+        divergences=[asdict(divergence) for divergence in divergences(logits)], overlaps=overlaps,
     )  # fmt: skip
     with storing(run.folder):
-        report = write_report(run.folder, run.dataset.scored.read)
+        report = write_report(run.folder, run.dataset.scored.read, looking.pictures if overlaps else None)
     for line in verdict_table(rows, unequal):
         run.listener.say(line)
     run.listener.say(text)

@@ -1,0 +1,110 @@
+"""Where the tokens of a vision transformer look: how much each attends to each patch."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from coadvise.advice import CLASS
+from coadvise.errors import UserError
+from coadvise.models.student import Student
+from coadvise.models.token_vit import TokenViT
+
+Maps = Mapping[str, Tensor]  # token -> [B, H', W'] over the patches, each map sums to 1
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Where each token looks.
+
+    Attributes:
+        last: The last block's attention from the token to the patches, mean over heads.
+        rollout: Through all blocks, with the shortcuts (Abnar and Zuidema, ACL 2020).
+    """
+
+    last: Maps
+    rollout: Maps
+
+    def overlaps(self) -> list[dict[str, Any]]:
+        """For each pair of tokens how much of their maps is the same, 0 to 1, mean over images."""
+        return [
+            {
+                "tokens": [one, other],
+                "last": _overlap(self.last[one], self.last[other]),
+                "rollout": _overlap(self.rollout[one], self.rollout[other]),
+            }
+            for one, other in combinations(self.last, 2)
+        ]
+
+
+@torch.no_grad()
+def looks(model: nn.Module, images: Tensor) -> Looks:
+    """Where the tokens of a student look in some images; its mode is restored.
+
+    Args:
+        model: A student, or another of timm's vision transformers with a class token.
+        images: [B, 3, H, W], normalised.
+
+    Raises:
+        UserError: A network without attention from tokens to patches.
+    """
+    body, rows, first = _layout(model)
+    seen: list[Tensor] = []  # of each block [B, N, N], mean over heads; each row sums to 1
+    with ExitStack() as stack:
+        stack.callback(model.train, model.training)
+        model.eval()
+        for block in body.blocks:
+            stack.callback(setattr, block.attn, "fused_attn", block.attn.fused_attn)
+            block.attn.fused_attn = False  # the fused one never has the weights
+            stack.callback(block.attn.attn_drop.register_forward_hook(_keeper(seen)).remove)
+        model.forward_features(images)  # type: ignore[operator]
+    joint = own = torch.eye(seen[0].shape[-1], device=seen[0].device)
+    for layer in seen:
+        joint = (layer + own) / 2 @ joint
+    height, width = (
+        -(-side // patch) for side, patch in zip(images.shape[-2:], body.patch_embed.patch_size, strict=True)
+    )
+
+    def maps(attention: Tensor) -> dict[str, Tensor]:
+        to_patches = {name: attention[:, row, first:] for name, row in rows.items()}
+        return {
+            name: (row / row.sum(-1, keepdim=True)).unflatten(-1, (height, width)) for name, row in to_patches.items()
+        }
+
+    return Looks(maps(seen[-1]), maps(joint))
+
+
+def _layout(model: nn.Module) -> tuple[Any, dict[str, int], int]:
+    """The transformer, the row of each token in its sequence, and that of the first patch."""
+    body: Any = model
+    names: tuple[str, ...] = ()
+    before = 1
+    if isinstance(model, TokenViT):
+        body, names, before = model.vit, model.token_names, model.vit.num_prefix_tokens
+    elif isinstance(model, Student):
+        names = model.token_names
+    elif isinstance(model, VisionTransformer):
+        before = model.num_prefix_tokens
+    if not isinstance(body, VisionTransformer) or body.cls_token is None:
+        raise UserError(f"a {type(model).__name__} has no tokens that look at patches; give a vision transformer")
+    if not all(isinstance(block.attn, Attention) for block in body.blocks):
+        raise UserError("this transformer's attention is of a kind whose weights cannot be read")
+    rows = {CLASS: 0} | {name: before + place for place, name in enumerate(names)}
+    return body, rows, before + len(names)
+
+
+def _keeper(kept: list[Tensor]) -> Callable[[nn.Module, Any, Tensor], None]:
+    def keep(module: nn.Module, given: Any, weights: Tensor) -> None:
+        kept.append(weights.float().mean(1))
+
+    return keep
+
+
+def _overlap(one: Tensor, other: Tensor) -> float:
+    return torch.minimum(one, other).sum((-2, -1)).mean().item()
