@@ -19,6 +19,7 @@ from typer.core import TyperCommand
 
 from coadvise import __version__
 from coadvise.errors import Interrupted, LostProcessError, StorageError, UserError
+from coadvise.machine import stop_signals
 from coadvise.runs.options import DATA_HELP, OUTPUT, FitOptions, Help, RunOptions, StudyOptions, described
 from coadvise.terminal import Terminal, shown
 
@@ -544,11 +545,7 @@ def main() -> None:
         print(shown(f"coadvise: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)
     except Interrupted as stop:
-        for name in (
-            signal.SIGINT,
-            signal.SIGTERM,
-            signal.SIGUSR1,
-        ):  # everything is saved; a further signal changes nothing
+        for name in stop_signals():  # everything is saved; a further signal changes nothing
             signal.signal(name, signal.SIG_IGN)
         print(shown(f"coadvise: {stop}; run the same command again to continue"), file=sys.stderr)
         sys.exit(stop.exit_code)

@@ -1,8 +1,15 @@
-"""This machine: the cache folder, the cores, how memory is reused."""
+"""This machine: the cache folder, the cores, how memory is reused, locks and signals."""
 
 import ctypes
 import os
+import signal
 from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def cache_path() -> Path | None:
@@ -49,3 +56,26 @@ def keep_freed_memory() -> bool:
     # Some versions of glibc accept at most 32 MiB for the size from which the system is asked directly.
     kept = mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)
     return bool(kept and mallopt(_M_TRIM_THRESHOLD, -1) and mallopt(_M_TOP_PAD, 2**26))
+
+
+def lock(file: IO[str] | IO[bytes] | int, shared: bool = False, wait: bool = True) -> None:
+    """Locks an open file until it is closed. Does nothing where the system has no such locks, as `shortcomings` says.
+
+    Args:
+        shared: several processes may hold it so at the same time.
+        wait: for another process; otherwise its lock is a BlockingIOError.
+    """
+    if fcntl is not None:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals on which a run saves its step and stops: those that the system has."""
+    return tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+def shortcomings() -> list[str]:
+    """What a run must do without on this system, in lines for the user."""
+    if fcntl is not None:
+        return []
+    return ["this system has no file locks: nothing keeps two commands from writing into the same run or cache"]

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from tiny import records
 
 from coadvise.config.schema import EngineConfig
 from coadvise.errors import UserError
@@ -57,3 +58,28 @@ def test_loader_processes_of_a_dead_program_are_waited_for(tmp_path: Path) -> No
     threading.Timer(0.5, left.close).start()
     with lock_folder(tmp_path, Engine(EngineConfig(device="cpu"))):
         assert held_here(tmp_path)
+
+
+WITHOUT = """
+import signal, sys
+sys.modules["fcntl"] = None
+for name in ("SIGUSR1", "SIGUSR2", "SIGHUP"):
+    delattr(signal, name)
+import torch
+torch.set_num_threads(2)  # so that two networks would be trained at a time
+from coadvise.cli import main
+main()
+"""
+
+
+def test_without_locks_and_signals_of_its_own_a_system_is_told_and_trains_the_same(
+    finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["fit", tiny_images, "--preset", tiny_preset, "--out", run, "--baseline"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("this system has no file locks: nothing keeps two commands from writing") == 1
+    assert [record["kind"] for record in records(run)] == [record["kind"] for record in records(finished)]

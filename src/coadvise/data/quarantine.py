@@ -1,12 +1,12 @@
 """Pictures of a run that cannot be read: `quarantine.txt` in the run directory, and the limit on their number."""
 
-import fcntl
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from coadvise.data.scanned import ScannedSplit
 from coadvise.errors import UserError
+from coadvise.machine import lock
 from coadvise.storage import write_text
 
 FILE = "quarantine.txt"
@@ -48,7 +48,7 @@ class Quarantine:
         if not unreadable:
             return []
         with self.path.open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file)
             known = {_key(line) for line in self._lines()}
             fresh = [line for line in unreadable.values() if _key(line) not in known]
             file.write("".join(f"{line}\n" for line in fresh))

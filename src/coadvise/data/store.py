@@ -9,7 +9,6 @@ it. Each time a store is opened it is compared with its sha256; a damaged store 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -28,7 +27,7 @@ from PIL import Image, features
 from coadvise.data import images
 from coadvise.data.images import Pixels, Values
 from coadvise.data.sources.split import Keys
-from coadvise.machine import available_cores
+from coadvise.machine import available_cores, lock
 
 FORMAT = 3
 _BLOCK = 64 * 2**20  # bytes hashed at a time, by one thread
@@ -172,11 +171,11 @@ def open_store(folder: Path, keys: Keys, kind: str, decode: Decode) -> Store:
     """
     name = fingerprint(keys, kind)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    with (folder / ".lock").open("a") as file:
+        lock(file, shared=True)
         if (store := _read(folder, name)) is not None:  # several processes may read at the same time
             return store
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock(file)
         if (store := _read(folder, name)) is not None:
             return store
         try:
@@ -268,7 +267,7 @@ def _read(folder: Path, name: str) -> Store | None:
         if found["format"] == FORMAT and found["sha256"] == [*map(_digests, (pixels, table))]:
             store = Store(pixels, {int(row): fault for row, fault in found["faults"].items()})
             held = os.open(pixels, os.O_RDONLY)
-            fcntl.flock(held, fcntl.LOCK_SH)  # until it is released no process deletes the file
+            lock(held, shared=True)  # until it is released no process deletes the file
             weakref.finalize(store, os.close, held)
             return store
     return None
@@ -286,7 +285,7 @@ def _in_use(pixels: Path) -> bool:
     """Whether a process has this store open; it, or a process that it started, may map the pixels at any time."""
     with contextlib.suppress(FileNotFoundError), pixels.open("rb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, wait=False)
         except BlockingIOError:
             return True
     return False

@@ -5,7 +5,6 @@ cache has a folder per seed, and in it a file (a shard) per epoch with a row per
 written beside them, and a cache of anything else is refused.
 """
 
-import fcntl
 import hashlib
 import json
 import math
@@ -30,6 +29,7 @@ from coadvise.data.images import LARGE, REDUCED
 from coadvise.data.scanned import Dataset
 from coadvise.data.views import VIEWS, Batch
 from coadvise.errors import UserError
+from coadvise.machine import lock
 from coadvise.storage import read_model, storing, write_text
 
 FORMAT = 1
@@ -305,8 +305,8 @@ class LogitCache:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        with (self.folder / LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with (self.folder / LOCK).open("w") as file:
+            lock(file)
             yield
 
 
@@ -364,7 +364,7 @@ def seed_folder(cache: Path, seed: int) -> Path:
 def _locked(file: FileIO, path: Path) -> bool:
     """Locks an open file. False if another process has locked it, or has renamed or removed it meanwhile."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file, wait=False)
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except (BlockingIOError, FileNotFoundError):
         return False

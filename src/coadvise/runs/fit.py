@@ -15,6 +15,7 @@ from coadvise.data.scan import scan
 from coadvise.data.scanned import Dataset, scored_and_trained_on, under_two_labels
 from coadvise.data.sources import source_of
 from coadvise.errors import UserError
+from coadvise.machine import shortcomings
 from coadvise.models.module import overrides_for, register
 from coadvise.runs.build_cache import check_caches, fill_caches
 from coadvise.runs.conclude import conclude
@@ -168,8 +169,8 @@ def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]
         run = Run(folder, config, dataset, engine, record, listener, plan.cache)
         discard_outdated(run, image_changes)
         run.describe(sorted({part.seed for part in plan.parts}), changed)
-        if plan.introduce:
-            listener.say(f"run directory: {folder}")
+        for line in [f"run directory: {folder}", *shortcomings()] if plan.introduce else ():
+            listener.say(line)
         for line in changed:
             listener.say(f"changed: {line}")
         with tracked(run):

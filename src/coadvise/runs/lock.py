@@ -1,6 +1,5 @@
 """One program at a time writes into a run directory."""
 
-import fcntl
 import os
 import socket
 import time
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from coadvise import machine
 from coadvise.errors import UserError
 from coadvise.training.engine import Engine
 
@@ -52,7 +52,7 @@ def lock_folder(folder: Path, engine: Engine) -> Iterator[None]:
 
 def _locked(lock: TextIO) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        machine.lock(lock, wait=False)
     except BlockingIOError:
         return False
     return True

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from coadvise.machine import available_cores
+from coadvise.machine import available_cores, shortcomings
 from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan, adaptation
 from coadvise.training.engine import Engine
 
@@ -37,9 +37,10 @@ def phases(plan: RunPlan, engine: Engine) -> list[Phase]:
 def at_once(networks: int, engine: Engine) -> int:
     """How many networks are trained at the same time where the user does not say: one a thread, or one a GPU.
 
-    Threads of a small network wait for each other many times a step (`runs/parallel.py`).
+    Threads of a small network wait for each other many times a step (`runs/parallel.py`). One where processes could not
+    keep out of each other's way.
     """
-    if engine.processes > 1:
+    if engine.processes > 1 or shortcomings():
         return 1
     places = torch.cuda.device_count() if engine.device.type == "cuda" else torch.get_num_threads()
     return max(1, min(places, networks))

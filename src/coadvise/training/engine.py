@@ -24,7 +24,7 @@ from torch.distributed import DistError, ProcessGroup
 from coadvise.config.schema import EngineConfig
 from coadvise.data.views import Batch
 from coadvise.errors import LostProcessError, UserError
-from coadvise.machine import keep_freed_memory
+from coadvise.machine import keep_freed_memory, stop_signals
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 ANSWER_SECONDS = 3.0  # in which a rank that is alive reports that it got no answer either
@@ -228,14 +228,13 @@ class Engine:
 
     @contextmanager
     def graceful_shutdown(self) -> Iterator[None]:
-        """SIGINT, SIGTERM and SIGUSR1 set `stop_requested` instead of ending the process."""
+        """The signals to stop set `stop_requested` instead of ending the process."""
 
         def ask(number: int, frame: FrameType | None) -> None:
             self.stop_requested = True
 
-        names = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         try:
-            before = {name: signal.signal(name, ask) for name in names}
+            before = {name: signal.signal(name, ask) for name in stop_signals()}
         except ValueError:  # only the main thread may handle signals
             yield
             return

@@ -1,6 +1,5 @@
 """The run's record: `metrics.jsonl`, one JSON object a line, the only source of the numbers in its report."""
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coadvise.errors import UserError
+from coadvise.machine import lock
 from coadvise.storage import storing, write_text
 
 FILE = "metrics.jsonl"
@@ -67,9 +67,9 @@ class Recorder:
     def _locked(self) -> Iterator[None]:
         """Networks that are trained at the same time write one at a time."""
         with storing(self.path):
-            lock = self.path.with_name(f".{FILE}.lock").open("w")
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            file = self.path.with_name(f".{FILE}.lock").open("w")
+        with file:
+            lock(file)
             yield
 
     def _replace(self, records: Iterable[dict[str, Any]]) -> None:
