@@ -25,7 +25,8 @@ FEW_STEPS = [
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "docs/RESULTS.md").read_text().replace("**", "")
-GUIDES = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in ("DATA", "TRAINING", "VERDICT", "USING"))
+PAGES = ("DATA", "TRAINING", "VERDICT", "USING", "PARTS")
+GUIDES = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in PAGES)
 
 
 def _blocks(language: str) -> list[str]:
