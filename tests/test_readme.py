@@ -117,7 +117,10 @@ def test_the_results_are_what_the_record_says() -> None:
     assert f"Unrounded, the first is {100 * verdict['difference']['mean']:.2f}." in RESULTS
 
 
-@pytest.mark.parametrize(("data", "what"), [("clothing", "clothing"), ("trashnet", "waste")])
+PHOTOGRAPHS = [("clothing", "clothing"), ("trashnet", "waste"), ("trashnet-128", "waste at 128 pixels")]
+
+
+@pytest.mark.parametrize(("data", "what"), PHOTOGRAPHS)
 def test_the_results_on_photographs_are_what_the_record_says(data: str, what: str) -> None:
     verdict = _verdict(data)
     page = RESULTS.partition(f"## Photographs of {what}")[2].partition("\n## ")[0]
