@@ -17,7 +17,7 @@ from tiny import ONE_EPOCH, contents, make_images, records, request_stop
 
 from coadvise.cli import app, main
 from coadvise.config.reading import preset_names
-from coadvise.deploy.hub import load
+from coadvise.deploy.publish import load
 from coadvise.errors import UserError
 from coadvise.models import MODELS
 from coadvise.runs.options import FitOptions, RunOptions, StudyOptions

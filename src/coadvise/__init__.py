@@ -25,10 +25,10 @@ _HOME = {  # public name -> its module
     "compare": "runs.compare",
     "export": "deploy.export",
     "fit": "runs.fit",
-    "load": "deploy.hub",
+    "load": "deploy.publish",
     "load_config": "config.reading",
     "load_published": "models.published",
-    "push": "deploy.hub",
+    "push": "deploy.publish",
 }
 __all__ = list(_HOME)
 
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from coadvise.config.reading import load_config as load_config
     from coadvise.config.schema import RunConfig as RunConfig
     from coadvise.deploy.export import export as export
-    from coadvise.deploy.hub import load as load
-    from coadvise.deploy.hub import push as push
     from coadvise.deploy.predict import Prediction as Prediction
     from coadvise.deploy.predict import TrainedStudent as TrainedStudent
+    from coadvise.deploy.publish import load as load
+    from coadvise.deploy.publish import push as push
     from coadvise.distill.loss import co_advise_loss as co_advise_loss
     from coadvise.errors import Interrupted as Interrupted
     from coadvise.errors import LostProcessError as LostProcessError

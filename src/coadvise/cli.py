@@ -334,7 +334,7 @@ def predict(
     """Classify images. One that cannot be read is an error, unless --allow-unreadable is given."""
     from coadvise.data.images import readable
     from coadvise.data.sources.folder import image_files
-    from coadvise.deploy.hub import load
+    from coadvise.deploy.publish import load
 
     student, images, unreadable = load(run, part), image_files(images), list[str]()
     if allow_unreadable:
@@ -407,7 +407,7 @@ def push(
 
     The report shows pictures of the data. What is there already is not pushed again.
     """
-    from coadvise.deploy.hub import push as run_push
+    from coadvise.deploy.publish import push as run_push
 
     done = run_push(run, name, part, private, dry_run, _ignore if as_json else show)
     if as_json:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from coadvise import export
 from coadvise.cli import app
 from coadvise.deploy import export as portable
-from coadvise.deploy.hub import load
+from coadvise.deploy.publish import load
 from coadvise.errors import UserError
 from coadvise.storage import describe_model
 

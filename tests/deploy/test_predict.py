@@ -14,8 +14,8 @@ from tiny import ONE_EPOCH, assert_same_weights, make_images, records
 
 import coadvise
 from coadvise.data.images import fitted, preprocessing_text, to_array, upright_rgb
-from coadvise.deploy.hub import load
 from coadvise.deploy.predict import TrainedStudent, write_opinions
+from coadvise.deploy.publish import load
 from coadvise.errors import UserError
 from coadvise.evaluation.scores import load_predictions, scores
 from coadvise.runs.evaluate import evaluate_run

@@ -10,7 +10,7 @@ from timm.data import ImageNetInfo
 from tiny import make_images, records
 
 from coadvise.config.schema import ModelConfig
-from coadvise.deploy.hub import load
+from coadvise.deploy.publish import load
 from coadvise.errors import UserError
 from coadvise.evaluation.corruptions import CORRUPTIONS
 from coadvise.evaluation.robustness import made_cases

@@ -106,7 +106,7 @@ def test_a_student_alone_waits_for_no_teacher(
 ) -> None:
     asked: list[tuple[set[str], dict[str, list[str]]]] = []
 
-    def ask(tasks: Mapping[str, Task], jobs: int, engine: Engine, listener: Listener, after: Any) -> None:
+    def ask(tasks: Mapping[str, Task], jobs: int, engine: Engine, listener: Listener, after: Any, follow: Any) -> None:
         asked.append((set(tasks), after))
         raise Interrupted("stopped")
 
