@@ -339,13 +339,13 @@ def predict(
     student, images, unreadable = load(run, part), image_files(images), list[str]()
     if allow_unreadable:
         images, unreadable = readable(images)
+    if attention is not None:
+        student.draw_looks(images, attention)
     predictions = student.predict(images, answer) if images else []
     if csv is not None:
         from coadvise.deploy.predict import write_opinions
 
         write_opinions(run, part, images, csv)
-    if attention is not None:
-        student.draw_looks(images, attention)
     if as_json:
         rows: list[dict[str, Any]] = [
             {"image": str(i), "label": p.label, "probabilities": p.probabilities}

@@ -90,8 +90,8 @@ def _opened(folder: Path) -> Opened:
     data = written_data(folder)
     by_kind: dict[str, list[Hits]] = {}
     labels: npt.NDArray[np.int64] | None = None
-    for result in [record for record in read_records(folder) if record["kind"] == "result"]:
-        part, role = result["part"], result["role"]
+    roles = {record["part"]: record["role"] for record in read_records(folder) if record["kind"] == "result"}
+    for part, role in roles.items():
         logits, found = load_predictions(folder, part)
         hits = correct(logits, found)[CLASS].numpy().astype(float)
         of_kind = by_kind.setdefault(part if role == TEACHER else role, [])
