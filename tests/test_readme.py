@@ -14,6 +14,7 @@ from coadvise.cli import app
 from coadvise.config.reading import load_config, read_config
 from coadvise.data.sources import open_source
 from coadvise.evaluation.verdict import seed_interval
+from coadvise.runs.plan import MOST_ON_A_CORE
 from coadvise.studies.result import markdown
 from coadvise.training.metrics import last_of, read_records
 
@@ -138,6 +139,22 @@ def test_the_teacher_s_lead_on_clothing_is_what_the_record_says() -> None:
         0
     ]
     assert f"The conv teacher is {behind} points ({bounds}) more accurate" in " ".join(page.split())
+
+
+def test_what_is_said_of_the_default_for_photographs_is_what_its_records_say() -> None:
+    page = " ".join(RESULTS.partition("## Photographs of waste at 128 pixels")[2].partition("\n## ")[0].split())
+    shared = next(pair for pair in _verdict("trashnet-128")["overlaps"] if pair["tokens"] == ["conv", "inv"])
+    assert f"share {100 * shared['last']:.0f} % of what they look at" in page
+    patient = [r for r in read_records(ROOT / "results/trashnet-128-130-epochs") if r["kind"] == "eval"]
+    tops = {(r["part"], r["epoch"]): r["top1"]["class"] for r in patient}
+    assert f"had {100 * tops['students/advised-0', 60]:.1f} % after 60 epochs" in page
+    assert f"alone {100 * tops['students/alone-0', 90]:.1f} % after 90" in page
+    rows = [row for row in _verdict("trashnet-128")["rows"] if row["answer"] == "class"]
+    said = {row["part"]: f"{100 * row['top1']:.1f}" for row in rows}
+    brief = " ".join(README.replace("**", "").split())
+    conv, inv, alone, advised = said.values()
+    assert f"alone {alone} %, co-advised {advised} %, its teachers {conv} and {inv} %" in brief
+    assert f"{MOST_ON_A_CORE:,} images a core" in " ".join((ROOT / "docs/TRAINING.md").read_text().split())
 
 
 def test_what_check_finds_of_planted_labels_is_what_its_record_says() -> None:

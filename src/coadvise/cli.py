@@ -340,12 +340,12 @@ def predict(
     if allow_unreadable:
         images, unreadable = readable(images)
     if attention is not None:
-        student.draw_looks(images, attention)
+        student.draw_attention(images, attention)
     predictions = student.predict(images, answer) if images else []
     if csv is not None:
         from coadvise.deploy.predict import write_opinions
 
-        write_opinions(run, part, images, csv)
+        write_opinions(student, run, images, csv)
     if as_json:
         rows: list[dict[str, Any]] = [
             {"image": str(i), "label": p.label, "probabilities": p.probabilities}

@@ -42,9 +42,19 @@ def write_folder(
     Raises:
         StorageError: the disk is full, or the parent folder is gone or read-only. No partial files are left.
     """
+    with replacing_folder(folder) as beside:
+        _write_files(beside, weights, state, about)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` once the block has filled it. As `write_folder` for errors."""
     beside = folder.with_name(f".{folder.name}.part")
     with storing(folder, beside):
-        _write_files(beside, weights, state, about)
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()  # without its parents: a run directory that is gone must not come back without its record
+        yield beside
+        fsync(beside)
         if folder.exists():  # damaged or older
             old = folder.with_name(f".{folder.name}.old")
             shutil.rmtree(old, ignore_errors=True)
@@ -59,8 +69,6 @@ def write_folder(
 def _write_files(
     beside: Path, weights: Mapping[str, Tensor], state: Mapping[str, Any] | None, about: Mapping[str, Any]
 ) -> None:
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()  # without its parents: a run directory that is gone must not come back without its record
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, beside / WEIGHTS)
     names = [WEIGHTS]
     if state is not None:
@@ -75,7 +83,6 @@ def _write_files(
     for name in (*names, MANIFEST):
         (beside / name).chmod(0o644)  # safetensors leaves 0600
         fsync(beside / name)
-    fsync(beside)
 
 
 def _sealed(about: Mapping[str, Any], files: Mapping[str, Any]) -> str:

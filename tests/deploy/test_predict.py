@@ -234,7 +234,7 @@ def test_a_network_whose_run_s_records_are_gone_answers_by_all_its_tokens(finish
 
 
 def test_a_table_has_every_token_s_and_teacher_s_opinion(finished: Path, paths: list[Path], tmp_path: Path) -> None:
-    write_opinions(finished, None, paths, tmp_path / "out.csv")
+    write_opinions(load(finished), finished, paths, tmp_path / "out.csv")
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
     assert [row["image"] for row in rows] == list(map(str, paths))
     student = load(finished)
@@ -245,4 +245,4 @@ def test_a_table_has_every_token_s_and_teacher_s_opinion(finished: Path, paths: 
         shares = [float(row[f"{name} probability"]) for row in rows]
         assert shares == pytest.approx([prediction.probability for prediction in predictions], abs=1e-4)
     with pytest.raises(UserError, match="is not a folder; create it"):
-        write_opinions(finished, None, paths, tmp_path / "nowhere" / "out.csv")
+        write_opinions(load(finished), finished, paths, tmp_path / "nowhere" / "out.csv")

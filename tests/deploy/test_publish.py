@@ -26,6 +26,7 @@ from torch import nn
 import coadvise
 from coadvise import UserError, fit
 from coadvise.cli import main
+from coadvise.models.network import load_network
 from coadvise.models.token_vit import create_token_vit
 from coadvise.storage import MANIFEST
 
@@ -115,6 +116,7 @@ class _Hub(BaseHTTPRequestHandler):
             name = f"{about['organization']}/{about['name']}"
             there = name in repositories
             repositories.setdefault(name, {})
+            self.server.private[name] = about.get("private", about.get("visibility") == "private")
             return self.json({"url": f"{self.server.url}/{name}"}, 409 if there else 200)
         if path == "/api/validate-yaml":
             return self.json({"errors": [], "warnings": []})
@@ -187,6 +189,7 @@ class _Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.large: dict[str, bytes] = {}
+        self.private: dict[str, bool] = {}
         self.commits: list[str] = []
         self.cut = ""
 
@@ -296,9 +299,44 @@ def test_what_cannot_be_pushed_is_one_sentence(
         coadvise.push(run, "me/colours")
 
 
+def test_how_pictures_become_pixels_and_temperatures_go_with_it(
+    hub: _Server, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copied(finished, tmp_path)
+    network = load_network(run / "students" / "advised-0")
+    network.about |= {"fit": "pad", "value_range": [0.0, 4095.0], "temperatures": {"class": 2.0, "average": 3.0}}
+    network.save(run / "students" / "advised-0")
+    coadvise.push(run, "me/colours", private=True)
+    assert hub.private == {"me/colours": True}
+    there, here = coadvise.load("hf-hub:me/colours"), coadvise.load(run)
+    assert (there.fit, there.network.values) == ("pad", (0.0, 4095.0))
+    images = torch.rand(2, 3, 16, 16)
+    for answer in ("class", "conv", "average"):
+        torch.testing.assert_close(there.answering(answer)(images), here.answering(answer)(images))
+
+
+def test_a_timm_student_goes_there_as_timm_s_model(
+    hub: _Server, tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    few = [f"{part}.recipe.epochs=1" for part in ("student", "teachers.conv", "teachers.inv")]
+    few += ["student.model=vit_tiny_patch16_224", "student.model_kwargs={patch_size: 8, embed_dim: 24, depth: 1}"]
+    run = fit(tiny_images, tiny_preset, tmp_path / "run", overrides=few)
+    coadvise.push(run, "me/colours")
+    there, here = coadvise.load("hf-hub:me/colours"), coadvise.load(run)
+    assert (there.tokens, type(there.model).__module__.partition(".")[0]) == (("class",), "timm")
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(there.answering()(images), here.answering()(images))
+    assert "import coadvise.models" not in hub.repositories["me/colours"]["README.md"].decode()
+
+
 def test_a_model_of_others_is_not_a_student(hub: _Server) -> None:
     hub.repositories["me/theirs"] = {"config.json": b'{"architecture": "resnet18"}'}
-    for name, said in (("me/theirs", "was not pushed by coadvise"), ("me/missing", "could not be loaded: ")):
+    hub.repositories["me/broken"] = {"config.json": b'{"architecture": "resnet18", "coadvise": {"image_size": -3}}'}
+    for name, said in (
+        ("me/theirs", "was not pushed by coadvise"),
+        ("me/missing", "could not be loaded: "),
+        ("me/broken", "config.json': '.*this does not describe a network"),
+    ):
         with pytest.raises(UserError, match=said):
             coadvise.load(f"hf-hub:{name}")
 

@@ -56,11 +56,11 @@ def card(
     sections = [
         f"---\n{yaml.safe_dump(kept, sort_keys=False)}---",
         f"# {title}",
-        *_what(part, network, config, data),
+        *_what(part, network, config),
         *_verdict(part, result, verdict, len(labels)),
         *_classes(network, logits, labels),
         *_training(part, config, data),
-        *_limits(network, config, data, len(labels)),
+        *_limits(network, len(labels)),
         *_use(name, network, needs_coadvise),
         "## Citation\n\nThe method is that of",
         f"```bibtex\n{CITATION}\n```",
@@ -68,7 +68,7 @@ def card(
     return "\n\n".join(sections) + "\n"
 
 
-def _what(part: str, network: Network, config: RunConfig, data: Record) -> Iterator[str]:
+def _what(part: str, network: Network, config: RunConfig) -> Iterator[str]:
     about = network.about
     kind = "A teacher" if part.startswith("teachers/") else "A vision transformer student"
     advice = ""
@@ -143,7 +143,7 @@ def _words(names: str | tuple[str, ...]) -> str:
     return names if isinstance(names, str) else " and ".join(names)
 
 
-def _limits(network: Network, config: RunConfig, data: Record, images: int) -> Iterator[str]:
+def _limits(network: Network, images: int) -> Iterator[str]:
     yield "## Limits"
     calibrated = (
         "Its probabilities were calibrated on validation images."

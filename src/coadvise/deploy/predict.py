@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from coadvise.advice import AVERAGE, CLASS
@@ -22,15 +22,14 @@ from coadvise.distill.loss import average_probabilities
 from coadvise.errors import CodeNotKeptError, UserError
 from coadvise.evaluation.calibration import calibrated
 from coadvise.evaluation.scores import log_probabilities
-from coadvise.models.attention import Looks, looks
+from coadvise.models.attention import AttentionMaps, attention_maps
 from coadvise.models.network import Network, load_network
-from coadvise.report.look import darkened
+from coadvise.report.attention import darkened, encoded, sheet
 from coadvise.runs.run import check_run, trained_parts, trained_tokens
 from coadvise.storage import write_bytes, write_text
 
 BATCH = 64  # images at a time
 MOST_DRAWN = 32  # images, of which is drawn where tokens look
-GAP, LINE = 6, 14  # pixels between the drawn ones, and of their heading
 T = TypeVar("T")
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
 
@@ -112,54 +111,41 @@ class TrainedStudent:
         answering = self.answering(answer)
         found: list[Prediction] = []
         for start in range(0, len(given), batch_size):
-            pixels = np.stack([self._pixels(image) for image in given[start : start + batch_size]])
-            for row in answering(torch.from_numpy(pixels).float().div_(255)).tolist():
+            for row in answering(self._batch(given[start : start + batch_size])).tolist():
                 best = int(np.argmax(row))
                 found.append(Prediction(self.classes[best], row[best], dict(zip(self.classes, row, strict=True))))
         return found
 
-    def looks(self, images: Sequence[ImageLike]) -> Looks:
+    def attention_maps(self, images: Sequence[ImageLike]) -> AttentionMaps:
         """Where each token looks in some images, over the patches [N, H', W'].
 
         Raises:
             UserError: An image that cannot be read, or a network without attention.
         """
-        return self._looks(np.stack([self._pixels(image) for image in images]))
+        return attention_maps(self.network, self._batch(images))
 
-    def _looks(self, pixels: npt.NDArray[np.uint8]) -> Looks:
-        network = self.network
-        return looks(network.model, (torch.from_numpy(pixels).float().div_(255) - network.mean) / network.std)
-
-    def draw_looks(self, images: Sequence[Path], out: Path) -> None:
-        """Writes a picture: a row an image, darkened where each of its tokens does not look in the last block.
+    def draw_attention(self, images: Sequence[Path], out: Path) -> None:
+        """Writes a PNG file: a row an image, dark where each of its tokens does not look in the last block.
 
         Raises:
-            UserError: As `looks`, more than `MOST_DRAWN` images, another ending than .png, or no such folder.
+            UserError: As `attention_maps`, more than `MOST_DRAWN` images, another ending, or no such folder.
         """
         if out.suffix != ".png" or not out.absolute().parent.is_dir():
             raise UserError(f"'{out}' must end in .png, in a folder that is there")
         if not 0 < len(images) <= MOST_DRAWN:
             raise UserError(f"{len(images)} images; where tokens look is drawn for 1 to {MOST_DRAWN}")
-        pixels = np.stack([self._pixels(image) for image in images])
-        maps = self._looks(pixels).last
-        tiles = []
-        for place, image in enumerate(pixels):
-            picture = Image.fromarray(image.transpose(1, 2, 0))
-            whole = darkened(picture, np.ones((1, 1)))
-            tiles.append([whole, *(darkened(picture, maps[name][place].numpy()) for name in maps)])
-        width, height = tiles[0][0].size
-        page = Image.new(
-            "RGB", (len(tiles[0]) * (width + GAP) + GAP, len(tiles) * (height + GAP) + GAP + LINE), "white"
-        )
-        pen = ImageDraw.Draw(page)
-        for column, name in enumerate(("image", *(f"{name} token" for name in maps))):
-            pen.text((GAP + column * (width + GAP), GAP), name, fill="black")
-        for line, row in enumerate(tiles):
-            for column, tile in enumerate(row):
-                page.paste(tile, (GAP + column * (width + GAP), LINE + GAP + line * (height + GAP)))
-        buffer = io.BytesIO()
-        page.save(buffer, "PNG")
-        write_bytes(out, buffer.getvalue())
+        seen = self._batch(images)
+        maps = attention_maps(self.network, seen).last
+        rows = []
+        for place, pixels in enumerate(seen.mul(255).round().byte().permute(0, 2, 3, 1).numpy()):
+            picture = Image.fromarray(pixels)
+            by_token = [darkened(picture, own[place].numpy()) for own in maps.values()]
+            rows.append([picture.resize(by_token[0].size, Image.Resampling.NEAREST), *by_token])
+        write_bytes(out, encoded(sheet(["image", *(f"{name} token" for name in maps)], rows), "PNG"))
+
+    def _batch(self, images: Sequence[ImageLike]) -> Tensor:
+        """[N, 3, H, W] in 0..1."""
+        return torch.from_numpy(np.stack([self._pixels(image) for image in images])).float().div_(255)
 
     def _pixels(self, image: ImageLike) -> npt.NDArray[np.uint8]:
         if isinstance(image, (str, Path)):
@@ -219,26 +205,27 @@ def _from_tensor(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
 
 
-def write_opinions(run: str | Path, part: str | None, images: Sequence[Path], out: Path) -> None:
+def write_opinions(student: TrainedStudent, run: Path, images: Sequence[Path], out: Path) -> None:
     """Writes a table of what every token of a student, and every teacher of its run, says of each image.
 
     A row an image; of each opinion its class and the probability of that. Teachers of which only the weights are kept
     are left out.
 
     Args:
-        part: the student, as for `load_from_run`.
-        images: files.
-        out: the CSV file.
+        student: The network of the run whose tokens are asked.
+        run: Run directory.
+        images: Files.
+        out: The CSV file.
 
     Raises:
         UserError: As `load_from_run`, an image that cannot be read, or a folder that is not there.
     """
     if not out.absolute().parent.is_dir():
         raise UserError(f"'{out.parent}' is not a folder; create it, or choose another path")
-    student = load_from_run(run, part)
+    check_run(run)
     several = (*student.tokens, AVERAGE) if len(student.tokens) > 1 else student.tokens
     asked = {answer: student.answering(answer) for answer in several}
-    for teacher in (name for name in trained_parts(Path(run)) if name.startswith("teachers/")):
+    for teacher in (name for name in trained_parts(run) if name.startswith("teachers/")):
         with suppress(CodeNotKeptError):
             asked[teacher] = load_from_run(run, teacher).answering()
     table = io.StringIO()
@@ -247,9 +234,9 @@ def write_opinions(run: str | Path, part: str | None, images: Sequence[Path], ou
     classes = {name: module.classes for name, module in asked.items()}
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
-        pixels = torch.from_numpy(np.stack([student._pixels(image) for image in batch])).float().div_(255)
         with torch.inference_mode():
-            found = {name: module(pixels).max(-1) for name, module in asked.items()}
+            seen = student._batch(batch)
+            found = {name: module(seen).max(-1) for name, module in asked.items()}
         for place, image in enumerate(batch):
             cells = [
                 cell

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from coadvise.deploy.predict import TrainedStudent, load_from_run
 from coadvise.errors import UserError
 from coadvise.evaluation.scores import load_predictions
 from coadvise.models.module import ModuleTeacher
-from coadvise.models.network import Network, create_network
+from coadvise.models.network import Network, checked_about, create_network
 from coadvise.models.token_vit import TokenViT
 from coadvise.runs.run import CONFIG, DATA
-from coadvise.storage import write_weights
+from coadvise.storage import replacing_folder, write_text, write_weights
 from coadvise.training.metrics import last_of, read_records
 
 CARD, SETTINGS, WEIGHTS, REPORT = "README.md", "config.json", "model.safetensors", "report.html"
@@ -107,26 +106,25 @@ def _from_hub(name: str) -> TrainedStudent:
             f"'{name}' was not pushed by coadvise; it can be a teacher's start (teachers.NAME.start={name}), and timm "
             "loads it"
         )
-    about = {
-        **{key: own[key] for key in PREPROCESSING if key in own},
-        "model": settings["architecture"],
-        "model_kwargs": {key: value for key, value in settings["model_args"].items() if key != "img_size"},
-        "classes": settings["label_names"],
-        "image_size": own["image_size"],
-        "mean": settings["pretrained_cfg"]["mean"],
-        "std": settings["pretrained_cfg"]["std"],
+    arguments, cfg = settings.get("model_args") or {}, settings.get("pretrained_cfg") or {}
+    described = {
+        **{key: own[key] for key in (*PREPROCESSING, "temperatures", "image_size") if key in own},
+        "model": settings.get("architecture"),
+        "model_kwargs": {key: value for key, value in arguments.items() if key != "img_size"},
+        "classes": settings.get("label_names"),
+        **{key: cfg.get(key) for key in ("mean", "std")},
     }
-    if own.get("temperatures"):
-        about["temperatures"] = own["temperatures"]
-    return TrainedStudent(create_network(about, source=HUB + where), own["part"], tuple(own["tokens"]))
+    network = create_network(checked_about(described, f"{name}: {SETTINGS}"), source=HUB + where)
+    return TrainedStudent(network, str(own.get("part")), tuple(own.get("tokens") or (CLASS,)))
 
 
 def _write_folder(run: Path, student: TrainedStudent, name: str) -> Path:
     """RUN/hub, whole or as it was."""
     network = student.network
     model, arguments = _timms(network)
-    tokens = student.tokens if model is network.model else (CLASS,)
-    answers = {key: value for key, value in network.temperatures.items() if key in tokens or model is network.model}
+    whole = model is network.model  # else its class token alone
+    tokens = student.tokens if whole else (CLASS,)
+    temperatures = {key: value for key, value in network.temperatures.items() if whole or key == CLASS}
     records, config = read_records(run), read_config(run / CONFIG)
     data = json.loads((run / DATA).read_text())
     logits, labels = load_predictions(run, student.part)
@@ -134,26 +132,22 @@ def _write_folder(run: Path, student: TrainedStudent, name: str) -> Path:
     if result is None:
         raise UserError(f"'{run}' is not finished; run the same 'coadvise fit' again")
     folder = run / "hub"
-    with tempfile.TemporaryDirectory(dir=run, prefix=".hub-") as beside:
-        made = Path(beside, "hub")
-        made.mkdir()
+    with replacing_folder(folder) as made:
         write_weights(made / WEIGHTS, model.state_dict(), {"format": "pt"})
         settings = _settings(network, model, arguments)
         settings["coadvise"] = {
             "part": student.part, "tokens": list(tokens), "image_size": plain_size(student.image_size),
             **{key: network.about[key] for key in PREPROCESSING if key in network.about},
-            **({"temperatures": answers} if answers else {}),
+            **({"temperatures": temperatures} if temperatures else {}),
         }  # fmt: skip
-        (made / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+        write_text(made / SETTINGS, json.dumps(settings, indent=2) + "\n")
         text = card(
             name, student.part, network, config, data, result, last_of(records, "verdict"), logits[CLASS], labels,
             needs_coadvise=not _is_timms_own(model),
         )  # fmt: skip
-        (made / CARD).write_text(text)
+        write_text(made / CARD, text)
         if (run / REPORT).exists():
             shutil.copy(run / REPORT, made / REPORT)
-        shutil.rmtree(folder, ignore_errors=True)
-        made.rename(folder)
     return folder
 
 

@@ -58,13 +58,17 @@ def direction(intervals: Collection[Interval]) -> int:
     return -1 if intervals and all(interval.high < 0 for interval in intervals) else 0
 
 
-def sentence(over_images: Interval, over_seeds: Interval | None, images: int) -> str:
-    """The verdict in words. "Advice helped" (or hurt) only if every interval excludes zero."""
-    intervals = [interval for interval in (over_images, over_seeds) if interval is not None]
+def sentence(over_images: Interval, over_repeats: Interval | None, images: int, repeats: str = "seeds") -> str:
+    """The verdict in words. "Advice helped" (or hurt) only if every interval excludes zero.
+
+    Args:
+        repeats: What the second interval is over.
+    """
+    intervals = [interval for interval in (over_images, over_repeats) if interval is not None]
     words = {1: "Advice helped", -1: "Advice hurt", 0: "No significant difference"}
     finding = words[direction(intervals)]
     text = f"{finding}: {over_images} over {images} test images"
-    return text + (f", {over_seeds} over seeds" if over_seeds else "") + "."
+    return text + (f", {over_repeats} over {repeats}" if over_repeats else "") + "."
 
 
 def macro_sentence(over_images: Interval, over_seeds: Interval | None) -> str:

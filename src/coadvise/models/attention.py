@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from coadvise.advice import CLASS
 from coadvise.errors import UserError
+from coadvise.models.network import Network
 from coadvise.models.student import Student
 from coadvise.models.token_vit import TokenViT
 
+AT_ONCE = 25  # images whose attention [B, N, N] of every block is held
 Maps = Mapping[str, Tensor]  # token -> [B, H', W'] over the patches, each map sums to 1
 
 
 @dataclass(frozen=True)
-class Looks:
+class AttentionMaps:
     """Where each token looks.
 
     Attributes:
@@ -32,7 +34,7 @@ class Looks:
     rollout: Maps
 
     def overlaps(self) -> list[dict[str, Any]]:
-        """For each pair of tokens how much of their maps is the same, 0 to 1, mean over images."""
+        """For each pair of "tokens" the share of their maps that is the same, 0 to 1, mean over images."""
         return [
             {
                 "tokens": [one, other],
@@ -44,40 +46,43 @@ class Looks:
 
 
 @torch.no_grad()
-def looks(model: nn.Module, images: Tensor) -> Looks:
+def attention_maps(network: Network, images: Tensor) -> AttentionMaps:
     """Where the tokens of a student look in some images; its mode is restored.
 
     Args:
-        model: A student, or another of timm's vision transformers with a class token.
-        images: [B, 3, H, W], normalised.
+        network: A student, or another of timm's vision transformers with a class token.
+        images: [B, 3, H, W] in 0..1.
 
     Raises:
         UserError: A network without attention from tokens to patches.
     """
+    model = network.model
     body, rows, first = _layout(model)
-    seen: list[Tensor] = []  # of each block [B, N, N], mean over heads; each row sums to 1
+    grid = [side // patch for side, patch in zip(images.shape[-2:], body.patch_embed.patch_size, strict=True)]
+    last, rollout = list[Tensor](), list[Tensor]()
     with ExitStack() as stack:
         stack.callback(model.train, model.training)
         model.eval()
+        weights: list[Tensor] = []  # of each block [B, N, N], mean over heads; each row sums to 1
         for block in body.blocks:
             stack.callback(setattr, block.attn, "fused_attn", block.attn.fused_attn)
             block.attn.fused_attn = False  # the fused one never has the weights
-            stack.callback(block.attn.attn_drop.register_forward_hook(_keeper(seen)).remove)
-        model.forward_features(images)  # type: ignore[operator]
-    joint = own = torch.eye(seen[0].shape[-1], device=seen[0].device)
-    for layer in seen:
-        joint = (layer + own) / 2 @ joint
-    height, width = (
-        -(-side // patch) for side, patch in zip(images.shape[-2:], body.patch_embed.patch_size, strict=True)
-    )
+            stack.callback(block.attn.attn_drop.register_forward_hook(_keeper(weights)).remove)
+        for some in images.split(AT_ONCE):
+            weights.clear()
+            model.forward_features(network.normalised(some))  # type: ignore[operator]
+            joint = own = torch.eye(weights[0].shape[-1], device=weights[0].device)
+            for layer in weights:
+                joint = (layer + own) / 2 @ joint
+            last.append(weights[-1][:, list(rows.values()), first:])
+            rollout.append(joint[:, list(rows.values()), first:])
 
-    def maps(attention: Tensor) -> dict[str, Tensor]:
-        to_patches = {name: attention[:, row, first:] for name, row in rows.items()}
-        return {
-            name: (row / row.sum(-1, keepdim=True)).unflatten(-1, (height, width)) for name, row in to_patches.items()
-        }
+    def maps(found: list[Tensor]) -> dict[str, Tensor]:
+        shares = torch.cat(found)  # [B, tokens, patches]
+        shares = (shares / shares.sum(-1, keepdim=True)).unflatten(-1, grid)
+        return dict(zip(rows, shares.unbind(1), strict=True))
 
-    return Looks(maps(seen[-1]), maps(joint))
+    return AttentionMaps(maps(last), maps(rollout))
 
 
 def _layout(model: nn.Module) -> tuple[Any, dict[str, int], int]:

@@ -33,7 +33,7 @@ class Given:
     classes: tuple[str, ...]
 
 
-_given: dict[str, Given] = {}  # by registered name; what Python code there is can only be known to this process
+_given: dict[str, Given] = {}  # by registered name; only this process knows their code
 
 
 class ModuleTeacher(nn.Module):
@@ -55,15 +55,18 @@ class ModuleTeacher(nn.Module):
         self.pretrained_cfg = {key: settings[key] for key in ("mean", "std")}
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Map normalised images [B, 3, H, W] to what the body answers, [B, outputs]."""
         return _flat(self.body(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map what the body answers to logits [B, num_classes]."""
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
+        """Return the head; without one, what changes nothing."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

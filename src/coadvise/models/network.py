@@ -87,10 +87,14 @@ class Network(nn.Module):
         return _takes_image_size(self.about["model"])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        x = (images - self.mean) / self.std
+        x = self.normalised(images)
         if isinstance(self.model, TokenModel):
             return self.model.forward_tokens(x)
         return {CLASS: self.model(x)}
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in 0..1 as the model takes them."""
+        return (images - self.mean) / self.std
 
     def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Sets the mean and deviation, of RGB in 0..1, that weights from elsewhere were trained with."""
@@ -175,19 +179,25 @@ def load_network(folder: Path) -> Network:
             that this process was not given.
     """
     manifest, weights = read_model(folder)
+    about = checked_about(manifest, folder / MANIFEST)
     try:
-        about = _About.model_validate(manifest).model_dump(exclude_unset=True, exclude_none=True)
         network = create_network(about)
     except CodeNotKeptError:
         raise
     except UserError as error:
         raise UserError(f"'{folder}': {error}") from None
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise UserError(f"'{folder / MANIFEST}': '{where}': {fault['msg']}; this does not describe a network") from None
     load_weights(network, weights, folder)
     return network.eval()
+
+
+def checked_about(values: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """What `create_network` takes, from values that may come from a stranger. Raises UserError, which names `where`."""
+    try:
+        return _About.model_validate(values).model_dump(exclude_unset=True, exclude_none=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        raise UserError(f"'{where}': '{key}': {fault['msg']}; this does not describe a network") from None
 
 
 def class_map(known: Sequence[str], wanted: Sequence[str]) -> list[int] | None:

@@ -46,6 +46,7 @@ class Student(TokenModel, VisionTransformer):
         aligned: Token name to kind of stem (``"conv"`` or ``"inv"``), for any of the tokens; None or an
             empty mapping for none (``create_model`` drops None, so there ``{}`` undoes a registered alignment).
         stem_strides: Of the two convolutions of each stem that may halve the image; None: those of the patch size.
+            Without aligned tokens there is no stem, and they change nothing.
         embed_dim: Width D.
         depth: Blocks.
         num_heads: Attention heads a block.

@@ -8,9 +8,8 @@ from coadvise.report.charts import Bar, Dot, Series, axis_row, dot_row, fit_scal
 from coadvise.report.curves import curves, group_series
 from coadvise.report.document import document
 from coadvise.report.markup import Markup, count, header_row, join, paragraph, percent, points, row, table, tag
+from coadvise.report.predictors import TONES
 from coadvise.report.read import ADVISED, read_run
-
-TONES = 6  # of the style sheet
 
 
 def render(result: Mapping[str, Any], runs: Sequence[Path]) -> str:

@@ -44,7 +44,7 @@ def disagreements(run: Run) -> Markup:
         f"{len(cards)} of these images, from each case in turn (which teacher is right, is the student right), most "
         "confident teachers first. Numbers: probabilities in percent; bold: the prediction; ✓: the true class."
         + " Thumbnails are left out, since the images could not be opened." * (run.picture is None)
-        + " Small pictures are dark where a token does not look in the last block." * (run.looks is not None)
+        + " Small pictures are dark where a token does not look in the last block." * (run.attention is not None)
         + _overlap(run)
     )
     return join([paragraph("lead", lead), counts, paragraph("note", note), tag("div", *cards, class_="cards")])
@@ -97,15 +97,17 @@ def _card(
     about = [tag("h3", run.class_name(label)), tag("p", f"{who}; {verdict}"), tag("code", name or f"image {row}")]
     picture = thumbnail(partial(run.picture, row), name or "") if run.picture else ""
     head = tag("header", picture, tag("div", *about))
-    return tag("article", head, _looks(run, row), _probabilities(run, label, teachers, tokens, shares), class_="card")
+    return tag(
+        "article", head, _attention(run, row), _probabilities(run, label, teachers, tokens, shares), class_="card"
+    )
 
 
-def _looks(run: Run, row: int) -> Markup:
+def _attention(run: Run, row: int) -> Markup:
     """The picture by token, dark where it does not look."""
-    if run.looks is None:
+    if run.attention is None:
         return Markup()
     try:
-        found = run.looks(row)
+        found = run.attention(row)
     except Exception:  # as for thumbnails: whatever a decoder raises
         return Markup()
     tiles = (
@@ -116,7 +118,7 @@ def _looks(run: Run, row: int) -> Markup:
         )
         for token in found
     )
-    return tag("div", *tiles, class_="looks")
+    return tag("div", *tiles, class_="attention")
 
 
 def shown_classes(label: int, shares: Sequence[Floats], most: int = SHOWN) -> list[int]:

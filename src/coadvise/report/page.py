@@ -31,7 +31,7 @@ SOURCES = "Made from config.yaml, data.json, metrics.jsonl and predictions/ of t
 def write_report(
     run: Path,
     picture: Callable[[int], bytes] | None = None,
-    looks: Callable[[int], Mapping[str, bytes]] | None = None,
+    attention: Callable[[int], Mapping[str, bytes]] | None = None,
 ) -> Path:
     """Writes `run/report.html` from the files of the run directory. Returns its path.
 
@@ -42,12 +42,12 @@ def write_report(
         run: the run directory.
         picture: returns the encoded validation image of a row of the predictions, or raises. Without it the page has
             no thumbnails, and says so.
-        looks: returns the same by token of the first co-advised student, dark where it does not look.
+        attention: returns the same by token of the first co-advised student, dark where it does not look.
 
     Raises:
         ValueError: `run` is not a directory.
     """
-    page = render(replace(read_run(run), picture=picture, looks=looks))
+    page = render(replace(read_run(run), picture=picture, attention=attention))
     target = run / "report.html"
     beside = run / f".report.{os.getpid()}.html"
     try:

@@ -13,12 +13,14 @@ import numpy as np
 
 from coadvise.report.read import ADVISED, ALONE, AVERAGE, Floats, Ints, Predictions, Run, group_of, number
 
+TONES = 6  # of the style sheet, for tokens
+
 
 def tone(run: Run, token: str) -> str:
     """The style class of a token: by its place among the teachers, or fixed for class, total and average."""
     fixed = {"class": "tone-student", "total": "tone-total", AVERAGE: "tone-average"}
     place = run.tokens.index(token) if token in run.tokens else len(run.tokens)
-    return fixed.get(token) or f"tone-{place % 6}"
+    return fixed.get(token) or f"tone-{place % TONES}"
 
 
 @dataclass(frozen=True)

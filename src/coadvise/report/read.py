@@ -103,8 +103,8 @@ class Predictions:
 class Run:
     """What a run directory holds; `faults` names what could not be read.
 
-    `picture` returns the encoded validation image of a row, or raises; None if the images could not be opened. `looks`
-    returns the same by token, dark where it does not look; None if that is not known.
+    `picture` returns the encoded validation image of a row, or raises; None if the images could not be opened.
+    `attention` returns the same by token, dark where it does not look; None if that is not known.
     """
 
     path: Path
@@ -114,7 +114,7 @@ class Run:
     predictions: Mapping[str, Predictions]  # by part
     faults: tuple[str, ...]
     picture: Callable[[int], bytes] | None = None
-    looks: Callable[[int], Mapping[str, bytes]] | None = None
+    attention: Callable[[int], Mapping[str, bytes]] | None = None
 
     @property
     def classes(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Several finished runs beside each other: accuracies, paired differences, what advice is worth in all of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from coadvise.advice import CLASS
 from coadvise.config.reading import differences, read_config
 from coadvise.errors import UserError
 from coadvise.evaluation.scores import correct, load_predictions
-from coadvise.evaluation.verdict import Interval, paired_interval, seed_interval, sentence
+from coadvise.evaluation.verdict import paired_interval, seed_interval, sentence
 from coadvise.report.compare import render
 from coadvise.runs.plan import ADVISED, ALONE, TEACHER
 from coadvise.runs.run import CONFIG, check_run, written_data
@@ -20,7 +20,6 @@ from coadvise.storage import write_text
 from coadvise.training.metrics import read_records
 
 Hits = npt.NDArray[np.float64]  # [N]: the share of seeds that are right about an image
-COLUMNS = (TEACHER, ALONE, ADVISED)
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,9 @@ def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> dict[s
         if run is not first:
             shared = [name for name in run.hits if name in first.hits]
             row["same_pictures"] = same
-            row["differences"] = {name: _paired(run.hits[name], first.hits[name]) if same else None for name in shared}
+            row["differences"] = {
+                name: asdict(paired_interval([run.hits[name]], [first.hits[name]])) if same else None for name in shared
+            }
             row["changes"] = differences(config, read_config(run.folder / CONFIG))
         rows.append(row)
     result = {"runs": rows, "pooled": _pooled(opened)}
@@ -105,11 +106,6 @@ def _opened(folder: Path) -> Opened:
     return Opened(folder, means, str(data.get("folder", "")), names, labels)
 
 
-def _paired(own: Hits, other: Hits) -> dict[str, float]:
-    found = paired_interval([own], [other])
-    return {"mean": found.mean, "low": found.low, "high": found.high}
-
-
 def _pooled(runs: Sequence[Opened]) -> dict[str, Any] | None:
     """What advice is worth over all runs with a baseline; a picture that several runs score counts once.
 
@@ -125,20 +121,16 @@ def _pooled(runs: Sequence[Opened]) -> dict[str, Any] | None:
     means = np.array([np.mean(values) for values in gains.values()])
     over_images = paired_interval([means], [np.zeros_like(means)])
     over_runs = seed_interval([float((run.hits[ADVISED] - run.hits[ALONE]).mean()) for run in with_baseline])
-    text = sentence(over_images, over_runs, len(means)).replace(" over seeds.", " over runs.")
+    text = sentence(over_images, over_runs, len(means), "runs")
     return {
-        "runs": len(with_baseline), "images": len(means), "over_images": _plain(over_images),
-        "over_runs": _plain(over_runs) if over_runs else None, "sentence": text,
+        "runs": len(with_baseline), "images": len(means), "over_images": asdict(over_images),
+        "over_runs": asdict(over_runs) if over_runs else None, "sentence": text,
         "top1": {
             name: float(np.mean([run.hits[name].mean() for run in with_baseline]))
             for name in with_baseline[0].hits
             if all(name in run.hits for run in with_baseline)
         },
     }  # fmt: skip
-
-
-def _plain(interval: Interval) -> dict[str, float]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
 
 
 def comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:

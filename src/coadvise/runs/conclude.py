@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from coadvise.advice import AVERAGE, CLASS
 from coadvise.data.balance import unbalanced
 from coadvise.evaluation.agreement import divergences
-from coadvise.evaluation.looking import Looking
+from coadvise.evaluation.attention import attention_overlaps, darkened_by_token
 from coadvise.evaluation.scores import correct, load_predictions, scores
 from coadvise.evaluation.speed import images_per_second
 from coadvise.evaluation.verdict import (
@@ -68,8 +69,8 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
     remarks = [remark for remark in said if remark]
     logits = {part: tokens for part, (tokens, _) in predictions.items()}
     student = load_network(run.folder / next(part.name for part in parts if part.role == ADVISED))
-    looking = Looking(student, run.dataset.scored, run.config.data.image_size)
-    overlaps = looking.overlaps()
+    overlaps = attention_overlaps(student, run.dataset.scored)
+    attention = partial(darkened_by_token, student, run.dataset.scored) if overlaps else None
     run.record.add(
         "verdict", images=len(run.dataset.scored), seeds=seeds, rows=rows,
         difference=differences.get(CLASS), macro_difference=_difference(*macro, len(seeds)) if macro else None,
@@ -77,7 +78,7 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
         divergences=[asdict(divergence) for divergence in divergences(logits)], overlaps=overlaps,
     )  # fmt: skip
     with storing(run.folder):
-        report = write_report(run.folder, run.dataset.scored.read, looking.pictures if overlaps else None)
+        report = write_report(run.folder, run.dataset.scored.read, attention)
     for line in verdict_table(rows, unequal):
         run.listener.say(line)
     run.listener.say(text)

@@ -1,9 +1,8 @@
 """How long training will take here: times some steps of each network on few images, and throws them away."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from statistics import median
 
@@ -30,7 +29,7 @@ TIMED_IMAGES = 64  # at most
 STEP_SECONDS = 0.4  # that a timed step should take
 TIMED_SECONDS = 1.0  # for so long, and at least twice, steps are timed; the first does not count
 LONG = 6 * 3600  # seconds; what takes longer deserves a warning
-WORTH_TIMING = 2e8  # pixels of all training views; the fewer train in less than a few minutes
+WORTH_TIMING = 2e8  # pixels of all training views; what has fewer is trained in a few minutes
 
 
 @dataclass(frozen=True)
@@ -64,23 +63,24 @@ def time_text(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < LONG else f"{seconds / 3600:,.0f} hours"
 
 
-def forecast(plan: RunPlan, dataset: Dataset, engine: Engine) -> Forecast:
-    """How long a run will take on this machine, as it is now."""
-    seconds = {part.name: found for part, found in estimate(plan, dataset, engine)}
-    return total(plan, seconds, engine)
+def forecast(
+    plan: RunPlan, dataset: Dataset, engine: Engine, tell: Callable[[str, float], None] = lambda network, seconds: None
+) -> Forecast:
+    """How long a run will take on this machine, as it is now.
 
-
-def total(plan: RunPlan, seconds: dict[str, float], engine: Engine) -> Forecast:
-    """The forecast of a run from the seconds of its networks."""
+    Args:
+        tell: receives each network and its seconds as soon as they are known.
+    """
+    seconds = {}
+    for part, seconds[part.name] in estimate(plan, dataset, engine):
+        tell(part.title, seconds[part.name])
     found = phases(plan, engine)
     return Forecast(sum(duration(phase, seconds) for phase in found), max(phase.jobs for phase in found))
 
 
 def is_worth_timing(plan: RunPlan, dataset: Dataset) -> bool:
-    """Whether training takes long enough for a few seconds of timing, and none of it is done."""
+    """Whether training takes long enough for a few seconds of timing."""
     trained = [part for part in plan.parts if adaptation(part, plan.config) != "none"]
-    if any(is_trained(plan.folder, part) or (plan.folder / "checkpoints" / part.name).exists() for part in trained):
-        return False
     images, (height, width) = len(dataset.train), sides(plan.config.data.image_size)
     epochs = sum(recipe_of(part, plan.config, images).epochs for part in trained)
     return images * epochs * height * width >= WORTH_TIMING
@@ -168,10 +168,8 @@ def _training_seconds(part: Part, config: RunConfig, dataset: Dataset, engine: E
         seconds = sum(step(few, 0)) / few
         timed = max(few, min(images, TIMED_IMAGES, int(STEP_SECONDS / seconds)))
     taken = list[tuple[float, float]]()
-    for number in count():
-        taken.append(step(timed, number))
-        if len(taken) > 2 and sum(map(sum, taken[1:])) >= TIMED_SECONDS:
-            break
+    while len(taken) < 3 or sum(map(sum, taken[1:])) < TIMED_SECONDS:
+        taken.append(step(timed, len(taken)))
     view, using = (median(times) for times in zip(*taken[1:], strict=True))  # the first builds and allocates
     workers = config.data.workers if views.device.type == "cpu" else 0
     seconds = seconds_with_workers(view, using, workers, engine.device.type) * images / timed

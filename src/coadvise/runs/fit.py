@@ -19,7 +19,7 @@ from coadvise.machine import shortcomings
 from coadvise.models.module import overrides_for, register
 from coadvise.runs.build_cache import check_caches, fill_caches
 from coadvise.runs.conclude import conclude
-from coadvise.runs.estimate import Forecast, estimate, forecast, is_worth_timing, total
+from coadvise.runs.estimate import Forecast, forecast, is_worth_timing
 from coadvise.runs.lock import lock_folder
 from coadvise.runs.network_job import check_part, is_done, is_trained, train_part
 from coadvise.runs.options import FitOptions, help_text
@@ -27,6 +27,7 @@ from coadvise.runs.parallel import in_processes, of_run
 from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan, plan_fit
 from coadvise.runs.reuse import check_reuse, reuse_networks
 from coadvise.runs.run import (
+    CONFIG,
     DATA,
     SPLIT_WORDS,
     Run,
@@ -121,11 +122,8 @@ def estimate_fit(plan: RunPlan, say: Callable[[str], None], tell: Callable[[str,
     dataset = scan(source, data.image_size, config.in_memory, fit=data.fit)
     for line in describe(dataset):
         say(line)
-    seconds = {}
     with Engine(config.engine) as engine:
-        for part, seconds[part.name] in estimate(plan, dataset, engine):
-            tell(part.title, seconds[part.name])
-        return total(plan, seconds, engine)
+        return forecast(plan, dataset, engine, tell)
 
 
 def _with_precision(plan: RunPlan) -> RunPlan:
@@ -155,7 +153,7 @@ def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]
     image_changes = check_images(folder, dataset, plan.allow_changes)
     changed += image_change_lines(image_changes)
     _check(plan, dataset, engine, outdated="train" in image_changes)
-    if plan.foresee and engine.processes == 1:
+    if plan.preset and engine.processes == 1 and not (folder / CONFIG).exists():  # not where it only goes on
         for line in _foreseen(plan, dataset, engine):
             listener.say(line)
 
@@ -180,14 +178,13 @@ def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]
 
 def _foreseen(plan: RunPlan, dataset: Dataset, engine: Engine) -> Iterator[str]:
     """Which preset was chosen, and how long it will take; nothing where that is short."""
-    chosen = f"preset {plan.preset}" if plan.by_default else ""
+    if plan.by_default:
+        yield f"preset {plan.preset}, chosen for these images and this machine"
     if is_worth_timing(plan, dataset):
         found = forecast(plan, dataset, engine)
-        yield f"{chosen}{': ' if chosen else ''}about {found.text()}; --dry-run lists them"
+        yield f"training will take about {found.text()}; --dry-run says how long each network takes"
         if warning := found.warning(plan.preset):
             yield warning
-    elif chosen:
-        yield chosen
 
 
 def _check(plan: RunPlan, dataset: Dataset, engine: Engine, outdated: bool) -> None:

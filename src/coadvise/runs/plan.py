@@ -15,7 +15,7 @@ from coadvise.machine import available_cores
 from coadvise.runs.options import FitOptions, RunOptions
 
 PHOTOS, PHOTOS_SMALL, SMALL_IMAGES = BY_TIME = ("photos", "photos-small", "small-images")  # the slowest first
-MOST_ON_A_CORE = 7_500  # training images; with more of them PHOTOS_SMALL takes longer than 6 hours
+MOST_ON_A_CORE = 7_500  # training images; at 2,500 an hour on two cores PHOTOS_SMALL takes six hours for so many
 TEACHER, ADVISED, ALONE, START = "teacher", "advised", "alone", "start"
 _KIND_NAMES = {"conv": "conv teacher", "inv": "involution teacher"}
 
@@ -56,12 +56,11 @@ class RunPlan:
         parts: the networks wanted, teachers first.
         cache: the logit cache that advises the students. None: teachers run during their training.
         reuse: another run, whose identical networks are copied.
-        jobs: networks to train at the same time; None: as many as `parallel.at_once` says.
+        jobs: networks to train at the same time; None: as many as `schedule.at_once` says.
         allow_changes: continue although the configuration or the images changed.
         introduce: tell the user about the data and the folder.
         preset: the name or file of the configuration; "" for a study's run.
         by_default: the preset was chosen here, and not by the user.
-        foresee: say how long it will take before it begins.
         source: the images, if planning found them already.
     """
 
@@ -75,7 +74,6 @@ class RunPlan:
     introduce: bool = True
     preset: str = ""
     by_default: bool = False
-    foresee: bool = False
     source: Source | None = None
 
     @property
@@ -89,7 +87,7 @@ class RunPlan:
 
 def plan_fit(options: FitOptions) -> RunPlan:
     """Plans a run. Raises UserError for a folder, preset, key or value that cannot be used; writes nothing."""
-    preset, config, source = chosen(options)
+    preset, config, source = configured(options)
     if options.cache is None and config.cache is not None:
         raise UserError("this configuration advises students by stored logits (cache); give --cache DIR")
     if options.cache is not None and config.cache is None:
@@ -105,12 +103,11 @@ def plan_fit(options: FitOptions) -> RunPlan:
         allow_changes=options.allow_changes,
         preset=preset,
         by_default=options.preset is None,
-        foresee=True,
         source=source,
     )
 
 
-def chosen(options: RunOptions) -> tuple[str, RunConfig, Source]:
+def configured(options: RunOptions) -> tuple[str, RunConfig, Source]:
     """The preset, given or chosen by the data and this machine; the configuration with it; and the data.
 
     Raises:

@@ -19,7 +19,7 @@ from coadvise.data.sources import resolved, short_name
 from coadvise.errors import UserError
 from coadvise.runs.canonical import NO_STUDENT, canonical_config, strip_advice
 from coadvise.runs.options import StudyOptions
-from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan, chosen
+from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan, configured
 from coadvise.studies import Row, Study, study_named
 from coadvise.studies.networks import (
     PAPER_MODELS,
@@ -64,7 +64,7 @@ def study_folder(options: StudyOptions) -> Path:
 def study_config(options: StudyOptions) -> RunConfig:
     """The configuration before the study's own changes. Raises UserError for input that cannot be used."""
     study_named(options.name)
-    _, config, _ = chosen(options)
+    _, config, _ = configured(options)
     if options.cache:
         config = with_cache(config)
     if options.networks == "paper":

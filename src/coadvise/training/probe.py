@@ -91,7 +91,7 @@ def _features(
         for batch in epoch_batches(views, epoch, 64, workers):
             placed = engine.place(batch)
             with torch.inference_mode(), engine.autocast():
-                seen = model.forward_features((placed.images - network.mean) / network.std)
+                seen = model.forward_features(network.normalised(placed.images))
                 found.append(model.forward_head(seen, pre_logits=True).float().cpu())
             rows.append(batch.index)
             progress(part, done := done + 1, total, {})

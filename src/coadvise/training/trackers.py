@@ -6,6 +6,7 @@ that is resumed appends to the same tracked run, whose identity `trackers.json` 
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -42,7 +43,7 @@ class Tracker(Protocol):
 
 
 class _TensorBoard:
-    """Events in the folder `tensorboard` of the run. It has no files, so none are attached."""
+    """Events in the folder `tensorboard` of the run. TensorBoard keeps no files, so none are attached."""
 
     def __init__(self, run: Path, config: Plain, identity: str | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -126,8 +127,11 @@ class _MLflow:
         self.identity = identity
 
     def track(self, figures: Mapping[str, float], part: str, step: int | None) -> None:
-        for key, value in figures.items():
-            self.client.log_metric(self.identity, f"{part}/{key}", value, step=step or 0)
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        metrics = [Metric(f"{part}/{key}", value, now, step or 0) for key, value in figures.items()]
+        self.client.log_batch(self.identity, metrics)
 
     def tell(self, name: str, text: str) -> None:
         self.client.set_tag(self.identity, name, text)
@@ -140,18 +144,18 @@ class _MLflow:
         self.client.set_terminated(self.identity)
 
 
-# By name, which is also that of the extra: what starts it, and the module that it needs.
-_TRACKERS: dict[str, tuple[Callable[[Path, Plain, str | None], Any], str]] = {
-    "tensorboard": (_TensorBoard, "tensorboard"),
-    "wandb": (_Wandb, "wandb"),
-    "mlflow": (_MLflow, "mlflow"),
+# By the name of its package, which is also that of the extra.
+_TRACKERS: dict[str, Callable[[Path, Plain, str | None], Any]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": _Wandb,
+    "mlflow": _MLflow,
 }
 
 
 def check_trackers(names: Sequence[str]) -> None:
     """Raises UserError for a tracker whose package is not installed."""
     for name in names:
-        if find_spec(_TRACKERS[name][1]) is None:
+        if find_spec(name) is None:
             raise UserError(f"engine.trackers: {name} is not installed; pip install 'coadvise[{name}]'")
 
 
@@ -169,7 +173,7 @@ class Trackers:
         self.run, self.say, self.concluded = run, say, False
         self.started: dict[str, Any] = {}  # by name
         path = run / IDENTITIES
-        known = json.loads(path.read_text()) if path.exists() else {}
+        known = _identities(path)
         for name in names:
             self._attempt(name, partial(self._start, name, config, known.get(name)))
         now = known | {name: tracker.identity for name, tracker in self.started.items()}
@@ -193,7 +197,7 @@ class Trackers:
         self.started = {}
 
     def _start(self, name: str, config: Plain, identity: str | None) -> None:
-        self.started[name] = _TRACKERS[name][0](self.run, config, identity)
+        self.started[name] = _TRACKERS[name](self.run, config, identity)
 
     def _each(self, do: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self.started.items()):
@@ -206,6 +210,13 @@ class Trackers:
             self.started.pop(name, None)
             said = " ".join(str(error).split())[:200] or type(error).__name__
             self.say(f"{name}: {said}; the run goes on without it, and metrics.jsonl has all that it lacks")
+
+
+def _identities(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):  # none yet, or damaged: another tracked run is begun
+        return {}
 
 
 def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
