@@ -5,6 +5,7 @@ export`, read by a session with the same options, and called in turns on the sam
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import onnxruntime
@@ -13,7 +14,7 @@ from torch import nn
 
 from benchmarks.student import COMPARISONS, SIZE, networks
 from benchmarks.table import Row, Setting, Table, machine
-from coadvise.deploy.export import IMAGES, to_onnx
+from coadvise.deploy.onnx_file import in_onnx_runtime, to_bytes, to_onnx
 from coadvise.errors import UserError
 from coadvise.evaluation.speed import interleaved
 
@@ -22,12 +23,7 @@ BATCH_SIZE = 8
 
 def session(model: nn.Module, images: torch.Tensor) -> Callable[[], Any]:
     """A call of the exported network."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    content = to_onnx(model, images[:2], {})
-    exported = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    values = {IMAGES: images.numpy()}
-    return lambda: exported.run(None, values)
+    return partial(in_onnx_runtime(to_bytes(to_onnx(model, images[:2]))), images.numpy())
 
 
 def run(setting: Setting) -> Table:

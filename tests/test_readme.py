@@ -30,6 +30,9 @@ PAGES = ("DATA", "TRAINING", "VERDICT", "USING", "PARTS")
 GUIDES = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in PAGES)
 
 
+ONNX_ALONE = "import onnxruntime"  # in the block that needs nothing of coadvise
+
+
 def _blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README + GUIDES + RESULTS, re.M | re.S)
 
@@ -52,7 +55,8 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.setattr(coadvise, "fit", functools.partial(coadvise.fit, overrides=FEW_STEPS))
         for block in _blocks("python"):
-            exec(block, {})
+            if ONNX_ALONE not in block:
+                exec(block, {})
     return folder
 
 
@@ -69,6 +73,23 @@ def test_commands_run(beside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         few = ["--images", "5", "--severities", "3"] if "--corruptions" in words else []
         app(words + few, standalone_mode=False)
         assert capsys.readouterr().out.strip(), words
+
+
+def test_an_exported_file_answers_without_coadvise(
+    beside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
+    monkeypatch.chdir(beside)
+    (words,) = (words for words in _commands("export") if "--preprocess" in words)
+    app(words, standalone_mode=False)
+    capsys.readouterr()
+    (block,) = (block for block in _blocks("python") if ONNX_ALONE in block)
+    assert "coadvise" not in re.sub(r'"coadvise"', "", block)
+    exec(block, {})
+    label, probability = capsys.readouterr().out.split()
+    expected = coadvise.load("runs/demo").predict("photo.png")[0]
+    assert label == expected.label
+    assert float(probability) == pytest.approx(expected.probability, abs=0.01)
 
 
 def test_fit_commands_parse() -> None:

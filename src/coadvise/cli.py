@@ -369,29 +369,25 @@ def export(
     out: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for PyTorch.")],
     part: Part = None,
     answer: Answer = "class",
+    preprocess: Annotated[
+        bool, typer.Option("--preprocess", help="The file takes a decoded picture of any size, uint8 [H, W, 3].")
+    ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Quantise with training images; accuracy and speed are measured.")
+    ] = False,
+    allow_loss: Annotated[
+        bool, typer.Option("--allow-loss", help="Write an int8 file that loses more than a point of accuracy.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Export a trained student as one file that runs without coadvise: pixels in, probabilities out."""
     from coadvise.deploy.export import export as run_export
+    from coadvise.deploy.export import export_lines
 
-    about = run_export(run, out, part, answer)
-    if as_json:
-        print(json.dumps({"out": str(out), **about}))
-        return
-    classes = len(about["classes"])
-    show(f"{out}: {about['part']}, {about['model']}, {about['bytes'] / 1e6:.2f} MB, output head: {about['answer']}")
-    print(f"in: images, float32 [{', '.join(map(str, about['input']['shape']))}], RGB in 0..1")
-    print(f"    made by: {about['made_by']}")
-    print(f'out: probabilities [batch, {classes}]; the classes\' names are in its metadata, as JSON under "coadvise"')
-    if "temperature" in about:
-        what = "log-probabilities" if about["answer"] == "average" else "logits"
-        print(
-            f"    calibrated: {what} / {about['temperature']:.4g} before the softmax, fitted on the validation images"
-        )
-    if about["difference"] is None:
-        print("not checked: that needs the package onnxruntime")
-    else:
-        print(f"checked: largest difference from the network's probabilities {about['difference']:.1g}")
+    say = partial(print, file=sys.stderr) if as_json else show
+    about = run_export(run, out, part, answer, preprocess, int8, allow_loss, say)
+    for line in [json.dumps({"out": str(out), **about})] if as_json else export_lines(out, about):
+        show(line)
 
 
 @app.command()

@@ -16,9 +16,11 @@ from typer.testing import CliRunner
 from coadvise import export
 from coadvise.cli import app
 from coadvise.deploy import export as portable
+from coadvise.deploy import onnx_file
 from coadvise.deploy.publish import load
-from coadvise.errors import UserError
+from coadvise.errors import StorageError, UserError
 from coadvise.storage import describe_model
+from coadvise.training.metrics import Recorder, last_of, read_records
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
 onnx = pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
@@ -35,6 +37,12 @@ with torch.no_grad():
 
 
 @pytest.fixture(scope="module")
+def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose record may be added to."""
+    return shutil.copytree(finished, tmp_path_factory.mktemp("exported") / "run")
+
+
+@pytest.fixture(scope="module")
 def pixels(tiny_images: Path) -> Tensor:
     """Real validation images [B, 3, 16, 16] in 0..1."""
     paths = sorted((tiny_images / "val").rglob("*.png"))
@@ -48,23 +56,21 @@ def wanted(run: Path, pixels: Tensor, answer: str = "class", part: str | None = 
     return np.array([list(prediction.probabilities.values()) for prediction in found])
 
 
-def test_pt2_answers_in_a_process_without_coadvise(finished: Path, pixels: Tensor, tmp_path: Path) -> None:
-    about = export(finished, tmp_path / "student.pt2")
+def test_pt2_answers_in_a_process_without_coadvise(run: Path, pixels: Tensor, tmp_path: Path) -> None:
+    about = export(run, tmp_path / "student.pt2")
     torch.save(pixels.contiguous(), tmp_path / "images.pt")
     command = [sys.executable, "-c", WITHOUT_COADVISE, tmp_path / "student.pt2", tmp_path / "images.pt"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     answers, metadata = json.loads(said.splitlines()[-1])
-    np.testing.assert_allclose(answers, wanted(finished, pixels), atol=1e-5)
+    np.testing.assert_allclose(answers, wanted(run, pixels), atol=1e-5)
     assert metadata["classes"] == ["blue", "green", "red"]
     assert metadata == {key: about[key] for key in metadata}
 
 
 @pytest.mark.parametrize("part", ["students/advised-0", "teachers/inv"])
-def test_onnx_has_plain_operators_and_the_networks_answer(
-    part: str, finished: Path, pixels: Tensor, tmp_path: Path
-) -> None:
+def test_onnx_has_plain_operators_and_the_networks_answer(part: str, run: Path, pixels: Tensor, tmp_path: Path) -> None:
     file = tmp_path / "network.onnx"
-    about = export(finished, file, part)
+    about = export(run, file, part)
     assert about["difference"] < 1e-5
     model = onnx.load(file)
     onnx.checker.check_model(model, full_check=True)
@@ -75,11 +81,11 @@ def test_onnx_has_plain_operators_and_the_networks_answer(
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     for images in (pixels[:1], pixels):
         (found,) = session.run(["probabilities"], {"images": images.numpy()})
-        np.testing.assert_allclose(found, wanted(finished, images, part=part), atol=1e-5)
+        np.testing.assert_allclose(found, wanted(run, images, part=part), atol=1e-5)
 
 
-def test_the_last_block_has_no_product_over_all_tokens(finished: Path, tmp_path: Path) -> None:
-    export(finished, tmp_path / "student.pt2")
+def test_the_last_block_has_no_product_over_all_tokens(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "student.pt2")
     graph = torch.export.load(tmp_path / "student.pt2").graph
     kinds = ("linear", "matmul", "scaled_dot_product_attention")
     products = [node.meta["val"].shape for node in graph.nodes if any(kind in str(node.target) for kind in kinds)]
@@ -88,24 +94,25 @@ def test_the_last_block_has_no_product_over_all_tokens(finished: Path, tmp_path:
 
 
 @pytest.mark.parametrize(("part", "answer"), [("students/alone-0", "class"), ("students/advised-0", "average")])
-def test_any_network_and_answer(part: str, answer: str, finished: Path, pixels: Tensor, tmp_path: Path) -> None:
+def test_any_network_and_answer(part: str, answer: str, run: Path, pixels: Tensor, tmp_path: Path) -> None:
     file = tmp_path / "network.pt2"
-    about = export(finished, file, part, answer)
+    about = export(run, file, part, answer)
     assert (about["part"], about["answer"]) == (part, answer)
     with torch.no_grad():
         found = torch.export.load(file).module()(pixels).numpy()
-    np.testing.assert_allclose(found, wanted(finished, pixels, answer, part), atol=1e-5)
+    np.testing.assert_allclose(found, wanted(run, pixels, answer, part), atol=1e-5)
     assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(("answer", "ending"), [("class", "onnx"), ("average", "pt2")])
 def test_a_calibrated_network_s_temperature_is_in_the_file(
-    answer: str, ending: str, finished: Path, pixels: Tensor, tmp_path: Path
+    answer: str, ending: str, run: Path, pixels: Tensor, tmp_path: Path
 ) -> None:
-    run, file = shutil.copytree(finished, tmp_path / "run"), tmp_path / f"network.{ending}"
+    plain_run, file = run, tmp_path / f"network.{ending}"
+    run = shutil.copytree(plain_run, tmp_path / "run")
     about = load(run).network.about | {"temperatures": {"class": 0.4, "average": 2.5}}
     describe_model(run / "students" / "advised-0", about)
-    plain = torch.tensor(wanted(finished, pixels, answer)).log() / about["temperatures"][answer]
+    plain = torch.tensor(wanted(plain_run, pixels, answer)).log() / about["temperatures"][answer]
     np.testing.assert_allclose(wanted(run, pixels, answer), plain.softmax(-1), atol=1e-6)
     said = CliRunner().invoke(app, ["export", str(run), "--out", str(file), "--answer", answer], catch_exceptions=False)
     assert f" / {about['temperatures'][answer]} before the softmax" in said.stdout
@@ -121,7 +128,7 @@ def test_a_calibrated_network_s_temperature_is_in_the_file(
     np.testing.assert_allclose(found, wanted(run, pixels, answer), atol=1e-5)
 
 
-def test_what_cannot_be_exported_is_refused(finished: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_refused(run: Path, tmp_path: Path) -> None:
     for out, part, answer, said in (
         ("student.tflite", None, "class", r"\.tflite'"),
         ("none/student.onnx", None, "class", "/none' is not a folder"),
@@ -129,26 +136,69 @@ def test_what_cannot_be_exported_is_refused(finished: Path, tmp_path: Path) -> N
         ("student.pt2", "students/advised-7", "class", "'students/advised-7'"),
     ):
         with pytest.raises(UserError, match=said):
-            export(finished, tmp_path / out, part, answer)
+            export(run, tmp_path / out, part, answer)
+    for options, said in (
+        ({"preprocess": True}, "--preprocess is for files ending in .onnx"),
+        ({"int8": True}, "--int8 is for files ending in .onnx"),
+        ({"allow_loss": True}, "give --int8 too"),
+    ):
+        with pytest.raises(UserError, match=said):
+            export(run, tmp_path / "student.pt2", **options)
     with pytest.raises(UserError, match="is no run directory"):
         export(tmp_path, tmp_path / "student.pt2")
     assert not list(tmp_path.iterdir())
 
 
 def test_without_the_packages_it_says_what_to_install(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = portable.find_spec
-    monkeypatch.setattr(portable, "find_spec", lambda name: None if name == "onnxscript" else there(name))
-    with pytest.raises(UserError, match="pip install onnxscript'"):
-        export(finished, tmp_path / "student.onnx")
-    monkeypatch.setattr(portable, "find_spec", lambda name: None if name == "onnxruntime" else there(name))
-    monkeypatch.setattr(portable, "to_onnx", lambda *_: b"")
-    assert export(finished, tmp_path / "student.onnx")["difference"] is None
+    there = onnx_file.find_spec
+    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None if name == "onnxscript" else there(name))
+    with pytest.raises(UserError, match=r"onnxscript: pip install 'coadvise\[onnx\]'"):
+        export(run, tmp_path / "student.onnx")
+    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None if name == "onnxruntime" else there(name))
+    with pytest.raises(UserError, match="needs onnxruntime"):
+        export(run, tmp_path / "student.onnx", int8=True)
+    before = read_records(run)
+    about = export(run, tmp_path / "student.onnx", preprocess=True)
+    assert about["difference"] is None
+    assert "images_per_second" not in about
+    assert read_records(run) == before
+
+
+def test_the_record_and_the_report_show_what_was_exported(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "report.html").unlink()
+    for part in ("students/advised-0", "teachers/conv"):
+        export(run, tmp_path / "network.onnx", part)
+    *_, student, teacher = read_records(run)
+    assert [r["kind"] for r in (student, teacher)] == ["export"] * 2
+    for record in (student, teacher):
+        result = last_of(read_records(run), "result", record["part"])
+        assert result is not None
+        assert record["top1"] == result["top1"]["class"]
+        assert record["images_per_second"] > 0
+    page = (run / "report.html").read_text()
+    assert page.count('class="mark"') == 2
+    assert 'class="attention"' in page or "data:image" in page  # its pictures are there as before
+
+
+def test_an_export_of_a_run_that_cannot_be_written_is_there_nonetheless(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(Recorder, "add", full)
+    said: list[str] = []
+    export(run, tmp_path / "student.onnx", say=said.append)
+    assert (tmp_path / "student.onnx").exists()
+    assert len(said) == 1
+    assert "the disk is full" in said[0]
 
 
 def test_a_file_that_answers_otherwise_is_not_written(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "student.pt2").write_text("an earlier one")
     for wrong in (1e-3, float("nan")):
@@ -156,5 +206,5 @@ def test_a_file_that_answers_otherwise_is_not_written(
             portable, "_run_pt2", lambda content, images, wrong=wrong: torch.full((4, 3), 1 / 3) + wrong
         )
         with pytest.raises(RuntimeError, match="nothing is written"):
-            export(finished, tmp_path / "student.pt2")
+            export(run, tmp_path / "student.pt2")
     assert (tmp_path / "student.pt2").read_text() == "an earlier one"

@@ -123,9 +123,9 @@ class ScannedSplit:
     def listing(self) -> Iterator[str]:
         """A line `DIGEST LABEL NAME` for each picture; the digest of an unreadable one is "-"."""
         for row in range(len(self)):
-            yield f"{self.digests[row]:016x} {self.labels[row]} {_one_line(self.split.name(row))}"
+            yield f"{self.digests[row]:016x} {self.labels[row]} {one_line(self.split.name(row))}"
         if (lost := self.left_out) is not None:
-            yield from (f"- {lost.labels[row]} {_one_line(lost.name(row))}" for row in range(len(lost)))
+            yield from (f"- {lost.labels[row]} {one_line(lost.name(row))}" for row in range(len(lost)))
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,6 @@ def under_two_labels(dataset: Dataset) -> list[tuple[str, str]]:
     return list(found.values())
 
 
-def _one_line(name: str) -> str:
+def one_line(name: str) -> str:
     """A name with what is not printable escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

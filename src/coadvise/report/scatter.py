@@ -26,8 +26,15 @@ class Point:
     spread: float | None = None
 
 
-def scatter(series: Mapping[str, Sequence[Point]], title: str, x_label: str, y_label: str) -> str:
-    """The text of an SVG file. Each mark has the class "mark"; a line joins the points of a series in their order."""
+def scatter(
+    series: Mapping[str, Sequence[Point]], title: str, x_label: str, y_label: str, *, joined: bool = True
+) -> str:
+    """The text of an SVG file. Each mark has the class "mark".
+
+    Args:
+        series: points by name.
+        joined: whether a line joins the points of a series in their order.
+    """
     points = [point for group in series.values() for point in group]
     x = fit_scale(point.x for point in points)
     y = fit_scale(point.y + sign * (point.spread or 0) for point in points for sign in (-1, 1))
@@ -39,7 +46,8 @@ def scatter(series: Mapping[str, Sequence[Point]], title: str, x_label: str, y_l
         parts += [_mark(shape, at + 6, 42, colour, ""), tag("text", name, x=at + 18, y=46)]
         places = [(_across(x, point.x), _down(y, point.y)) for point in group]
         line = " ".join(f"{px:.1f},{py:.1f}" for px, py in places)
-        parts.append(tag("polyline", points=line, fill="none", stroke=colour, stroke_opacity="0.3"))
+        if joined:
+            parts.append(tag("polyline", points=line, fill="none", stroke=colour, stroke_opacity="0.3"))
         for turn, (point, (px, py)) in enumerate(zip(group, places, strict=True)):
             down = 16 if turn % 2 else -6  # below and above in turn, since neighbours are often close
             parts += _labelled(point, px, py, down, y, colour, _mark(shape, px, py, colour, "mark"))

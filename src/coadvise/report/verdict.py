@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coadvise.report.charts import Bar, Dot, Scale, axis_row, dot_row, fit_scale, key, track
+from coadvise.report.exports import exports
 from coadvise.report.markup import Markup, compact, count, header_row, join, paragraph, percent, points, row, table, tag
 from coadvise.report.predictors import score, teacher_name, tone, wilson_interval
 from coadvise.report.read import ADVISED, ALONE, AVERAGE, START, Record, Run, group_of, mapping, number, sequence
@@ -141,7 +142,7 @@ def comparison(run: Run) -> Markup:
         return paragraph("missing", "No accuracy has been measured yet.")
     images = number(run.last("verdict").get("images"))
     unbalanced = bool(mapping(run.last("verdict").get("macro_difference")))
-    return join([_dots(run, rows, images), _table(rows, unbalanced), _parts(run)])
+    return join([_dots(run, rows, images), _table(rows, unbalanced), _parts(run), exports(run)])
 
 
 def _dots(run: Run, rows: Sequence[Row], images: float | None) -> Markup:

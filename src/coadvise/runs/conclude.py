@@ -1,15 +1,22 @@
 """The end of a run: measures speed, compares the networks, writes verdict and report."""
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from coadvise.advice import AVERAGE, CLASS
+from coadvise.config.reading import read_config
 from coadvise.data.balance import unbalanced
+from coadvise.data.scanned import ScannedSplit, one_line
+from coadvise.data.sources import source_of
+from coadvise.errors import UserError
 from coadvise.evaluation.agreement import divergences
 from coadvise.evaluation.attention import attention_overlaps, darkened_by_token
 from coadvise.evaluation.scores import correct, load_predictions, scores
@@ -28,7 +35,7 @@ from coadvise.evaluation.verdict import (
 from coadvise.models.network import load_network
 from coadvise.report import write_report
 from coadvise.runs.plan import ADVISED, ALONE, START, TEACHER, Part, adaptation
-from coadvise.runs.run import Run
+from coadvise.runs.run import CONFIG, Run, trained_parts, with_resolved_source, written_pictures
 from coadvise.storage import storing
 from coadvise.training.metrics import last_of, read_records
 
@@ -85,6 +92,27 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
     for remark in remarks:
         run.listener.say(remark)
     run.listener.say(f"report: {report}")
+
+
+def renew_report(folder: Path) -> Path:
+    """Makes a finished run's report anew from its record, with pictures where those it was scored on are at hand."""
+    config, read, attention = read_config(folder / CONFIG), None, None
+    with suppress(UserError):
+        source = source_of(with_resolved_source(folder, config))
+        files = source.val if source.test is None else source.test
+        rows = {one_line(name): row for row, name in enumerate(files.names())}
+        listed = written_pictures(folder)["val" if source.test is None else "test"]
+        names = [line.split(" ", 2)[2] for line in listed if not line.startswith("-")]
+        if rows.keys() >= {*names}:
+            scored = files.subset([rows[name] for name in names])
+            student = load_network(
+                folder / next(part for part in trained_parts(folder) if part.startswith("students/advised-"))
+            )
+            fit, values = config.data.fit, student.values
+            split = ScannedSplit(scored, scored.labels, None, (), Counter(), fit=fit, values=values)
+            read, attention = split.read, partial(darkened_by_token, student, split)
+    with storing(folder):
+        return write_report(folder, read, attention)
 
 
 def verdict_table(rows: Sequence[Mapping[str, Any]], with_macro: bool = False) -> Iterator[str]:

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from coadvise.config.schema import RunConfig
 from coadvise.data.loader import still_batches
 from coadvise.data.scan import scan_split
 from coadvise.data.sources import Split, evaluation_remarks, evaluation_split, few, source_of
+from coadvise.data.sources.split import evenly
 from coadvise.errors import CodeNotKeptError, UserError
 from coadvise.evaluation.agreement import agreements, divergences
 from coadvise.evaluation.calibration import calibrated_errors
@@ -143,7 +143,7 @@ def _evaluated(ready: Networks, request: Request, listener: Listener) -> dict[st
     if request.kind == IMAGENET_C and request.data is not None:
         return _imagenet_c(ready, request.data, request.images, listener)
     data, files, classes = _image_set(ready, request.data, request.kind, listener)
-    numbers = _evenly(len(files), request.images)
+    numbers = evenly(len(files), request.images)
     some = files.subset(numbers)
     split = scan_split(some, size, ready.config.in_memory, fit, ready.values)
     if not len(split):
@@ -194,7 +194,7 @@ def _image_set(
 
 def _imagenet_c(ready: Networks, data: str, images: int | None, listener: Listener) -> dict[str, Any]:
     splits = {
-        where: split.subset(_evenly(len(split), images))
+        where: split.subset(evenly(len(split), images))
         for where, split in corrupted_splits(data, ready.classes, ready.config.data.elsewhere()).items()
     }
     unreadable: list[str] = []
@@ -210,12 +210,6 @@ def _imagenet_c(ready: Networks, data: str, images: int | None, listener: Listen
         "unreadable": unreadable,
         "corruptions": found,
     }
-
-
-def _evenly(count: int, images: int | None) -> list[int]:
-    """This many numbers of 0..count-1, evenly spread: files are in the order of their classes."""
-    few = count if images is None else min(images, count)
-    return np.linspace(0, count, few, endpoint=False).astype(int).tolist()
 
 
 def _what(data: str, layout: str, classes: int, images: int) -> dict[str, Any]:

@@ -54,13 +54,13 @@ class Recorder:
             follower(record)
 
     def rewind(self, part: str, step: int) -> None:
-        """Removes what `part` recorded after `step`, and its result: training will record them again."""
+        """Removes what `part` recorded after `step`, its result and its exports: training will make them again."""
         if self.write and self.path.exists():
             with self._locked():
                 records = read_records(self.path.parent)
                 self._replace(
                     r for r in records
-                    if r.get("part") != part or (r.get("step", 0) <= step and r["kind"] != "result")
+                    if r.get("part") != part or (r.get("step", 0) <= step and r["kind"] not in ("result", "export"))
                 )  # fmt: skip
 
     @contextmanager

@@ -67,6 +67,12 @@ class Split(ABC):
         return np.frombuffer(b"".join(map(key, about)), "<u8")
 
 
+def evenly(count: int, most: int | None) -> list[int]:
+    """At most this many numbers of 0..count-1, evenly spread: pictures are in the order of their classes."""
+    few = count if most is None else min(most, count)
+    return np.linspace(0, count, few, endpoint=False).astype(int).tolist()
+
+
 def key(about: bytes) -> bytes:
     """A hash of 8 bytes: among a million pictures, two have the same by a chance of one in ten million."""
     return hashlib.blake2b(about, digest_size=8).digest()
