@@ -343,7 +343,7 @@ def predict(
         student.draw_attention(images, attention)
     predictions = student.predict(images, answer) if images else []
     if csv is not None:
-        from coadvise.deploy.predict import write_opinions
+        from coadvise.deploy.opinions import write_opinions
 
         write_opinions(student, run, images, csv)
     if as_json:
