@@ -364,6 +364,22 @@ def predict(
 
 
 @app.command()
+def demo(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    part: Annotated[str | None, typer.Option(help="Another student of the run, such as students/alone-0.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 opens the page to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 7860,
+) -> None:
+    """Serve a page: drop a photograph, see what every token and teacher says, where tokens look, what is similar."""
+    from coadvise.deploy.demo import serve
+
+    with closing(Terminal(Console())) as terminal:
+        serve(run, part, host, port, terminal)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     out: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for PyTorch.")],
