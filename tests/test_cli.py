@@ -323,7 +323,7 @@ def test_a_users_errors_are_one_line_each(
     refused(cli("predict", finished, tmp_path / "phone"), str(tmp_path / "phone"), "1 .cr2")
     refused(cli("predict", finished, good, "--answer", "best"), "'best'", "class, conv, inv")
     refused(cli("predict", finished, good, "--part", "teachers/con"), "'teachers/con'", "teachers/conv, teachers/inv")
-    for command in (("predict", nothing, good), ("evaluate", nothing), ("cache", nothing)):
+    for command in (("predict", nothing, good), ("evaluate", nothing), ("cache", nothing), ("demo", nothing)):
         refused(cli(*command), "is no run directory")
     refused(cli("presets", "photo"), "'photo', did you mean 'photos'?")
     code, _, err = cli("fitt")

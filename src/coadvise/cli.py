@@ -343,7 +343,7 @@ def predict(
         student.draw_attention(images, attention)
     predictions = student.predict(images, answer) if images else []
     if csv is not None:
-        from coadvise.deploy.predict import write_opinions
+        from coadvise.deploy.opinions import write_opinions
 
         write_opinions(student, run, images, csv)
     if as_json:
@@ -361,6 +361,22 @@ def predict(
     for what, path in (("table", csv), ("attention", attention)):
         if path is not None:
             show(f"{what}: {path}")
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    part: Annotated[str | None, typer.Option(help="Another student of the run, such as students/alone-0.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 opens the page to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 7860,
+) -> None:
+    """Serve a page: drop a photograph, see what every token and teacher says, where tokens look, what is similar."""
+    from coadvise.deploy.demo import serve
+
+    with closing(Terminal(Console())) as terminal:
+        serve(run, part, host, port, terminal)
 
 
 @app.command()

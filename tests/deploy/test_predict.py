@@ -1,6 +1,5 @@
 """Predictions of a finished run's networks: the same for every form of an image, and as the run was scored."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +13,7 @@ from tiny import ONE_EPOCH, assert_same_weights, make_images, records
 
 import coadvise
 from coadvise.data.images import fitted, preprocessing_text, to_array, upright_rgb
-from coadvise.deploy.predict import TrainedStudent, write_opinions
+from coadvise.deploy.predict import TrainedStudent
 from coadvise.deploy.publish import load
 from coadvise.errors import UserError
 from coadvise.evaluation.scores import load_predictions, scores
@@ -231,18 +230,3 @@ def test_a_network_whose_run_s_records_are_gone_answers_by_all_its_tokens(finish
     assert load(run).tokens == ("class", "conv", "inv")
     assert load(run, "students/alone-0").tokens == ("class",)
     assert load(run, "teachers/inv").tokens == ("class",)
-
-
-def test_a_table_has_every_token_s_and_teacher_s_opinion(finished: Path, paths: list[Path], tmp_path: Path) -> None:
-    write_opinions(load(finished), finished, paths, tmp_path / "out.csv")
-    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
-    assert [row["image"] for row in rows] == list(map(str, paths))
-    student = load(finished)
-    opinions = {answer: student.predict(paths, answer) for answer in ("class", "conv", "inv", "average")}
-    opinions |= {f"teachers/{name}": load(finished, f"teachers/{name}").predict(paths) for name in ("conv", "inv")}
-    for name, predictions in opinions.items():
-        assert [row[name] for row in rows] == [prediction.label for prediction in predictions]
-        shares = [float(row[f"{name} probability"]) for row in rows]
-        assert shares == pytest.approx([prediction.probability for prediction in predictions], abs=1e-4)
-    with pytest.raises(UserError, match="is not a folder; create it"):
-        write_opinions(load(finished), finished, paths, tmp_path / "nowhere" / "out.csv")

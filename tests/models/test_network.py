@@ -18,6 +18,15 @@ ALIGNED = ModelConfig(model="cit_micro_aligned_patch4_32", model_kwargs={"embed_
 TOKENS = ("conv", "inv")
 
 
+@pytest.mark.parametrize(("config", "tokens"), [(CONV, None), (VIT, None), (ALIGNED, TOKENS), (STUDENT, TOKENS)])
+def test_features_are_what_the_head_makes_logits_of(config: ModelConfig, tokens: tuple[str, ...] | None) -> None:
+    network: Any = build_network(config, CLASSES, 16, seed=0, tokens=tokens).eval()
+    images = torch.rand(3, 3, 16, 16)
+    features = network.features(images)
+    assert features.ndim == 2
+    torch.testing.assert_close(network.model.get_classifier()(features), network(images)["class"])
+
+
 @pytest.mark.parametrize(
     ("config", "tokens", "answers"),
     [

@@ -1,9 +1,6 @@
 """Predictions of a trained student for images."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,16 +16,15 @@ from coadvise.advice import AVERAGE, CLASS
 from coadvise.config.schema import Fit, ImageSize, sides
 from coadvise.data.images import UnreadableImageError, fitted, fitted_size, read_image, to_array, upright_rgb
 from coadvise.distill.loss import average_probabilities
-from coadvise.errors import CodeNotKeptError, UserError
+from coadvise.errors import UserError
 from coadvise.evaluation.calibration import calibrated
 from coadvise.evaluation.scores import log_probabilities
 from coadvise.models.attention import AttentionMaps, attention_maps
 from coadvise.models.network import Network, load_network
 from coadvise.report.attention import darkened, encoded, sheet
 from coadvise.runs.run import check_run, trained_parts, trained_tokens
-from coadvise.storage import write_bytes, write_text
+from coadvise.storage import write_bytes
 
-BATCH = 64  # images at a time
 MOST_DRAWN = 32  # images, of which is drawn where tokens look
 T = TypeVar("T")
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
@@ -111,7 +107,7 @@ class TrainedStudent:
         answering = self.answering(answer)
         found: list[Prediction] = []
         for start in range(0, len(given), batch_size):
-            for row in answering(self._batch(given[start : start + batch_size])).tolist():
+            for row in answering(self.batch(given[start : start + batch_size])).tolist():
                 best = int(np.argmax(row))
                 found.append(Prediction(self.classes[best], row[best], dict(zip(self.classes, row, strict=True))))
         return found
@@ -122,7 +118,7 @@ class TrainedStudent:
         Raises:
             UserError: An image that cannot be read, or a network without attention.
         """
-        return attention_maps(self.network, self._batch(images))
+        return attention_maps(self.network, self.batch(images))
 
     def draw_attention(self, images: Sequence[Path], out: Path) -> None:
         """Writes a PNG file: a row an image, dark where each of its tokens does not look in the last block.
@@ -134,7 +130,7 @@ class TrainedStudent:
             raise UserError(f"'{out}' must end in .png, in a folder that is there")
         if not 0 < len(images) <= MOST_DRAWN:
             raise UserError(f"{len(images)} images; where tokens look is drawn for 1 to {MOST_DRAWN}")
-        seen = self._batch(images)
+        seen = self.batch(images)
         maps = attention_maps(self.network, seen).last
         rows = []
         for place, pixels in enumerate(seen.mul(255).round().byte().permute(0, 2, 3, 1).numpy()):
@@ -143,8 +139,8 @@ class TrainedStudent:
             rows.append([picture.resize(by_token[0].size, Image.Resampling.NEAREST), *by_token])
         write_bytes(out, encoded(sheet(["image", *(f"{name} token" for name in maps)], rows), "PNG"))
 
-    def _batch(self, images: Sequence[ImageLike]) -> Tensor:
-        """[N, 3, H, W] in 0..1."""
+    def batch(self, images: Sequence[ImageLike]) -> Tensor:
+        """Images as the network takes them, [N, 3, H, W] in 0..1. Raises UserError: one that cannot be read."""
         return torch.from_numpy(np.stack([self._pixels(image) for image in images])).float().div_(255)
 
     def _pixels(self, image: ImageLike) -> npt.NDArray[np.uint8]:
@@ -203,48 +199,6 @@ def _from_tensor(image: Tensor) -> Image.Image:
     elif image.dtype != torch.uint8:
         raise UserError(f"a tensor of {image.dtype} is not an image; give floats in 0..1 or uint8")
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-
-
-def write_opinions(student: TrainedStudent, run: Path, images: Sequence[Path], out: Path) -> None:
-    """Writes a table of what every token of a student, and every teacher of its run, says of each image.
-
-    A row an image; of each opinion its class and the probability of that. Teachers of which only the weights are kept
-    are left out.
-
-    Args:
-        student: The network of the run whose tokens are asked.
-        run: Run directory.
-        images: Files.
-        out: The CSV file.
-
-    Raises:
-        UserError: As `load_from_run`, an image that cannot be read, or a folder that is not there.
-    """
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"'{out.parent}' is not a folder; create it, or choose another path")
-    check_run(run)
-    several = (*student.tokens, AVERAGE) if len(student.tokens) > 1 else student.tokens
-    asked = {answer: student.answering(answer) for answer in several}
-    for teacher in (name for name in trained_parts(run) if name.startswith("teachers/")):
-        with suppress(CodeNotKeptError):
-            asked[teacher] = load_from_run(run, teacher).answering()
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["image", *(column for name in asked for column in (name, f"{name} probability"))])
-    classes = {name: module.classes for name, module in asked.items()}
-    for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
-        with torch.inference_mode():
-            seen = student._batch(batch)
-            found = {name: module(seen).max(-1) for name, module in asked.items()}
-        for place, image in enumerate(batch):
-            cells = [
-                cell
-                for name, (values, best) in found.items()
-                for cell in (classes[name][int(best[place])], f"{values[place].item():.4f}")
-            ]
-            rows.writerow([str(image), *cells])
-    write_text(out, table.getvalue())
 
 
 def load_from_run(run: str | Path, part: str | None = None) -> TrainedStudent:

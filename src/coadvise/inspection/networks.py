@@ -7,7 +7,6 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from coadvise.config.reading import read_config
 from coadvise.config.schema import HUB, EngineConfig, ImageSize, TeacherConfig
@@ -31,7 +30,7 @@ class NetworkFeatures:
     """
 
     def __init__(self, networks: Sequence[Network], what: str, config: EngineConfig) -> None:
-        self.networks = [network.for_inference() for network in networks]
+        self.networks = [network.eval().requires_grad_(False) for network in networks]
         self.image_size: ImageSize = self.networks[0].about["image_size"]
         self.what, self.engine = what, Engine(for_this_machine(config))
         for network in self.networks:
@@ -48,18 +47,10 @@ class NetworkFeatures:
         return [np.concatenate(part) for part in parts]
 
     def _features(self, network: Network, images: Pixels) -> Floats:
-        given: list[Tensor] = []
-
-        def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            given.append(arguments[0])
-
-        classifier: nn.Module = network.model.get_classifier()  # type: ignore[operator]  # all timm models have one
-        hook = classifier.register_forward_pre_hook(keep)
         placed = torch.from_numpy(images).to(self.engine.device).float().div_(255)
         with torch.inference_mode(), self.engine.autocast():
-            network(placed.contiguous(memory_format=self.engine.memory_format))
-        hook.remove()
-        found: Floats = given[-1].flatten(1).float().cpu().numpy()
+            given = network.features(placed.contiguous(memory_format=self.engine.memory_format))
+        found: Floats = given.flatten(1).float().cpu().numpy()
         return found
 
 

@@ -96,6 +96,11 @@ class Network(nn.Module):
         """Images [B, 3, H, W] in 0..1 as the model takes them."""
         return (images - self.mean) / self.std
 
+    def features(self, images: Tensor) -> Tensor:
+        """What the class token's head is given of images [B, 3, H, W] in 0..1: [B, D]."""
+        model: Any = self.model  # all of timm's have both methods
+        return model.forward_head(model.forward_features(self.normalised(images)), pre_logits=True)
+
     def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Sets the mean and deviation, of RGB in 0..1, that weights from elsewhere were trained with."""
         self.about |= {"mean": list(mean), "std": list(std)}

@@ -84,15 +84,13 @@ def _features(
     """What the head sees of every view, [N, D] float32, and the row of each view's image, [N]."""
     engine.prepare(network)
     network.eval()
-    model: Any = network.model
     found, rows = list[Tensor](), list[Tensor]()
     total, done = epochs * -(-len(views) // 64), 0
     for epoch in range(epochs):
         for batch in epoch_batches(views, epoch, 64, workers):
             placed = engine.place(batch)
             with torch.inference_mode(), engine.autocast():
-                seen = model.forward_features(network.normalised(placed.images))
-                found.append(model.forward_head(seen, pre_logits=True).float().cpu())
+                found.append(network.features(placed.images).float().cpu())
             rows.append(batch.index)
             progress(part, done := done + 1, total, {})
     return torch.cat(found).numpy(), torch.cat(rows).numpy()
