@@ -13,6 +13,7 @@ from studied import Studied
 from tiny import CLASSES, records
 
 from coadvise.config.schema import DataConfig, EngineConfig
+from coadvise.deploy.publish import load
 from coadvise.errors import UserError
 from coadvise.evaluation.agreement import agreement, divergences
 from coadvise.evaluation.scores import load_predictions
@@ -54,6 +55,19 @@ def test_kl_is_agreement_s(studied: Studied) -> None:
     for over in ("images", "seeds"):
         assert claim["over"][over]["mean"] == pytest.approx(claim["difference"])
         assert claim["over"][over]["low"] < claim["over"][over]["mean"] < claim["over"][over]["high"]
+
+
+def test_overlaps_are_those_of_the_tokens_maps(studied: Studied) -> None:
+    result, _ = studied.run("attention")
+    images = sorted((studied.images / "val").rglob("*.png"))
+    for name, tokens in (("two ResNet-18", ["conv", "conv2"]), ("ResNet-18 + RedNet-26", ["conv", "inv"])):
+        pairs = load(runs(result)[name]).attention_maps(images).overlaps()
+        (wanted,) = (pair for pair in pairs if pair["tokens"] == tokens)
+        for rule in ("last", "rollout"):
+            assert figures(result)[name][f"overlap_{rule}"]["mean"] == pytest.approx(wanted[rule], abs=1e-5)
+    claim = result["claims"][0]
+    last = {name: figures(result)[name]["overlap_last"]["mean"] for name in claim["rows"]}
+    assert claim["difference"] == pytest.approx(sum(weight * last[name] for name, weight in claim["rows"].items()))
 
 
 def test_corruption_error_is_that_of_evaluate_and_is_kept(studied: Studied) -> None:

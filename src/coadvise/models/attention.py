@@ -38,8 +38,8 @@ class AttentionMaps:
         return [
             {
                 "tokens": [one, other],
-                "last": _overlap(self.last[one], self.last[other]),
-                "rollout": _overlap(self.rollout[one], self.rollout[other]),
+                "last": overlap(self.last[one], self.last[other]).mean().item(),
+                "rollout": overlap(self.rollout[one], self.rollout[other]).mean().item(),
             }
             for one, other in combinations(self.last, 2)
         ]
@@ -111,5 +111,6 @@ def _keeper(kept: list[Tensor]) -> Callable[[nn.Module, Any, Tensor], None]:
     return keep
 
 
-def _overlap(one: Tensor, other: Tensor) -> float:
-    return torch.minimum(one, other).sum((-2, -1)).mean().item()
+def overlap(one: Tensor, other: Tensor) -> Tensor:
+    """The share of two maps [B, H', W'] that is the same, [B]."""
+    return torch.minimum(one, other).sum((-2, -1))

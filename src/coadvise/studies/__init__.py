@@ -3,6 +3,7 @@
 from coadvise.config.reading import nearest
 from coadvise.errors import UserError
 from coadvise.studies import (
+    attention,
     figure4,
     knowledge,
     table1,
@@ -29,6 +30,7 @@ STUDIES: dict[str, Study] = {
     "table9": table9.STUDY,
     "figure4": figure4.STUDY,
     "knowledge": knowledge.STUDY,
+    "attention": attention.STUDY,
 }
 
 

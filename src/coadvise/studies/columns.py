@@ -41,6 +41,11 @@ def same_answer(teacher: str, name: str) -> Column:
     return Column(f"same_as_{teacher}", f"same answer as {name}", "same_answer", teacher)
 
 
+def overlap_of_tokens(rule: str, heading: str, note: str = "") -> Column:
+    """How much of the maps of a student's two advised tokens is the same; `rule` is a field of `AttentionMaps`."""
+    return Column(f"overlap_{rule}", heading, "overlap", rule, note=note)
+
+
 def given_by_shift(layout: str, heading: str) -> Column:
     """Top-1 on a shifted test set; not measured unless --shift gives its folder, see `measures.with_shifts`."""
     return Column(layout.replace("-", "_"), heading, "not_measured", layout)

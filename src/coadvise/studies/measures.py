@@ -10,17 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from coadvise.config.reading import read_config
 from coadvise.config.schema import DataConfig, ModelConfig
-from coadvise.data.sources import evaluation_split
+from coadvise.data.scan import scan_split
+from coadvise.data.sources import evaluation_split, source_of
+from coadvise.data.sources.split import evenly
 from coadvise.evaluation.agreement import TEACHERS, divergence_by_image
+from coadvise.evaluation.attention import MOST, overlap_by_image
 from coadvise.evaluation.scores import correct, load_predictions, log_probabilities
 from coadvise.evaluation.shifts import FOLDER, IMAGENET_C, corrupted_splits, layout_of, subset_split
 from coadvise.evaluation.speed import images_per_second
 from coadvise.evaluation.verdict import ByImage
-from coadvise.models.network import Network, build_network, on_meta
+from coadvise.models.network import Network, build_network, load_network, on_meta
 from coadvise.runs.evaluate import evaluate_run
 from coadvise.runs.plan import Part
-from coadvise.runs.run import trained_parts, written_pictures
+from coadvise.runs.run import CONFIG, trained_parts, with_resolved_source, written_pictures
 from coadvise.storage import MANIFEST, WEIGHTS, write_text
 from coadvise.studies.columns import CORRUPTION_ERROR, IMAGES, SEVERITIES, SPEED_BATCH, SPEED_SIZE, Column
 from coadvise.studies.networks import PAPER_MODELS
@@ -135,6 +139,17 @@ def _same_answer(rows: Sequence[Finished], context: Context) -> list[dict[int, V
     return [{part.seed: (_predicted(row, part) == wanted).astype(float) for part in row.parts} for row in rows]
 
 
+def _overlap(row: Finished, part: Part, context: Context) -> Value:
+    """Of the two tokens that teachers advise."""
+    config = with_resolved_source(row.run, read_config(row.run / CONFIG))
+    source, size = source_of(config), config.data.image_size
+    network = load_network(row.run / part.name)
+    files = source.val if source.test is None else source.test
+    some = scan_split(files.subset(evenly(len(files), MOST)), size, False, config.data.fit, network.values)
+    one, other = config.teachers
+    return overlap_by_image(network, some, (one, other), context.argument)
+
+
 def _hits(row: Finished, part: str, answer: str) -> ByImage:
     logits, labels = load_predictions(row.run, part)
     return correct(logits, labels)[answer].numpy()
@@ -221,6 +236,7 @@ MEASURES: dict[str, Measure] = {
     "above_teacher": of_each(_above_teacher),
     "kl": of_each(_kl),
     "same_answer": _same_answer,
+    "overlap": of_each(_overlap),
     "parameters": _parameters,
     "images_per_second": _images_per_second,
     "corruption_error": of_each(_corruption_error),
