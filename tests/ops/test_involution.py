@@ -7,7 +7,7 @@ from torch import Tensor
 
 from coadvise.errors import UserError
 from coadvise.ops import Involution2d, involution2d
-from coadvise.ops.reference import involution2d_backward_reference, involution2d_reference
+from coadvise.ops.reference import involution2d_backward_reference, involution2d_reference, memory_format
 
 
 def sample(
@@ -19,17 +19,18 @@ def sample(
     return x, torch.randn(2, groups, kernel, kernel, height, width, **options)
 
 
-def by_loops(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+def by_loops(x: Tensor, weight: Tensor, stride: int, dilation: int = 1) -> Tensor:
     """The formula of the paper, one output position at a time."""
     batch, channels, _, _ = x.shape
     groups, kernel, height, width = weight.shape[1], *weight.shape[3:]
-    pad = (kernel - 1) // 2
+    pad, reach = (kernel - 1) // 2 * dilation, (kernel - 1) * dilation + 1
     padded = F.pad(x, (pad, pad, pad, pad))
     out = torch.empty(batch, channels, height, width, dtype=x.dtype)
     for c in range(channels):
         for i in range(height):
             for j in range(width):
-                window = padded[:, c, i * stride : i * stride + kernel, j * stride : j * stride + kernel]
+                rows, columns = (slice(at * stride, at * stride + reach, dilation) for at in (i, j))
+                window = padded[:, c, rows, columns]
                 out[:, c, i, j] = (window * weight[:, c // (channels // groups), :, :, i, j]).sum((1, 2))
     return out
 
@@ -39,6 +40,35 @@ def by_loops(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 def test_reference_is_the_papers_formula(kernel: int, stride: int) -> None:
     x, weight = sample(kernel=kernel, stride=stride, dtype=torch.float64)
     torch.testing.assert_close(involution2d_reference(x, weight, stride), by_loops(x, weight, stride))
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 2), (1, 3), (2, 2), (2, 3), (3, 2), (2, 4), (4, 6)])
+@pytest.mark.parametrize("size", [(5, 6), (13, 8), (1, 3)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])  # plain PyTorch, and the C kernel
+def test_dilation(stride: int, dilation: int, size: tuple[int, int], dtype: torch.dtype) -> None:
+    x, weight = sample(stride=stride, size=size, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    found = involution2d(x, weight, stride, dilation)
+    torch.testing.assert_close(found, by_loops(x, weight, stride, dilation).contiguous(memory_format=memory_format(x)))
+    assert found.is_contiguous(memory_format=memory_format(x))
+
+
+def test_derivatives_with_dilation() -> None:
+    inputs = tuple(t.requires_grad_() for t in sample(4, 2, 3, 2, (5, 4), dtype=torch.float64))
+    assert torch.autograd.gradcheck(lambda x, weight: involution2d(x, weight, 2, 3), inputs)
+
+
+def test_a_dilated_layer_reaches_further_and_exports() -> None:
+    layer = Involution2d(32, 3, dilation=2).eval()
+    x = torch.randn(2, 32, 9, 9, requires_grad=True)
+    weight = torch.randn(2, layer.groups, 3, 3, 9, 9)
+    (reached,) = torch.autograd.grad(involution2d(x, weight, 1, 2)[:, :, 4, 4].sum(), x)
+    assert sorted({*reached.abs().sum((0, 1)).nonzero()[:, 0].tolist()}) == [2, 4, 6]
+    auto = torch.export.Dim.AUTO
+    program = torch.export.export(layer, (x.detach(),), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
+    other = torch.randn(3, 32, 7, 12)
+    torch.testing.assert_close(program.module()(other), layer(other))
+    assert "dilation=2" in repr(layer)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -8,6 +8,7 @@ on CUDA tensors, plain PyTorch on every other device. An ONNX export contains pl
 readers need nothing of this package.
 """
 
+import itertools
 import math
 import subprocess
 import warnings
@@ -17,6 +18,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
@@ -32,8 +34,8 @@ from coadvise.ops.reference import (
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
-def involution2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """Filters each position of ``x`` with its own kernel: Eq. (4) of the paper, with zero padding (K - 1) / 2.
+def involution2d(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+    """Filters each position of ``x`` with its own kernel: Eq. (4) of the paper, zero-padded to keep the size.
 
     Differentiable any number of times in reverse mode. `torch.func.jvp` sees a constant, as with every operator that
     `torch.library` registers. Under autocast it runs in the autocast dtype, as a convolution does; float64 stays.
@@ -43,6 +45,7 @@ def involution2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
         weight: [B, G, K, K, h, w], with G dividing C, K odd, h = ceil(H / stride), w = ceil(W / stride), on the device
             of ``x``, of its dtype unless under autocast. Channel c of ``x`` uses kernel c // (C / G).
         stride: Step between output positions, at least 1.
+        dilation: Step between the positions that a kernel sees, at least 1.
 
     Returns:
         [B, C, h, w], in the dtype (or autocast's) and the memory order of ``x``.
@@ -51,11 +54,56 @@ def involution2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
         UserError: Other shapes, dtypes or devices.
     """
     x, weight = _cast(x, weight)
-    _check(x, weight, stride)
+    _check(x, weight, stride, dilation)
+    return _plain(x, weight, stride) if dilation == 1 else _dilated(x, weight, stride, dilation)
+
+
+def _plain(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     if torch.onnx.is_in_onnx_export():
         return involution2d_reference(x, weight, stride)
     out: Tensor = torch.ops.coadvise.involution2d.default(x, weight, stride)
     return out
+
+
+def _dilated(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    """Involutions without dilation of the images that every ``dilation``-th row and column make, so any kernel does.
+
+    Of the outputs, every ``dilation / gcd(stride, dilation)``-th sees the same of these images.
+    """
+    apart = dilation // math.gcd(stride, dilation)
+    out = torch.empty((*x.shape[:2], *weight.shape[4:]), dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    for row, column in itertools.product(*(range(min(apart, size)) for size in out.shape[2:])):
+        image, kernels, before = x, weight, [0, 0]
+        for axis, first in enumerate((row, column)):
+            image, kernels, before[axis] = _phase(image, kernels, axis, first, apart, stride, dilation)
+        place = out[..., row::apart, column::apart]
+        found = _plain(image, kernels, stride * apart // dilation)[..., before[0] :, before[1] :]
+        place.copy_(found[..., : place.shape[2], : place.shape[3]])
+    return out
+
+
+def _phase(
+    x: Tensor, weight: Tensor, axis: int, first: int, apart: int, stride: int, dilation: int
+) -> tuple[Tensor, Tensor, int]:
+    """The image and the kernels of the outputs ``first``, ``first + apart``, ... along an axis (0 rows, 1 columns).
+
+    The first of these outputs need not lie on the image's first position, so zeros are put before both.
+
+    Returns:
+        The image, its kernels, and how many of the outputs to leave out at the beginning.
+    """
+    step = stride * apart // dilation
+    start, offset = first * stride % dilation, first * stride // dilation
+    image = x[..., start::dilation, :] if axis == 0 else x[..., start::dilation]
+    kernels = weight[..., first::apart, :] if axis == 0 else weight[..., first::apart]
+    lead = -offset % step
+    before = 1 if lead else 0
+    length, outputs = image.shape[2 + axis] + lead, kernels.shape[4 + axis] + before
+    more = max(0, (outputs - 1) * step + 1 - length)
+    behind = -(-(length + more) // step) - outputs
+    place = 2 * (1 - axis)  # F.pad counts from the last axis
+    image = F.pad(image, [0] * place + [lead, more])
+    return image, F.pad(kernels, [0] * place + [before, behind]), before
 
 
 def _cast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,14 +117,15 @@ def _cast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return x.to(dtype), weight.to(dtype)
 
 
-def _check(x: Tensor, weight: Tensor, stride: int) -> None:
+def _check(x: Tensor, weight: Tensor, stride: int, dilation: int) -> None:
     if x.ndim != 4 or weight.ndim != 6:
         raise UserError(
             f"x has {x.ndim} dimensions and weight {weight.ndim}; they must be [B, C, H, W] and [B, G, K, K, h, w]; "
             f"a generator's [B, G*K*K, h, w] becomes that by weight.unflatten(1, (G, K, K))"
         )
-    if not isinstance(stride, (int, torch.SymInt)) or stride < 1:
-        raise UserError(f"stride is {stride!r}; it must be a whole number, at least 1")
+    for name, value in (("stride", stride), ("dilation", dilation)):
+        if not isinstance(value, (int, torch.SymInt)) or value < 1:
+            raise UserError(f"{name} is {value!r}; it must be a whole number, at least 1")
     batch, channels, height, width = x.shape
     _, groups, kernel, _, _, _ = weight.shape
     if kernel % 2 == 0:
@@ -113,6 +162,7 @@ class Involution2d(nn.Module):
         stride: step between output positions.
         group_channels: channels that share one kernel; all of them when C is smaller, else it must divide C.
         reduction: how many times narrower than C the generator's hidden layer is.
+        dilation: step between the positions that a kernel sees.
 
     Raises:
         UserError: for an even kernel, a non-positive size, or a group width that does not divide C.
@@ -121,11 +171,12 @@ class Involution2d(nn.Module):
     """
 
     def __init__(
-        self, channels: int, kernel_size: int, stride: int = 1, group_channels: int = 16, reduction: int = 4
-    ) -> None:
+        self, channels: int, kernel_size: int, stride: int = 1, group_channels: int = 16, reduction: int = 4,
+        dilation: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__()
         sizes = {"channels": channels, "stride": stride, "group_channels": group_channels, "reduction": reduction}
-        for name, value in sizes.items():
+        for name, value in {**sizes, "dilation": dilation}.items():
             if value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
         if kernel_size < 1 or kernel_size % 2 == 0:
@@ -136,6 +187,7 @@ class Involution2d(nn.Module):
                 f"group_channels={group_channels} does not divide channels={channels}; choose a divisor of {channels}"
             )
         self.channels, self.kernel_size, self.stride, self.groups = channels, kernel_size, stride, channels // width
+        self.dilation = dilation
         hidden = max(1, channels // reduction)
         self.pool = nn.AvgPool2d(stride, stride, ceil_mode=True) if stride > 1 else nn.Identity()
         self.conv1 = nn.Sequential(
@@ -145,10 +197,12 @@ class Involution2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.conv2(self.conv1(self.pool(x)))  # [B, G*K*K, h, w]
-        return involution2d(x, weight.unflatten(1, (self.groups, self.kernel_size, self.kernel_size)), self.stride)
+        weight = weight.unflatten(1, (self.groups, self.kernel_size, self.kernel_size))
+        return involution2d(x, weight, self.stride, self.dilation)
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, groups={self.groups}"
+        about = f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, groups={self.groups}"
+        return about if self.dilation == 1 else f"{about}, dilation={self.dilation}"
 
 
 # ---- registration ----
