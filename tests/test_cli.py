@@ -15,6 +15,7 @@ import torch
 import yaml
 from tiny import ONE_EPOCH, contents, make_images, records, request_stop
 
+import coadvise
 from coadvise.cli import app, main
 from coadvise.config.reading import preset_names
 from coadvise.deploy.publish import load
@@ -87,7 +88,7 @@ def test_quick_commands_import_nothing_heavy(tiny_images: Path, tmp_path: Path) 
     done = subprocess.run([sys.executable, "-c", QUICK, commands], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {words: [code, []] for code, of in asked.items() for words in of}
-    assert "coadvise 0.1.0\n" in done.stdout
+    assert f"coadvise {coadvise.__version__}\n" in done.stdout
 
 
 def test_help_lists_every_command_and_option_in_groups(cli: Cli) -> None:

@@ -2,14 +2,17 @@
 
 import re
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
+
+import coadvise
 
 ROOT = Path(__file__).parent.parent
 
 
-def numbers(version: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
     """Without the zeros at the end: 2.0 is 2."""
-    parts = [int(part) for part in version.split(".")]
+    parts = [int(part) for part in text.split(".")]
     while parts and not parts[-1]:
         parts.pop()
     return tuple(parts)
@@ -28,3 +31,10 @@ def test_the_oldest_versions_are_those_that_are_asked_for() -> None:
     assert {name: numbers(version) for name, version in oldest.items()} == {
         name: numbers(version) for name, version in lowest.items()
     }
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    assert f"\nversion: {coadvise.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    newest = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == coadvise.__version__ == version("coadvise")
