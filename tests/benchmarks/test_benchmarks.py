@@ -1,14 +1,19 @@
 """Benchmarks: a table and its figures, timing in turns, and that each runs, whatever its speed."""
 
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from benchmarks import NAMES, decode, export, involution, scan, startup
+from benchmarks import NAMES, decode, deploy, export, involution, scan, startup
 from benchmarks.table import Row, Setting, Table, in_turns
+from tiny import records
+
+from coadvise.studies import STUDIES
+from coadvise.studies.networks import PAPER_MODELS
 
 CPU = Setting(torch.device("cpu"), "bfloat16", batch_size=4, repeats=1, compile=True)
 
@@ -81,3 +86,26 @@ def test_every_benchmark_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(row.ours > 0 for row in table.rows)
     assert all(row.floor for row in table.rows) or name == "export"
     assert table.about["torch"] == torch.__version__
+
+
+def test_accuracy_over_speed_of_a_run_s_networks(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["deploy", str(finished), "--repeats", "1", "--out", str(tmp_path)])
+    deploy.main()
+    record = json.loads((tmp_path / "finished.json").read_text())
+    names = ["conv teacher", "involution teacher", "co-advised student", "co-advised student, int8", "student alone"]
+    assert [point["name"] for point in record["networks"]] == names
+    for point, part in zip(record["networks"], ("teachers/conv", "teachers/inv", "students/advised-0"), strict=False):
+        (result,) = (r for r in records(finished, "result") if r["part"] == part)
+        assert point["top1"] == 100 * result["top1"]["class"]
+        assert point["images_per_second"] > 0
+    assert (tmp_path / "finished.svg").read_text().count('class="mark"') == len(names)
+    assert (tmp_path / "finished.md").read_text() in capsys.readouterr().out
+
+
+def test_published_accuracies_are_the_paper_s() -> None:
+    printed = {row.name: row.paper.get("top1") for row in STUDIES["table3"].rows}
+    for name in (name for group in deploy.PAPER.values() for name in group):
+        assert printed[name]
+        assert deploy.SHORT.get(name, name) in PAPER_MODELS
