@@ -177,7 +177,7 @@ class AugmentConfig(_Section):
     batch at once.
     """
 
-    kind: Literal["light", "deit", "none"] = "light"
+    kind: Literal["light", "deit", "none"] = Field("light", description="see above; none leaves images as they are")
     rand_augment: str = Field("rand-m9-mstd0.5-inc1", description="deit only; timm's notation")
     crop_scale: tuple[float, float] = Field((0.08, 1.0), description="deit only; share of the area")
     flip: bool = Field(True, description="mirror left and right with probability 1/2")
@@ -205,14 +205,14 @@ class AugmentConfig(_Section):
 class RecipeConfig(_Section):
     """How one network is trained (AdamW, cosine with warm-up)."""
 
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(30, ge=1, description="passes over the training images")
     batch_size: int = Field(128, ge=1, description="images per optimiser step, over all processes and micro-batches")
     accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step")
     learning_rate: float = Field(1e-3, gt=0, description="its peak")
     min_learning_rate: float = Field(1e-5, ge=0, description="end of the cosine")
-    warmup_epochs: float = Field(3.0, ge=0)
-    weight_decay: float = Field(0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_epochs: float = Field(3.0, ge=0, description="first epochs, in which the learning rate rises linearly")
+    weight_decay: float = Field(0.05, ge=0, description="of all weights but biases, norms, tokens and positions")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
     clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 is off")
     ema: float = Field(0.0, ge=0, lt=1, description="decay per step of the averaged weights; 0 is off")
     evaluations: int = Field(10, ge=1, description="how many times the validation images are scored during training")
@@ -229,8 +229,10 @@ class RecipeConfig(_Section):
 class ModelConfig(_Section):
     """A network by its timm name, and constructor arguments besides class count and image size."""
 
-    model: str
-    model_kwargs: dict[str, JsonValue] = {}
+    model: str = Field(description="a name from coadvise models, or of timm")
+    model_kwargs: dict[str, JsonValue] = Field(
+        {}, description="arguments of its constructor, besides the number of classes and the image size"
+    )
 
 
 def _token_name(name: str) -> str:
@@ -401,7 +403,7 @@ class CacheConfig(_Section):
 class EngineConfig(_Section):
     """Device and precision."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is such a device")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32",
         description="bfloat16 is autocast, with the loss in float32; auto uses it if the processor has it natively",
@@ -428,7 +430,7 @@ class EngineConfig(_Section):
 class RunConfig(_Section):
     """Everything that decides a run's results. Written to `config.yaml` in the run directory."""
 
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**31, description="decides initial weights, order, views and dropout")
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     teachers: dict[Annotated[str, AfterValidator(_token_name)], TeacherConfig] = Field(min_length=1)

@@ -53,7 +53,7 @@ def push(
         say: Receives what the folder holds.
 
     Returns:
-        "folder", "url" (None for a dry run), and "pushed": whether anything was. What is there already is not pushed
+        "folder", "url" (None for a dry run), and "pushed", whether anything was. What is there already is not pushed
         again.
 
     Raises:

@@ -64,8 +64,9 @@ def co_advise_loss(
         class_weights: [K], how much each class counts in the cross-entropy. The KL terms are not weighted.
 
     Returns:
-        "total" with its gradient, and every term by name, detached and before its λ: "class", one entry per teacher,
-        the mean over the tokens it advises, and "TOKEN labels" for each further token that learns from the labels.
+        The "total" with its gradient, and every term by name, detached and before its λ. These are "class", one a
+        teacher, the mean over the tokens it advises, and "TOKEN labels" for each further token that learns from the
+        labels.
 
     Raises:
         ValueError: teachers, advice and tokens do not name the same things, or class counts differ.

@@ -55,7 +55,7 @@ def build_cache(
         listener: receives progress and messages.
 
     Returns:
-        The cache folder: seed-S/cache.json and one file an epoch.
+        The cache folder, with seed-S/cache.json and one file an epoch.
 
     Raises:
         UserError: no such run, teachers not trained yet, a cache of something else, no disk space.

@@ -50,9 +50,9 @@ def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> dict[s
         out: a page to write.
 
     Returns:
-        "runs": a row each with its accuracies (shares), and for all but the first "differences": by network the
-        difference to the first run's, paired over images, or None where the scored pictures are not the same; and
-        "changes", what differs in the configuration. "pooled": advice over all runs that have a baseline.
+        In "runs" a row each with its accuracies (shares), and for all but the first "differences", by network the
+        difference to the first run's, paired over images, or None where the scored pictures are not the same, and
+        "changes", what differs in the configuration. In "pooled" advice over all runs that have a baseline.
 
     Raises:
         UserError: fewer than two runs, one that is not finished, or a page that cannot be written.

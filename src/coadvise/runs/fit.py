@@ -67,7 +67,7 @@ def fit(
             `teachers.NAME.adapt=probe` or `finetune` among the overrides. The run keeps its weights, not its code.
 
     Returns:
-        The run directory: config.yaml, data.json, pictures.tsv, metrics.jsonl, teachers/, students/, predictions/,
+        The run directory, with config.yaml, data.json, pictures.tsv, metrics.jsonl, teachers/, students/, predictions/,
         report.html.
 
     Raises:
