@@ -8,7 +8,7 @@ BENCHMARKS ?= involution step student loader decode cache checkpoint startup sca
 # A machine with a CUDA device gets the ordinary builds; any other the CPU builds (1.1 GB instead of 5.5 GB).
 CONSTRAINTS := $(if $(shell nvidia-smi -L 2>/dev/null),,-c constraints/cpu.txt)
 
-.PHONY: setup demo test test-extras coverage check format bench chaos clean
+.PHONY: setup demo test test-extras coverage check docs format bench chaos clean
 
 setup: $(VENV)/.ready
 
@@ -35,6 +35,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: setup  # the site, into build/docs; a warning is an error
+	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going docs build/docs
+
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -46,4 +49,4 @@ chaos: setup  # SIGKILL at random places, exits with 1 if anything was lost
 	$(BIN)/python tests/chaos.py
 
 clean:
-	rm -rf $(VENV) .venv-extras runs
+	rm -rf $(VENV) .venv-extras runs build docs/reference

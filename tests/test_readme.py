@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.tiny import make_images
 
 import coadvise
 from coadvise.cli import app
 from coadvise.config.reading import load_config, read_config
 from coadvise.data.sources import open_source
 from coadvise.evaluation.verdict import seed_interval
+from coadvise.runs.conclude import verdict_table
 from coadvise.runs.plan import MOST_ON_A_CORE
+from coadvise.studies import runner
+from coadvise.studies.plan import study_config
 from coadvise.studies.result import markdown
 from coadvise.training.metrics import last_of, read_records
 
@@ -26,7 +30,10 @@ FEW_STEPS = [
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "docs/RESULTS.md").read_text().replace("**", "")
-PAGES = ("DATA", "TRAINING", "VERDICT", "USING", "PARTS")
+PAGES = (
+    "START", "PHOTOGRAPHS", "TABLES", "DATA", "TRAINING", "USING", "PARTS", "METHOD", "VERDICT", "DETERMINISM"
+)  # fmt: skip
+TEACHER = (ROOT / "docs/TEACHER.md").read_text()  # its Python goes on from block to block
 GUIDES = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in PAGES)
 
 
@@ -34,13 +41,18 @@ ONNX_ALONE = "import onnxruntime"  # in the block that needs nothing of coadvise
 
 
 def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README + GUIDES + RESULTS, re.M | re.S)
+    return _blocks_of(README + GUIDES + RESULTS, language)
+
+
+def _blocks_of(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
 
 
 def _commands(first: str) -> list[list[str]]:
     """Their `coadvise FIRST ...` lines as arguments, comments left out."""
-    lines = "\n".join(_blocks("sh") + _blocks("text")).splitlines()
-    found = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if re.search(r"coadvise ", line)]
+    lines = "\n".join(_blocks("sh") + _blocks("text") + _blocks_of(TEACHER, "text")).splitlines()
+    commands = [line.removeprefix("$ ").partition(" | ")[0] for line in lines if re.search(r"coadvise ", line)]
+    found = [shlex.split(command, comments=True) for command in commands]
     return [words[1:] for words in found if Path(words[0]).name == "coadvise" and words[1] == first]
 
 
@@ -54,9 +66,11 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(coadvise, "fit", functools.partial(coadvise.fit, overrides=FEW_STEPS))
-        for block in _blocks("python"):
+        for block in (*_blocks("python"), "".join(_blocks_of(TEACHER, "python"))):
             if ONNX_ALONE not in block:
                 exec(block, {})
+    make_images(folder / "trashnet")  # in place of the photographs, and of the run on them
+    (folder / "runs/trashnet-photos-small-seed0").symlink_to(folder / "runs/demo")
     return folder
 
 
@@ -66,9 +80,12 @@ def test_python_leaves_a_report(beside: Path) -> None:
 
 def test_commands_run(beside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(beside)
-    commands = [words for first in ("evaluate", "predict", "export", "models", "presets") for words in _commands(first)]
+    plain = ("evaluate", "predict", "export", "models", "presets", "studies")
+    commands = [words for first in plain for words in _commands(first)]
     commands += [words for words in _commands("push") if "--dry-run" in words]
-    assert len(commands) >= 7
+    commands += [["check", "trashnet"], ["compare", "runs/demo", "runs/likeness"]]
+    assert all(words in _commands(words[0]) for words in commands)
+    assert len(commands) >= 14
     for words in commands:
         few = ["--images", "5", "--severities", "3"] if "--corruptions" in words else []
         app(words + few, standalone_mode=False)
@@ -101,9 +118,20 @@ def test_fit_commands_parse() -> None:
         load_config("small-images", [word for word in words[2:] if "=" in word])
 
 
+def test_study_commands_are_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = []
+    monkeypatch.setattr(runner, "run_study_of", lambda options, terminal: planned.append(study_config(options)))
+    monkeypatch.setattr(runner, "estimate_study", lambda options, *tell: planned.append(study_config(options)))
+    commands = [words for words in _commands("study") if "digits" in words]
+    assert len(commands) >= 2
+    for words in commands:
+        app([word for word in words if word != "--dry-run"], standalone_mode=False)
+    assert len(planned) == len(commands)
+
+
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     assert len(README.splitlines()) <= 200
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("notebooks/*.ipynb")):
         for link in re.findall(r"\]\((?!http)([^)#\s]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
@@ -137,6 +165,20 @@ def test_the_results_are_what_the_record_says() -> None:
     average = str(seed_interval(gains)).replace("95 % interval ", "")
     assert f"in place of the class token: {average} over seeds" in " ".join(RESULTS.split())
     assert f"Unrounded, the first is {100 * verdict['difference']['mean']:.2f}." in RESULTS
+
+
+def test_what_fit_prints_in_the_tutorials_is_what_its_records_say() -> None:
+    first, last = (r for r in read_records(ROOT / "results/digits") if r["kind"] == "verdict")
+    start, photographs = ((ROOT / f"docs/{name}.md").read_text() for name in ("START", "PHOTOGRAPHS"))
+    for page, verdict in ((start, first), (photographs, _verdict("trashnet-128"))):
+        table = verdict_table(verdict["rows"], with_macro=verdict["macro_difference"] is not None)
+        assert "\n".join([*table, verdict["sentence"]]) in page
+        assert verdict["remark"] in " ".join(page.split())
+    assert last["sentence"] in start
+    mean, low, high = (f"{100 * last['difference']['seeds'][key]:+.1f}" for key in ("mean", "low", "high"))
+    assert f"with `--seeds 3` advice was worth {mean} points, {low} to {high} over seeds" in " ".join(README.split())
+    shown = README.partition("like this:\n\n```text\n")[2].splitlines()
+    assert [line[:-9] for line in verdict_table(first["rows"])] == [line[:-9] for line in shown[:9]]  # without speeds
 
 
 PHOTOGRAPHS = [("clothing", "clothing"), ("trashnet", "waste"), ("trashnet-128", "waste at 128 pixels")]
@@ -219,9 +261,10 @@ def test_a_record_s_configuration_is_a_preset_that_repeats_it(run: Path) -> None
     assert load_config(str(run), source=config.data.source) == config
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "results/cifar10-500-tables").glob("*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("page", sorted((ROOT / "results").glob("*-table*/table*.md")), ids=lambda path: path.stem)
 def test_the_paper_s_tables_are_what_their_records_say(page: Path) -> None:
     found = json.loads(page.with_suffix(".json").read_text())
     assert page.read_text() == "\n".join(markdown(found)) + "\n"
     lines = [line for line in page.read_text().replace("*", "").splitlines() if line.startswith("|")]
-    assert set(lines) <= set(RESULTS.replace("*", "").splitlines())
+    shown = RESULTS if "cifar10" in page.parent.name else (ROOT / "docs/TABLES.md").read_text()
+    assert set(lines) <= set(shown.replace("*", "").splitlines())
