@@ -45,5 +45,5 @@ def _picture(run: Run, records: list[Record]) -> Markup:
     if sum(map(len, series.values())) < 2:
         return Markup()
     title = "Accuracy over speed of the exported networks"
-    drawing = scatter(series, title, "images/s in ONNX Runtime", "top-1, %", joined=False)
+    drawing = scatter(series, title, "images/s in ONNX Runtime", "top-1, %", joined=False, least=1)
     return tag("figure", Markup(drawing), class_="picture")

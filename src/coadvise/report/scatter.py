@@ -27,17 +27,25 @@ class Point:
 
 
 def scatter(
-    series: Mapping[str, Sequence[Point]], title: str, x_label: str, y_label: str, *, joined: bool = True
+    series: Mapping[str, Sequence[Point]],
+    title: str,
+    x_label: str,
+    y_label: str,
+    *,
+    joined: bool = True,
+    least: float = 0.0,
 ) -> str:
     """The text of an SVG file. Each mark has the class "mark".
 
     Args:
         series: points by name.
         joined: whether a line joins the points of a series in their order.
+        least: how far the vertical scale goes beyond the lowest and the highest point, so that small differences look
+            small.
     """
     points = [point for group in series.values() for point in group]
     x = fit_scale(point.x for point in points)
-    y = fit_scale(point.y + sign * (point.spread or 0) for point in points for sign in (-1, 1))
+    y = fit_scale(point.y + sign * max(point.spread or 0, least) for point in points for sign in (-1, 1))
     parts = [tag("rect", width=WIDTH, height=HEIGHT, fill="#ffffff"), *_axes(x, y, x_label, y_label)]
     parts.append(tag("text", title, x=20, y=22, font_size=13, font_weight="600"))
     for number, (name, group) in enumerate(series.items()):
