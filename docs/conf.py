@@ -32,6 +32,7 @@ nb_output_stderr = "remove"  # warnings of other packages, with paths of this ma
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 napoleon_custom_sections = [("Options", "params_style")]
+smartquotes = False  # "--cache" is an option
 default_role = "code"  # docstrings mark code as Markdown does
 
 html_theme = "furo"
