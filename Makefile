@@ -35,8 +35,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: setup  # the site, into build/docs; a warning is an error
+docs: setup  # the site, into build/docs; a warning is an error, and so is anything loaded from elsewhere
 	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going docs build/docs
+	! grep -rE --include='*.html' '<(script|img|iframe)[^>]+src="(https?:)?//|<link[^>]+href="(https?:)?//' build/docs
 
 format: setup
 	$(BIN)/ruff format .
