@@ -140,6 +140,70 @@ def test_compiles_for_a_gpu_to_tensor_core_instructions(tmp_path: Path) -> None:
     assert min(counts.values()) > 0
 
 
+# What the operator answers on CUDA tensors, here of the CPU, with the kernels as they are and with planted faults.
+PLANTED = """
+    import json, sys, warnings
+    from types import ModuleType
+    import torch
+    from coadvise.ops import agreement, involution, triton as kernels
+    from coadvise.ops.reference import involution2d_reference
+
+    def wrong(*given):
+        return kernels.involution2d_triton(*given) * 1.05
+
+    def broken(*given):
+        raise RuntimeError("out of resources: shared memory" + chr(10) + "details")
+
+    def backward(*given):
+        return tuple(-gradient for gradient in kernels.involution2d_backward_triton(*given))
+
+    def with_planted(**planted):
+        module = ModuleType("kernels")
+        vars(module).update({**vars(kernels), **planted})
+        return module
+
+    x, weight = torch.randn(1, 16, 4, 5), torch.randn(1, 1, 3, 3, 4, 5)
+    found = []
+    for planted in ({}, {"involution2d_triton": wrong}, {"involution2d_triton": broken},
+                    {"involution2d_backward_triton": backward}):
+        used, asked = [], []
+        module = with_planted(**planted)
+        plain = module.involution2d_triton
+        module.involution2d_triton = lambda *given: (used.append(given[0].shape[2]), plain(*given))[1]
+        module.__file__ = kernels.__file__ if not planted else sys.argv[1]
+        involution._triton = lambda module=module: module
+        agreement._agree.cache_clear()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                out = involution._forward_cuda(x, weight, 1)
+        right = torch.allclose(out, involution2d_reference(x, weight, 1), atol=1e-4)
+        found.append({"right": right, "used": used, "said": [str(w.message) for w in said]})
+        agreement._agree.cache_clear()
+    involution._triton = lambda: with_planted(involution2d_triton=wrong)
+    found.append(torch.equal(involution._forward_cuda(x, weight, 1), wrong(x, weight, 1)))
+    print(json.dumps(found))
+"""
+
+
+@needs_triton
+def test_kernels_that_are_wrong_are_found_before_they_are_used(tmp_path: Path) -> None:
+    other = tmp_path / "kernels.py"
+    other.write_text("# the source of the planted ones")
+    printed = alone(PLANTED, str(other), TRITON_INTERPRET="1", XDG_CACHE_HOME=str(tmp_path))
+    asis, wrong, broken, backward, known = json.loads(printed)
+    assert asis == {"right": True, "used": [5, 4, 4], "said": []}, "asked once on a picture of 5 rows, then used"
+    for planted, says in ((wrong, "are wrong"), (broken, "out of resources: shared memory"), (backward, "are wrong")):
+        assert planted["right"]
+        assert set(planted["used"]) <= {5}, "never used but when asked"
+        (said,) = planted["said"]
+        assert says in said
+        assert "details" not in said
+    assert known, "what agreed once is not asked again, by device and source"
+    (agreed,) = json.loads((tmp_path / "coadvise" / "kernels.json").read_text())
+    assert "float32" in agreed
+
+
 def no_compiler() -> None:
     raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
 

@@ -48,7 +48,7 @@ def in_int8(
 
     small = quantised(network, still_batches(some(source.train, CALIBRATED_ON), size, BATCH))
     call = in_onnx_runtime(to_bytes(small))
-    scored = some(source.val if source.test is None else source.test, SCORED_ON)
+    scored = some(source.scored, SCORED_ON)
     before, after = (share_right(each, still_batches(scored, size), scored.labels) for each in (float_call, call))
     if before - after > LOSS and not allow_loss:
         raise UserError(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from coadvise.errors import UserError
+from coadvise.ops.agreement import agree
 from coadvise.ops.cpu import involution2d_backward_cpu, involution2d_cpu
 from coadvise.ops.reference import (
     empty_like_weight,
@@ -279,13 +280,19 @@ def _triton() -> Any:
     return None
 
 
-def _forward_cuda(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+def _kernels(x: Tensor) -> Any:
+    """The CUDA kernels, if there are some that give what plain PyTorch gives."""
     kernels = _triton()
+    return kernels if kernels is not None and agree(kernels, x) else None
+
+
+def _forward_cuda(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    kernels = _kernels(x)
     return (involution2d_reference if kernels is None else kernels.involution2d_triton)(x, weight, stride)
 
 
 def _backward_cuda(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    kernels = _triton()
+    kernels = _kernels(x)
     backward = involution2d_backward_reference if kernels is None else kernels.involution2d_backward_triton
     return backward(grad, x, weight, stride)
 

@@ -99,12 +99,11 @@ def renew_report(folder: Path) -> Path:
     config, read, attention = read_config(folder / CONFIG), None, None
     with suppress(UserError):
         source = source_of(with_resolved_source(folder, config))
-        files = source.val if source.test is None else source.test
-        rows = {one_line(name): row for row, name in enumerate(files.names())}
+        rows = {one_line(name): row for row, name in enumerate(source.scored.names())}
         listed = written_pictures(folder)["val" if source.test is None else "test"]
         names = [line.split(" ", 2)[2] for line in listed if not line.startswith("-")]
         if rows.keys() >= {*names}:
-            scored = files.subset([rows[name] for name in names])
+            scored = source.scored.subset([rows[name] for name in names])
             student = load_network(
                 folder / next(part for part in trained_parts(folder) if part.startswith("students/advised-"))
             )

@@ -177,8 +177,12 @@ def _image_set(
     """What to call the images, the images to score on, and the classes to choose from."""
     if data is None:
         source = source_of(with_resolved_source(ready.run, ready.config))
-        split, kind = (source.val, "validation") if source.test is None else (source.test, "test")
-        return f"{ready.config.data.source} ({kind})", split, source.classes  # a given teacher alone may know more
+        kind = "validation" if source.test is None else "test"
+        return (
+            f"{ready.config.data.source} ({kind})",
+            source.scored,
+            source.classes,
+        )  # a given teacher alone may know more
     if layout == FOLDER:
         how = ready.config.data.elsewhere()
         split = evaluation_split(data, ready.classes, how)

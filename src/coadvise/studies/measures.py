@@ -144,8 +144,8 @@ def _overlap(row: Finished, part: Part, context: Context) -> Value:
     config = with_resolved_source(row.run, read_config(row.run / CONFIG))
     source, size = source_of(config), config.data.image_size
     network = load_network(row.run / part.name)
-    files = source.val if source.test is None else source.test
-    some = scan_split(files.subset(evenly(len(files), MOST)), size, False, config.data.fit, network.values)
+    rows = evenly(len(source.scored), MOST)
+    some = scan_split(source.scored.subset(rows), size, False, config.data.fit, network.values)
     one, other = config.teachers
     return overlap_by_image(network, some, (one, other), context.argument)
 

@@ -102,6 +102,11 @@ class Source:
         """By name, in order."""
         return {TRAIN: self.train, VAL: self.val} | ({} if self.test is None else {TEST: self.test})
 
+    @property
+    def scored(self) -> Split:
+        """What finished networks are scored on."""
+        return self.val if self.test is None else self.test
+
 
 def kind_of_split(name: str) -> str | None:
     """Which split a folder or a value of a table is by its name; None if it has none of the usual names."""
