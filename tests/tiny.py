@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
@@ -58,6 +59,15 @@ def make_images(root: Path, train: int = 8, val: int = 4, size: int = 16, classe
                 pixels[..., label % 3] += 80
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     return root
+
+
+def without_batch_norm() -> str:
+    """The preset without batch norm, whose statistics are a process's own: two processes compute what one does."""
+    values = yaml.safe_load(PRESET)
+    for teacher in values["teachers"].values():
+        teacher["model"] = "vit_tiny_patch16_224"
+        teacher["model_kwargs"] = {"patch_size": 4, "embed_dim": 24, "depth": 1}
+    return yaml.safe_dump(values)
 
 
 def write_preset(folder: Path, text: str = PRESET) -> str:

@@ -69,9 +69,12 @@ def lock(file: IO[str] | IO[bytes] | int, shared: bool = False, wait: bool = Tru
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
 
 
+STOPS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # the last two come from batch systems before their time limit
+
+
 def stop_signals() -> tuple[signal.Signals, ...]:
     """The signals on which a run saves its step and stops: those that the system has."""
-    return tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+    return tuple(getattr(signal, name) for name in STOPS if hasattr(signal, name))
 
 
 def shortcomings() -> list[str]:

@@ -100,7 +100,7 @@ def test_networks_trained_on_a_device_that_is_not_there_run_on_one_that_is(monke
     assert for_this_machine(trained) == trained
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_asks_for_a_stop(name: str) -> None:
     engine, number = cpu(), getattr(signal, name)
     before = signal.getsignal(number)

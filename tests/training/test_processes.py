@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from tiny import PRESET, Stopper, command, records, write_preset
+from tiny import Stopper, command, records, without_batch_norm, write_preset
 
 from coadvise import fit
 from coadvise.config.schema import EngineConfig, ModelConfig
@@ -32,12 +31,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Networks without batch norm, whose statistics are a process's own: two processes compute what one does."""
-    values = yaml.safe_load(PRESET)
-    for teacher in values["teachers"].values():
-        teacher["model"] = "vit_tiny_patch16_224"
-        teacher["model_kwargs"] = {"patch_size": 4, "embed_dim": 24, "depth": 1}
-    return write_preset(tmp_path_factory.mktemp("preset"), yaml.safe_dump(values))
+    return write_preset(tmp_path_factory.mktemp("preset"), without_batch_norm())
 
 
 def script(folder: Path, text: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
