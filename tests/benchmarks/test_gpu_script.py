@@ -1,10 +1,12 @@
-"""The script that runs all benchmarks on a GPU: which, how, and what happens if one fails. No GPU is needed."""
+"""The script that trains and runs all benchmarks on a GPU: which, how, what happens if one fails. No GPU is needed."""
 
 import os
 import subprocess
 from pathlib import Path
 
 from benchmarks import NAMES
+
+from coadvise.config.reading import load_config
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
 STAND_IN = """#!/bin/sh
@@ -27,11 +29,14 @@ def run_script(tmp_path: Path, failing: str = "") -> tuple[int, list[list[str]],
 
 
 def test_every_benchmark_runs_on_the_gpu_and_leaves_a_file(tmp_path: Path) -> None:
-    status, calls, files, _ = run_script(tmp_path)
+    status, (fit, *calls), files, _ = run_script(tmp_path)
     assert status == 0
+    assert fit[:3] == ["-m", "coadvise", "fit"]
+    load_config("photos", [word for word in fit if "=" in word])
+    assert Path(fit[3]).is_dir()
     assert {call[2] for call in calls} == set(NAMES) - {"export", "decode", "scan"}  # which run on CPUs alone
     assert all(call[:2] == ["-m", "benchmarks"] and "--device cuda" in " ".join(call) for call in calls)
-    assert len(files) == len(calls)
+    assert len(files) == len(calls) + 1
     both = {f"{n}-{p}.json" for n in ("involution", "step", "student", "cache") for p in ("float32", "bfloat16")}
     compiled = {f"{n}-{p}-compile.json" for n in ("step", "student") for p in ("float32", "bfloat16")}
     assert both | compiled <= files
