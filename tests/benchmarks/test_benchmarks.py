@@ -91,12 +91,14 @@ def test_every_benchmark_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_accuracy_over_speed_of_a_run_s_networks(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    parts = ["teachers/conv", "students/advised-0"]  # each export takes seconds
+    monkeypatch.setattr(deploy, "trained_parts", lambda run: parts)
     monkeypatch.setattr(sys, "argv", ["deploy", str(finished), "--repeats", "1", "--out", str(tmp_path)])
     deploy.main()
     record = json.loads((tmp_path / "finished.json").read_text())
-    names = ["conv teacher", "involution teacher", "co-advised student", "co-advised student, int8", "student alone"]
+    names = ["conv teacher", "co-advised student", "co-advised student, int8"]
     assert [point["name"] for point in record["networks"]] == names
-    for point, part in zip(record["networks"], ("teachers/conv", "teachers/inv", "students/advised-0"), strict=False):
+    for point, part in zip(record["networks"], parts, strict=False):
         (result,) = (r for r in records(finished, "result") if r["part"] == part)
         assert point["top1"] == 100 * result["top1"]["class"]
         assert point["images_per_second"] > 0
