@@ -261,7 +261,7 @@ def test_a_record_s_configuration_is_a_preset_that_repeats_it(run: Path) -> None
     assert load_config(str(run), source=config.data.source) == config
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "results").glob("*-table*/table*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("page", sorted((ROOT / "results").glob("*-table*/*.md")), ids=lambda path: path.stem)
 def test_the_paper_s_tables_are_what_their_records_say(page: Path) -> None:
     found = json.loads(page.with_suffix(".json").read_text())
     assert page.read_text() == "\n".join(markdown(found)) + "\n"
