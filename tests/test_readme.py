@@ -261,6 +261,15 @@ def test_a_record_s_configuration_is_a_preset_that_repeats_it(run: Path) -> None
     assert load_config(str(run), source=config.data.source) == config
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "results/deploy").glob("*.md")), ids=lambda path: path.stem)
+def test_accuracy_over_speed_is_what_the_records_say(page: Path) -> None:
+    shown = (ROOT / "docs/PERFORMANCE.md").read_text().splitlines()
+    networks = json.loads(page.with_suffix(".json").read_text())["networks"]
+    lines = [f"| {one['name']} | {one['top1']:.1f} % | {one['images_per_second']:g} |" for one in networks]
+    assert len(lines) >= 5
+    assert set(lines) <= {*shown} & {*page.read_text().splitlines()}
+
+
 @pytest.mark.parametrize("page", sorted((ROOT / "results").glob("*-table*/*.md")), ids=lambda path: path.stem)
 def test_the_paper_s_tables_are_what_their_records_say(page: Path) -> None:
     found = json.loads(page.with_suffix(".json").read_text())
