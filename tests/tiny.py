@@ -44,6 +44,16 @@ student:
 engine: {checkpoint_seconds: 0}
 """
 
+# What the demo shows of a run with its baseline: the part and the answer behind each opinion.
+OPINIONS = {
+    "conv teacher": ("teachers/conv", "class"),
+    "involution teacher": ("teachers/inv", "class"),
+    "class token": (None, "class"),
+    "conv token": (None, "conv"),
+    "inv token": (None, "inv"),
+    "average": (None, "average"),
+}
+
 ONE_EPOCH = [f"{part}.recipe.epochs=1" for part in ("teachers.conv", "teachers.inv", "student")]
 
 

@@ -46,9 +46,8 @@ def test_it_is_in_int8_and_has_the_accuracy_that_it_says(run: Path, tiny_images:
 def test_a_loss_of_more_than_a_point_must_be_asked_for(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares = iter([0.9, 0.8] * 2)
     monkeypatch.setattr(quantise, "quantised", lambda network, batches: network)
-    monkeypatch.setattr(quantise, "share_right", lambda *_: next(shares))
+    monkeypatch.setattr(quantise, "shares_right", lambda *_: [0.9, 0.8])
     with pytest.raises(UserError, match=r"loses 10\.0 points .* 80\.0% in place of 90\.0% on 12 images"):
         export(run, tmp_path / "student.onnx", int8=True)
     assert not (tmp_path / "student.onnx").exists()

@@ -8,20 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import Stopper, make_images, never
+from tiny import OPINIONS, Stopper, make_images, never
 
 from coadvise.data.images import UnreadableImageError
 from coadvise.deploy.predict import load_from_run
 from coadvise.deploy.viewer import Viewer, ending_of
-
-TITLES = {
-    "conv teacher": ("teachers/conv", "class"),
-    "involution teacher": ("teachers/inv", "class"),
-    "class token": (None, "class"),
-    "conv token": (None, "conv"),
-    "inv token": (None, "inv"),
-    "average": (None, "average"),
-}
 
 
 def viewer_of(run: Path, part: str | None = None) -> tuple[Viewer, list[str]]:
@@ -35,11 +26,11 @@ def viewer(finished: Path) -> Viewer:
 
 
 def test_the_answers_are_those_of_predict(viewer: Viewer, finished: Path, tiny_images: Path) -> None:
-    assert viewer.titles == list(TITLES)
+    assert viewer.titles == list(OPINIONS)
     for path in (tiny_images / "val" / "red" / "0.png", tiny_images / "train" / "blue" / "3.png"):
         seen = viewer(path.read_bytes(), path.name)
         for title, answers in zip(viewer.titles, seen.answers, strict=True):
-            part, answer = TITLES[title]
+            part, answer = OPINIONS[title]
             (wanted,) = load_from_run(finished, part).predict(path, answer)
             assert answers == pytest.approx(wanted.probabilities, abs=1e-6)
 

@@ -12,19 +12,11 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
-from tiny import command
+from tiny import OPINIONS, command
 
 from coadvise.deploy.predict import load_from_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-OPINIONS = {
-    "conv teacher": ("teachers/conv", "class"),
-    "involution teacher": ("teachers/inv", "class"),
-    "class token": (None, "class"),
-    "conv token": (None, "conv"),
-    "inv token": (None, "inv"),
-    "average": (None, "average"),
-}
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 

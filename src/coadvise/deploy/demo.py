@@ -38,7 +38,8 @@ def serve(run: Path, part: str | None, host: str, port: int, listener: Listener)
         host: Address to listen at.
 
     Raises:
-        UserError: As `load_from_run`, a teacher as `part`, a port that cannot be had, or Gradio is not installed.
+        UserError: As `load_from_run`; `part` is a teacher, the port is in use, the address is not this machine's, or
+            Gradio is not installed.
     """
     student = load_from_run(run, part)
     if student.part.startswith("teachers/"):

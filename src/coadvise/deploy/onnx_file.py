@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, TypeAlias
 
@@ -64,7 +64,7 @@ def in_onnx_runtime(content: bytes) -> Call:
     return lambda values: session.run(None, {given.name: values})[0]
 
 
-def share_right(answer: Call, batches: Iterable[Tensor], labels: Values) -> float:
-    """The top-1 accuracy, a share, on images [B, 3, H, W] in 0..1 and their labels [N]."""
-    found = np.concatenate([answer(images.numpy()).argmax(-1) for images in batches])
-    return float((found == labels).mean())
+def shares_right(calls: Sequence[Call], batches: Iterable[Tensor], labels: Values) -> list[float]:
+    """The top-1 accuracy of each network, a share, on the same images [B, 3, H, W] in 0..1 and their labels [N]."""
+    found = [[call(images.numpy()).argmax(-1) for call in calls] for images in batches]
+    return [float((np.concatenate(own) == labels).mean()) for own in zip(*found, strict=True)]

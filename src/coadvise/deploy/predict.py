@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from coadvise.advice import AVERAGE, CLASS
-from coadvise.config.schema import Fit, ImageSize, sides
+from coadvise.config.schema import Fit
 from coadvise.data.images import UnreadableImageError, fitted, fitted_size, read_image, to_array, upright_rgb
 from coadvise.distill.loss import average_probabilities
 from coadvise.errors import UserError
@@ -54,8 +54,7 @@ class TrainedStudent:
     def __init__(self, network: Network, part: str, tokens: tuple[str, ...]) -> None:
         self.network, self.part, self.tokens = network.eval(), part, tokens
         self.classes = network.classes
-        height, width = sides(network.about["image_size"])
-        self.image_size: ImageSize = height if height == width else (height, width)
+        self.image_size = network.image_size
         self.fit: Fit = network.about.get("fit", "crop")
 
     @property

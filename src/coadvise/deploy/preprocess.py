@@ -13,6 +13,11 @@ _TARGET = """
   end_of_sides = Constant <value_ints = [2]> ()
   whole = Slice (shape, start_of_sides, end_of_sides)
 """
+_ROUNDED = """
+  scaled = Mul (kept_exact, scale)
+  rounded = Round (scaled)
+  nearest = Cast <to = 7> (rounded)
+"""
 # Each gives the picture that is used, `used`, and the height and width that it is resized to, `inner`. As `fitted`
 # does, in float64, so that sides are rounded alike.
 _INNER: dict[Fit, str] = {
@@ -34,20 +39,20 @@ _INNER: dict[Fit, str] = {
   kept_exact = Cast <to = 11> (kept)
   scales = Div (wanted, kept_exact)
   scale = ReduceMax <keepdims = 0> (scales)
-  scaled = Mul (kept_exact, scale)
-  rounded = Round (scaled)
-  nearest = Cast <to = 7> (rounded)
+"""
+    + _ROUNDED
+    + """
   inner = Max (nearest, target)
 """,
     "pad": """
   one = Constant <value_int = 1> ()
   used = Identity (image)
-  whole_exact = Cast <to = 11> (whole)
-  scales = Div (wanted, whole_exact)
+  kept_exact = Cast <to = 11> (whole)
+  scales = Div (wanted, kept_exact)
   scale = ReduceMin <keepdims = 0> (scales)
-  scaled = Mul (whole_exact, scale)
-  rounded = Round (scaled)
-  nearest = Cast <to = 7> (rounded)
+"""
+    + _ROUNDED
+    + """
   at_least_one = Max (nearest, one)
   inner = Min (at_least_one, target)
 """,

@@ -15,7 +15,7 @@ from coadvise.data.scan import scan_split
 from coadvise.data.scanned import ScannedSplit
 from coadvise.data.sources import Split, source_of
 from coadvise.data.sources.split import evenly
-from coadvise.deploy.onnx_file import IMAGES, Call, Model, in_onnx_runtime, share_right, to_bytes
+from coadvise.deploy.onnx_file import IMAGES, Call, Model, in_onnx_runtime, shares_right, to_bytes
 from coadvise.deploy.predict import TrainedStudent
 from coadvise.errors import UserError
 from coadvise.runs.run import CONFIG, with_resolved_source
@@ -49,7 +49,7 @@ def in_int8(
     small = quantised(network, still_batches(some(source.train, CALIBRATED_ON), size, BATCH))
     call = in_onnx_runtime(to_bytes(small))
     scored = some(source.scored, SCORED_ON)
-    before, after = (share_right(each, still_batches(scored, size), scored.labels) for each in (float_call, call))
+    before, after = shares_right((float_call, call), still_batches(scored, size), scored.labels)
     if before - after > LOSS and not allow_loss:
         raise UserError(
             f"int8 loses {100 * (before - after):.1f} points of top-1: {after:.1%} in place of {before:.1%} on "

@@ -57,6 +57,5 @@ def darkened_by_token(network: Network, split: ScannedSplit, row: int) -> Mappin
 
 def _maps(network: Network, split: ScannedSplit, rows: list[int]) -> tuple[Pixels, AttentionMaps]:
     """Pixels [N, 3, H, W], and where the tokens look in them."""
-    size = network.about["image_size"]
-    pixels = np.stack([split.still(row, size if isinstance(size, int) else tuple(size)) for row in rows])
+    pixels = np.stack([split.still(row, network.image_size) for row in rows])
     return pixels, attention_maps(network, torch.from_numpy(pixels).float().div_(255))

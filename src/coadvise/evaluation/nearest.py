@@ -37,8 +37,7 @@ class Nearest:
     def __init__(self, network: Network, split: ScannedSplit, progress: Progress) -> None:
         self.network = network
         self.rows = evenly(len(split), MOST)
-        size = network.about["image_size"]
-        pixels = _pixels(split, size if isinstance(size, int) else tuple(size), self.rows)
+        pixels = _pixels(split, network.image_size, self.rows)
         found: list[Tensor] = []
         for start in range(0, len(self.rows), BATCH):
             some = np.stack([next(pixels) for _ in self.rows[start : start + BATCH]])

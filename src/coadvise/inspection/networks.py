@@ -31,7 +31,7 @@ class NetworkFeatures:
 
     def __init__(self, networks: Sequence[Network], what: str, config: EngineConfig) -> None:
         self.networks = [network.eval().requires_grad_(False) for network in networks]
-        self.image_size: ImageSize = self.networks[0].about["image_size"]
+        self.image_size: ImageSize = self.networks[0].image_size
         self.what, self.engine = what, Engine(for_this_machine(config))
         for network in self.networks:
             self.engine.prepare(network)

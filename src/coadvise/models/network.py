@@ -82,8 +82,14 @@ class Network(nn.Module):
         return dict(self.about.get("temperatures", {}))
 
     @property
+    def image_size(self) -> ImageSize:
+        """Pixels: the side of a square, or (height, width)."""
+        size = self.about["image_size"]
+        return size if isinstance(size, int) else tuple(size)
+
+    @property
     def fixed_image_size(self) -> bool:
-        """Whether the model takes images of `about["image_size"]` pixels only."""
+        """Whether the model takes images of `image_size` pixels only."""
         return _takes_image_size(self.about["model"])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -153,7 +159,7 @@ def build_network(
 
 def _check_whole_patches(network: Network) -> None:
     """Raises UserError for a transformer that would ignore a strip at the image's right or bottom, as timm's do."""
-    body, size = getattr(network.model, "vit", network.model), sides(network.about["image_size"])
+    body, size = getattr(network.model, "vit", network.model), sides(network.image_size)
     embed = getattr(body, "patch_embed", None)
     if embed is None or not getattr(embed, "strict_img_size", False) or embed.dynamic_img_pad:
         return
@@ -272,7 +278,7 @@ def create_network(about: dict[str, Any], source: str | None = None) -> Network:
 
 def check_answers(network: Network, device: torch.device) -> None:
     """Raises UserError for a network that fails on images of its size: some arguments fail only then."""
-    height, width = sides(network.about["image_size"])
+    height, width = sides(network.image_size)
     try:
         with torch.no_grad():
             network.to(device).eval()(torch.zeros(2, 3, height, width, device=device))

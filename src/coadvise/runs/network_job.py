@@ -296,7 +296,7 @@ def _check_given(part: Part, network: Network, config: RunConfig, classes: tuple
 
 def _check_size(part: Part, network: Network, config: RunConfig) -> None:
     size = config.data.image_size
-    if network.fixed_image_size and sides(network.about["image_size"]) != sides(size):
+    if network.fixed_image_size and sides(network.image_size) != sides(size):
         raise UserError(
             f"teacher '{part.teacher}' takes images of {size_text(network.about['image_size'])} pixels only, "
             f"data.image_size is {size_text(size)}; give a teacher trained at that size, or leave it out to train one "
