@@ -43,17 +43,26 @@ class LossWeights:
             the gradient of n terms is n times that of the mean, so this acts like a smaller λ.
         label_tokens: the tokens that learn from the labels, "class" among them. Labels are the third kind of teacher of
             section 3.2.
+        standardise: the KL terms compare logits of mean 0 and deviation 1 over the classes, the student's and the
+            teachers' (Sun et al. 2024).
 
     Raises:
-        ValueError: teachers that advise by their mean have different temperatures, or are hard.
+        ValueError: teachers that advise by their mean have different temperatures, or are hard; or hard advice is to be
+            standardised.
     """
 
     label: float = 1.0
     advice: Mapping[str, Advice] = field(default_factory=dict)
     mean: bool = False
     label_tokens: tuple[str, ...] = (CLASS,)
+    standardise: bool = False
 
     def __post_init__(self) -> None:
+        if self.standardise and (hard := [name for name, advice in self.advice.items() if advice.hard]):
+            raise ValueError(
+                f"hard advice has no logits to standardise (teacher {', '.join(hard)}); give hard=false, or leave out "
+                "student.standardise"
+            )
         for token, names in self.by_token.items() if self.mean else ():
             together = [self.advice[name] for name in names]
             if len(names) > 1 and (len({a.temperature for a in together}) > 1 or any(a.hard for a in together)):

@@ -45,6 +45,31 @@ def test_totals_equal_the_reference(published, total, labels, weights):
     assert losses["total"].item() == pytest.approx(published[total].item(), abs=1e-9)
 
 
+def test_standardised_advice_is_the_same_for_logits_of_any_scale_and_offset():
+    """Written out for one teacher; labels are not touched, nor is what a token says."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher, label = (torch.randn(8, 5, generator=generator, dtype=torch.float64) for _ in range(3))
+    weights = LossWeights(1.0, {"conv": Advice(2.0, 3.0)}, standardise=True)
+
+    def losses(student, teacher):
+        tokens = {"class": label, "conv": student}
+        return co_advise_loss(tokens, {"conv": teacher}, torch.arange(8) % 5, weights)
+
+    def z(x):
+        return (x - x.mean(1, keepdim=True)) / x.std(1, correction=0, keepdim=True)
+
+    found = losses(student, teacher)
+    torch.testing.assert_close(found["conv"], advice_divergence(z(student), z(teacher), 3.0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["class"], cross_entropy(label, torch.arange(8) % 5))
+    moved = losses(5 * student + 7, teacher / 4 - 1)
+    torch.testing.assert_close(moved["total"], found["total"], rtol=1e-3, atol=1e-5)
+
+
+def test_hard_advice_has_no_logits_to_standardise():
+    with pytest.raises(ValueError, match=r"hard.*conv.*standardise"):
+        LossWeights(1.0, {"conv": Advice(hard=True)}, standardise=True)
+
+
 def test_half_precision_logits_are_computed_in_float32():
     student, teacher = torch.randn(16, 10).bfloat16(), torch.randn(16, 10).bfloat16()
     assert advice_divergence(student, teacher, 2.0) == advice_divergence(student.float(), teacher.float(), 2.0)

@@ -129,6 +129,9 @@ def test_many_classes_are_kept_in_part(tmp_path: Path, tiny_preset: str) -> None
     assert LogitCache(three / "seed-0", {}).read(0)["conv.values"].shape == (24, 3)
     with pytest.raises(UserError, match=r"the 3 largest .* -> the 2 largest"):
         build_cache(run, three)
+    with pytest.raises(UserError, match=r"standardise needs .* all 8 logits, and cache\.top_k=2"):
+        fit(images, tiny_preset, tmp_path / "z", overrides=[*one, "student.standardise=true"], cache=tmp_path / "cache")
+    assert not (tmp_path / "z").exists()
 
 
 # Another run with the same teachers
@@ -138,7 +141,7 @@ def test_another_student_needs_no_teacher(
     finished: Path, tiny_images: Path, tiny_preset: str, cache: Path, tmp_path: Path, silent_teachers: None
 ) -> None:
     other = [*given(finished), "student.model_kwargs={embed_dim: 48, depth: 2}", "student.recipe.batch_size=8"]
-    other += ["augment.smoothing=0.3", "teachers.conv.temperature=3"]
+    other += ["augment.smoothing=0.3", "teachers.conv.temperature=3", "student.standardise=true"]
     before = contents(cache)
     run = fit(tiny_images, tiny_preset, tmp_path / "run", overrides=other, cache=cache)
     assert contents(cache) == before

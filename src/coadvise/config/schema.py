@@ -382,12 +382,15 @@ class StudentConfig(ModelConfig):
     combine: Literal["sum", "mean"] = Field(
         "sum", description="several teachers on one token: one KL term each, or one to their mean"
     )
+    standardise: bool = Field(
+        False, description="the KL terms compare logits of mean 0 and deviation 1 over the classes"
+    )
     start: Annotated[str | Literal[True] | None, BeforeValidator(_start)] = Field(
         None,
         description="weights to start from: true (timm's of the model), a name in timm, a file, a run; null: random",
     )
 
-    _unwritten: ClassVar[frozenset[str]] = frozenset({"start", "label_tokens"})
+    _unwritten: ClassVar[frozenset[str]] = frozenset({"start", "label_tokens", "standardise"})
 
 
 class CacheConfig(_Section):
@@ -467,7 +470,8 @@ class RunConfig(_Section):
             name: Advice(teacher.weight, teacher.temperature, teacher.token or "", teacher.hard)
             for name, teacher in self.teachers.items()
         }
-        return LossWeights(self.student.weight, advice, self.student.combine == "mean", self.student.label_tokens)
+        student = self.student
+        return LossWeights(student.weight, advice, student.combine == "mean", student.label_tokens, student.standardise)
 
     @property
     def tokens(self) -> tuple[str, ...]:

@@ -40,6 +40,15 @@ def advice_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0
     return F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True) * temperature**2
 
 
+def standardised(logits: Tensor) -> Tensor:
+    """Logits [B, K] of mean 0 and deviation 1 over the classes, in float32 or better.
+
+    A student that is advised by them learns how a teacher orders the classes and how far apart it sees them, whatever
+    the scale of its own logits (Sun et al., "Logit Standardization in Knowledge Distillation", 2024).
+    """
+    return F.layer_norm(_wide(logits), logits.shape[-1:])
+
+
 def hard_advice(student: Tensor, teacher: Tensor) -> Tensor:
     """Cross-entropy against the teacher's most likely class (Touvron et al. 2021, Eq. 3). Both are logits [B, K]."""
     return cross_entropy(student, teacher.argmax(-1))
@@ -85,8 +94,10 @@ def co_advise_loss(
         term = cross_entropy(tokens[token], labels, class_weights)
         parts[f"{token} labels"] = term.detach()
         total = total + weights.label * term
+    if weights.standardise:
+        teacher_logits = {name: standardised(logits) for name, logits in teacher_logits.items()}
     for token, names in weights.by_token.items():
-        student = tokens[token]
+        student = standardised(tokens[token]) if weights.standardise else tokens[token]
         for name in names:
             advice = weights.advice[name]
             term = _advice(student, name, teacher_logits[name], advice)

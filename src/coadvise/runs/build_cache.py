@@ -106,6 +106,11 @@ def check_caches(
     check_no_run(folder, f"give it as --reuse to copy its networks, or '{folder / 'cache'}' as the cache")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"'{folder}' is a file; give a folder for the logit cache")
+    if config.student.standardise and not (form := form_of(config, len(dataset.classes))).dense:
+        raise UserError(
+            f"student.standardise needs the mean and deviation of all {form.classes} logits, and "
+            f"cache.top_k={form.top_k} keeps the largest; give cache.top_k={form.classes}, or leave out --cache"
+        )
     for seed in seeds:
         same = fingerprint(config, dataset, {}, seed)
         ignored = {"teachers", "data"} if images_changed else {"teachers"}
