@@ -332,6 +332,19 @@ def test_a_class_that_a_scored_split_lacks_is_a_warning_and_labels_stay(tmp_path
     assert any("warning: val has no image of 'b'" in line for line in source.remarks)
 
 
+def test_a_limit_of_training_images_a_class_keeps_the_same_ones_as_a_larger_limit(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"train/a": 30, "train/b": 3, "train/c": 12, "val/a": 4, "val/b": 4, "val/c": 4})
+    whole = opened(tmp_path)
+    kept = {most: contents(opened(tmp_path, per_class=most).train) for most in (1, 5, 12, 30)}
+    assert [Counter(label for _, label in kept[most]) for most in (1, 5)] == [{0: 1, 1: 1, 2: 1}, {0: 5, 1: 3, 2: 5}]
+    assert set(kept[1]) < set(kept[5]) < set(kept[12]) < set(kept[30])
+    assert kept[30] == contents(whole.train)
+    limited = opened(tmp_path, per_class=5, seed=1)
+    assert kept[5] == sorted(kept[5], key=contents(whole.train).index) != contents(limited.train)
+    assert contents(limited.val) == contents(whole.val)
+    assert limited.note.endswith("at most 5 training images a class")
+
+
 def test_the_depth_of_class_folders(tmp_path: Path) -> None:
     lay_out(tmp_path, {"cats/tabby": 3, "cats/siamese": 3, "dogs/small/pug": 3, "dogs/large": 3})
     top = opened(tmp_path)

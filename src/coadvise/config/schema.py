@@ -106,7 +106,7 @@ class DataConfig(_Section):
 
     _unwritten: ClassVar[frozenset[str]] = frozenset({
         "classes", "exclude", "splits", "depth", "image_column", "label_column", "split_column", "root",
-        "balance", "class_weights", "fit",
+        "balance", "class_weights", "fit", "per_class",
     })  # fmt: skip
     source: str = Field(
         "", description="data folder, a table of paths and labels, hf:NAME, or digits; given on the command line"
@@ -144,6 +144,11 @@ class DataConfig(_Section):
     )
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="share of each class held out where the folder has no split"
+    )
+    per_class: int | None = Field(
+        None,
+        ge=1,
+        description="training images of a class, at most, chosen by the seed; fewer are among the same; null: all",
     )
     workers: int = Field(0, ge=0, description="loader processes, at most one a core; 0 loads in the training process")
     max_unreadable: float = Field(

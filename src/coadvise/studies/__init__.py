@@ -5,6 +5,7 @@ from coadvise.errors import UserError
 from coadvise.studies import (
     attention,
     figure4,
+    gain,
     knowledge,
     table1,
     table2,
@@ -31,6 +32,7 @@ STUDIES: dict[str, Study] = {
     "figure4": figure4.STUDY,
     "knowledge": knowledge.STUDY,
     "attention": attention.STUDY,
+    "gain": gain.STUDY,
 }
 
 

@@ -59,6 +59,8 @@ ABOVE_TEACHER = Column(
     "above_teacher",
     note="Top-1 above the teacher's: if it falls as teachers get better, students gain less than they do.",
 )
+GAIN = Column("gain", "gain by advice", "gain", unit="", note="Gain: points above the student alone, the row before.")
+LEAD = Column("lead", "the better teacher's lead", "lead", unit="", note="Lead: its points above that student alone.")
 PARAMETERS = Column(
     "parameters",
     "parameters, M",

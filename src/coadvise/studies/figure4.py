@@ -36,6 +36,13 @@ def name(teacher: str, length: str) -> str:
     return f"{TEACHERS[teacher].paper}, {length}"
 
 
+def point(row: str) -> tuple[str, str]:
+    """The series of a row in the figure, its kind of teacher, and its label: size and share of the epochs."""
+    network, _, how = row.partition(", ")
+    kind, _, size = network.partition("-")
+    return kind, f"{size}, {how.split()[0]}"
+
+
 def of_kind(kind: str) -> list[str]:
     teacher, other = KINDS[kind]
     return [*(name(teacher, length) for length in LENGTHS), name(other, "all its epochs")]
@@ -76,5 +83,5 @@ STUDY = Study(
         ),
     ],
     [TEACHER_TOP1, TOP1, ABOVE_TEACHER],
-    Figure(TEACHER_TOP1.name, TOP1.name),
+    Figure(TEACHER_TOP1.name, TOP1.name, point),
 )

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from coadvise.evaluation.speed import images_per_second
 from coadvise.evaluation.verdict import ByImage
 from coadvise.models.network import Network, build_network, load_network, on_meta
 from coadvise.runs.evaluate import evaluate_run
-from coadvise.runs.plan import Part
+from coadvise.runs.plan import ADVISED, ALONE, Part
 from coadvise.runs.run import CONFIG, trained_parts, with_resolved_source, written_pictures
 from coadvise.storage import MANIFEST, WEIGHTS, write_text
 from coadvise.studies.columns import CORRUPTION_ERROR, IMAGES, SEVERITIES, SPEED_BATCH, SPEED_SIZE, Column
@@ -188,6 +189,30 @@ def _images_per_second(rows: Sequence[Finished], context: Context) -> list[dict[
     return [{0: speeds[row.network]} for row in rows]
 
 
+def over_alone(figure: Callable[[Finished, Part], ByImage]) -> Measure:
+    """A measure of advised students by what the student alone of the same seed, in the row before, is right about."""
+
+    def measured(rows: Sequence[Finished], context: Context) -> list[dict[int, Value]]:
+        found: list[dict[int, Value]] = []
+        for before, row in pairwise([Finished(Path(), (), "", Path()), *rows]):
+            alone = {part.seed: part for part in before.parts if part.role == ALONE}
+            advised = [part for part in row.parts if part.role == ADVISED and part.seed in alone]
+            found.append(
+                {
+                    p.seed: figure(row, p).astype(float) - _hits(before, alone[p.seed].name, before.answer)
+                    for p in advised
+                }
+            )
+        return found
+
+    return measured
+
+
+def _better_teachers_hits(row: Finished, part: Part) -> ByImage:
+    hits = [_hits(row, name, "class") for name in trained_parts(row.run) if name.startswith(TEACHERS)]
+    return max(hits, key=np.mean)
+
+
 def _not_measured(rows: Sequence[Finished], context: Context) -> list[dict[int, Value]]:
     return [{} for _ in rows]
 
@@ -234,6 +259,8 @@ MEASURES: dict[str, Measure] = {
     "top1": of_each(_top1),
     "teacher_top1": of_first(_teachers_hits),
     "above_teacher": of_each(_above_teacher),
+    "gain": over_alone(lambda row, part: _hits(row, part.name, row.answer)),
+    "lead": over_alone(_better_teachers_hits),
     "kl": of_each(_kl),
     "same_answer": _same_answer,
     "overlap": of_each(_overlap),

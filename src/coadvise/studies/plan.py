@@ -9,13 +9,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from coadvise.advice import AVERAGE, CLASS
 from coadvise.config.reading import deciding_values, with_cache, with_changes
 from coadvise.config.schema import ModelConfig, RunConfig, TeacherConfig, names_model
-from coadvise.data.sources import resolved, short_name
+from coadvise.data.sources import resolved, short_name, source_of
 from coadvise.errors import UserError
 from coadvise.runs.canonical import NO_STUDENT, canonical_config, strip_advice
 from coadvise.runs.options import StudyOptions
@@ -111,6 +114,19 @@ class _Planner:
     def only_counted(self, row: Row) -> bool:
         return row.role == COUNTED or (row.paper_only and self.options.networks != "paper")
 
+    @cached_property
+    def largest_class(self) -> int:
+        """Its number of training images."""
+        data = self.base.data.model_copy(update={"per_class": None})
+        labels = source_of(self.base.model_copy(update={"data": data})).train.labels
+        return int(np.bincount(labels).max())
+
+    def with_useful_limit(self, config: RunConfig) -> RunConfig:
+        """The same images without a limit that leaves out none of them, so that rows of all images are one."""
+        if config.data.per_class is None or config.data.per_class < self.largest_class:
+            return config
+        return config.model_copy(update={"data": config.data.model_copy(update={"per_class": None})})
+
     def stand_ins(self, row: Row, study: Study) -> dict[str, str]:
         """What is trained for a row in place of the paper's networks."""
         if self.options.networks == "paper" or self.only_counted(row):
@@ -146,11 +162,11 @@ class _Planner:
                 return []
             teacher = TeacherConfig(model=model).model_copy(update=weights)
             return [self.teacher_run(model, self.base.model_copy(update={"teachers": {model: teacher}}))]
-        config = row_config(row, self.base, self.paper(row, study))
+        config = self.with_useful_limit(row_config(row, self.base, self.paper(row, study)))
         given_weights = {
             name: teacher.model_copy(update=self.weights_of(teacher.model))
             for name, teacher in config.teachers.items()
-            if teacher.trained_here and not teacher.model_kwargs and study.figure is None  # a figure varies training
+            if teacher.trained_here and not teacher.model_kwargs and study.figure is None  # they vary training
         }
         config = config.model_copy(update={"teachers": {**config.teachers, **given_weights}})
         if row.role == TEACHER:

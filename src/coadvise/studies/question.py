@@ -32,7 +32,7 @@ class Row:
     """One line of a study's table.
 
     Attributes:
-        name: as the paper's table has it; a figure shows what follows the last comma.
+        name: as the paper's table has it.
         teachers: keys of `networks.TEACHERS`.
         changes: to the configuration with these teachers, or a function that derives them from it.
         role: what is scored: the student co-advised or alone, the one teacher in `teachers`, or a network that is only
@@ -123,10 +123,16 @@ def negated(rows: Callable[[Means], Weights]) -> Callable[[Means], Weights]:
 
 @dataclass(frozen=True)
 class Figure:
-    """Rows as points: one column against another; a series is what the rows' names share before the last comma."""
+    """Rows as points, one column against another.
+
+    Attributes:
+        x, y: names of columns.
+        point: from a row's name, its series and its label.
+    """
 
     x: str
     y: str
+    point: Callable[[str], tuple[str, str]]
 
 
 @dataclass(frozen=True)

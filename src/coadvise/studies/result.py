@@ -231,7 +231,7 @@ def _line(cells: list[str]) -> str:
 
 
 def draw(study: Study, result: Mapping[str, Any]) -> str:
-    """The study's figure, an SVG file's text: a point for each row, a series a kind of teacher."""
+    """The study's figure, an SVG file's text: a point for each row that has both figures."""
     assert study.figure is not None
     across, up = (next(c for c in study.columns if c.name == name) for name in (study.figure.x, study.figure.y))
     series: dict[str, list[Point]] = {}
@@ -239,10 +239,7 @@ def draw(study: Study, result: Mapping[str, Any]) -> str:
         x, y = row["figures"][across.name], row["figures"][up.name]
         if x["mean"] is None or y["mean"] is None:  # not trained yet
             continue
-        network, _, how = row["name"].partition(", ")
+        kind, label = study.figure.point(row["name"])
         spread = None if y["spread"] is None else up.scale * y["spread"]
-        label = f"{network.rpartition('-')[2]}, {how.split()[0]}"
-        series.setdefault(network.partition("-")[0], []).append(
-            Point(across.scale * x["mean"], up.scale * y["mean"], label, spread)
-        )
+        series.setdefault(kind, []).append(Point(across.scale * x["mean"], up.scale * y["mean"], label, spread))
     return scatter(series, study.title, f"{across.heading}{across.unit}", f"{up.heading}{up.unit}")

@@ -98,11 +98,11 @@ def estimate_study(options: StudyOptions, say: Callable[[str], None], tell: Call
     dataset = scan(source_of(config), config.data.image_size, config.in_memory, fit=config.data.fit)
     for line in describe(dataset):
         say(line)
-    total = 0.0
+    total, datasets = 0.0, _datasets(plan, presized=False)
     with Engine(config.engine) as engine:
         jobs = _jobs(plan, engine, options)
         for run in plan.runs.values():
-            for part, seconds in estimate(replace(run, jobs=jobs), dataset, engine):
+            for part, seconds in estimate(replace(run, jobs=jobs), datasets[run.folder], engine):
                 tell(f"{part.title}: {plan.title_of(run)}", seconds)
                 total += seconds
     return Forecast(total / jobs, jobs)
@@ -124,16 +124,13 @@ def _planned(options: StudyOptions) -> tuple[RunConfig, Study, StudyPlan]:
 
 
 def _train(plan: StudyPlan, engine: Engine, jobs: int, listener: Listener) -> None:
-    """Makes all runs, those of teachers first: several runs at a time, or several networks of one run."""
+    """Makes all runs, each after its teachers: several runs at a time, or several networks of one run."""
     names = {run.folder: plan.title_of(run) for run in plan.runs.values()}
-    runs = sorted(plan.runs.values(), key=lambda run: any(part.role != TEACHER for part in run.parts))
-    runs = [replace(run, introduce=number == 0) for number, run in enumerate(runs)]  # all have the same images
-    config = runs[0].config
-    dataset = scan(
-        source_of(config), config.data.image_size, config.in_memory, config.data.presize, fit=config.data.fit
-    )
-    outdated = {run.folder for run in runs if check_images(run.folder, dataset, run.allow_changes)}
-    _check_given(runs, dataset, engine)
+    datasets = _datasets(plan)
+    introduced = {id(dataset): folder for folder, dataset in reversed(datasets.items())}  # by the first of its runs
+    runs = [replace(run, introduce=run.folder in introduced.values()) for run in plan.runs.values()]
+    outdated = {run.folder for run in runs if check_images(run.folder, datasets[run.folder], run.allow_changes)}
+    _check_given(runs, datasets, engine)
     missing = [run for run in runs if run.folder in outdated or not all(is_done(run.folder, p) for p in run.parts)]
     together = missing[: len(missing) - _one_by_one([_students_missing(run) for run in missing], jobs)]
     if jobs > 1 and len(together) > 1:
@@ -145,7 +142,26 @@ def _train(plan: StudyPlan, engine: Engine, jobs: int, listener: Listener) -> No
         _make(run, names[run.folder], engine, listener)
 
 
-def _check_given(runs: Sequence[RunPlan], dataset: Dataset, engine: Engine) -> None:
+def _datasets(plan: StudyPlan, presized: bool = True) -> dict[Path, Dataset]:
+    """The images of each run; runs of the same images share them.
+
+    Args:
+        presized: with the presized images that a run keeps.
+    """
+    scanned: dict[str, Dataset] = {}
+    found = {}
+    for folder, run in plan.runs.items():
+        config = run.config
+        which = f"{config.data.model_dump_json()} {config.in_memory}"
+        if which not in scanned:
+            data = config.data
+            presize = data.presize if presized else 0
+            scanned[which] = scan(source_of(config), data.image_size, config.in_memory, presize, fit=data.fit)
+        found[folder] = scanned[which]
+    return found
+
+
+def _check_given(runs: Sequence[RunPlan], datasets: Mapping[Path, Dataset], engine: Engine) -> None:
     """Raises UserError, before any training, for given weights that cannot be loaded or are of other classes."""
     here = {run.folder for run in runs}
     for run in runs:
@@ -153,7 +169,7 @@ def _check_given(runs: Sequence[RunPlan], dataset: Dataset, engine: Engine) -> N
             teacher = run.config.teachers[part.teacher]
             made_here = Path(str(teacher.start)).parent.parent in here
             if not teacher.trained_here and not made_here:
-                check_part(part, run.folder, run.config, dataset, engine)
+                check_part(part, run.folder, run.config, datasets[run.folder], engine)
 
 
 def _students_missing(run: RunPlan) -> int:

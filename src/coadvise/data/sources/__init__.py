@@ -16,6 +16,7 @@ from coadvise.data.sources.split import (
     chosen_classes,
     classes_of,
     few,
+    few_a_class,
     known_classes,
     relabelled,
     used_classes,
@@ -83,7 +84,13 @@ def open_source(data: str | Path, how: DataConfig | None = None, seed: int = 0) 
             said = str(error)
             raise UserError("; ".join([said, *(line for line in unused if " table" not in said)])) from None
         source = replace(source, remarks=(*source.remarks, *unused))
-    return replace(source, note=f"{source.note}; {len(how.classes)} chosen classes") if how.classes else source
+    if how.classes:
+        source = replace(source, note=f"{source.note}; {len(how.classes)} chosen classes")
+    if how.per_class is not None:
+        rows = few_a_class(source.train.labels, how.per_class, seed)
+        note = f"{source.note}; at most {how.per_class} training images a class"
+        source = replace(source, train=source.train.subset(rows), note=note)
+    return source
 
 
 def evaluation_split(data: str | Path, classes: Sequence[str], how: DataConfig | None = None) -> Split:

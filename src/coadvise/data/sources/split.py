@@ -73,6 +73,15 @@ def evenly(count: int, most: int | None) -> list[int]:
     return np.linspace(0, count, few, endpoint=False).astype(int).tolist()
 
 
+def few_a_class(labels: Labels, most: int, seed: int) -> Labels:
+    """The rows of at most `most` pictures of each class, in their order; those of a smaller number are among them."""
+    order = draws.permutation(seed, draws.FEW, 0, len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(by_class[rank < most])
+
+
 def key(about: bytes) -> bytes:
     """A hash of 8 bytes: among a million pictures, two have the same by a chance of one in ten million."""
     return hashlib.blake2b(about, digest_size=8).digest()
