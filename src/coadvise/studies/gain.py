@@ -42,23 +42,23 @@ def point(row: str) -> tuple[str, str]:
     return length, pictures
 
 
-CASES = list(product(LENGTHS, PICTURES))
+CASES = list(product(PICTURES, LENGTHS))
 
 STUDY = Study(
     "Beyond the paper: when does advice help, over pictures, epochs and the teachers' lead",
     "",
     [
         Row(name(pictures, length, role), BOTH, changes(PICTURES[pictures], LENGTHS[length]), role)
-        for length, pictures in CASES
+        for pictures, length in CASES
         for role in (ALONE, ADVISED)
     ],
     [
         Claim(
             f"advice helps with {pictures}, {length}",
-            "1",
+            "",
             over(name(pictures, length, ADVISED), name(pictures, length, ALONE)),
         )
-        for length, pictures in CASES
+        for pictures, length in CASES
     ],
     [TOP1, GAIN, LEAD],
     Figure(LEAD.name, GAIN.name, point),

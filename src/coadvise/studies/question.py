@@ -66,7 +66,7 @@ class Claim:
 
     Attributes:
         text: the sentence, in our words.
-        section: where the paper says it.
+        section: where the paper says it; "" if it does not.
         rows: the weights of the rows, or a function that chooses them by the figures found.
         column: a column's name.
         kind: the weighted sum is above zero, near zero (within `SIMILAR`), or not zero.
@@ -169,6 +169,16 @@ class Study:
         assert self.figure is None or {self.figure.x, self.figure.y} <= set(columns)
         assert [row.beyond for row in self.rows] == sorted(row.beyond for row in self.rows)
 
+    @property
+    def of_the_paper(self) -> bool:
+        """Whether the paper makes claims about these rows."""
+        return any(claim.section for claim in self.claims)
+
+    @property
+    def judged(self) -> str:
+        """What the claims are called."""
+        return "The paper's claims" if self.of_the_paper else "What is judged"
+
     def of_paper(self) -> "Study":
         """The paper's rows alone."""
         return replace(self, rows=[row for row in self.rows if not row.beyond])
@@ -186,10 +196,12 @@ class Study:
         told = [column for column in self.columns if any(column.name in row.paper for row in self.rows)]
         width = max(len(row.name) for row in self.rows)
         yield self.title
-        yield f"The paper's figures ({self.paper_data}):" if told else "The paper gives no figures as text."
+        if self.of_the_paper:
+            yield f"The paper's figures ({self.paper_data}):" if told else "The paper gives no figures as text."
         yield ""
         heads = [f"{column.heading}{column.unit}" for column in told]
-        yield "  ".join([" " * width, *heads]).rstrip()
+        if told:
+            yield "  ".join([" " * width, *heads])
         marked = False
         for row in self.rows:
             if row.beyond and not marked:
@@ -201,7 +213,7 @@ class Study:
             ]
             yield "  ".join([row.name.ljust(width), *cells]).rstrip()
         yield ""
-        yield "The paper's claims, by section:"
+        yield f"{self.judged}, by section:" if self.of_the_paper else f"{self.judged}:"
         for claim in self.claims:
             yield f"  {claim.section:14} {claim.text}"
 

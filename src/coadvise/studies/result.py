@@ -186,9 +186,10 @@ def markdown(result: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield from notes
     if result["claims"]:
+        of_whom = "the paper's claim" if any(claim["section"] for claim in result["claims"]) else "what is judged"
         yield ""
         yield from _table_head(
-            ["the paper's claim", "section", "column", "here", "difference, 95 % over images", "over seeds", "paper"]
+            [of_whom, "section", "column", "here", "difference, 95 % over images", "over seeds", "paper"]
         )
     for claim in result["claims"]:
         column = columns[claim["column"]]
