@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 from tiny import contents, records
 
-from coadvise import build_cache, fit
+from coadvise import UserError, build_cache, fit
 from coadvise.distill.logit_cache import LogitCache
 
 PHOTOS = Path(__file__).parents[1] / "photos"
@@ -25,6 +26,8 @@ def test_a_run_is_the_same_wherever_its_views_are_made(tiny_preset: str, tmp_pat
     ]
     assert len(weights[0]) == 3
     assert weights[0] == weights[1]
+    with pytest.raises(UserError, match=r"it differs in data\.views"):
+        fit(PHOTOS, tiny_preset, tmp_path / "device", overrides=[*VIEWS, "data.views=cpu"])
     losses = [[record["losses"] for record in records(run, "train")] for run in runs.values()]
     assert losses[0] == losses[1]
     caches = [LogitCache(build_cache(run, tmp_path / f"cache-{name}") / "seed-0", {}) for name, run in runs.items()]

@@ -187,10 +187,8 @@ def _grey(images: Tensor) -> Tensor:
 def _smooth(images: Tensor) -> Tensor:
     """Pillow's `ImageFilter.SMOOTH`; the outermost pixels stay."""
     smooth = images.float()
-    if min(images.shape[-2:]) > 2:
-        around = F.avg_pool2d(smooth, 3, 1, divisor_override=1)  # sums, so exact
-        middle = smooth[..., 1:-1, 1:-1]
-        smooth[..., 1:-1, 1:-1] = ((around + 4 * middle) / 13 + 0.5).floor()
+    around = F.avg_pool2d(smooth, 3, 1, divisor_override=1)  # sums, so exact
+    smooth[..., 1:-1, 1:-1] = ((around + 4 * smooth[..., 1:-1, 1:-1]) / 13 + 0.5).floor()
     return smooth
 
 
