@@ -170,8 +170,8 @@ class Pipeline:
 def resized(region: Tensor, size: tuple[int, int]) -> Image.Image:
     """A region [3, H, W] uint8 as an image of that width and height."""
     region = region[None].contiguous(memory_format=torch.channels_last)  # resizes fastest with the channels together
-    resized = F.interpolate(region, size[::-1], mode="bicubic", antialias=True)[0]
-    return Image.fromarray(resized.permute(1, 2, 0).contiguous().numpy())
+    whole = F.interpolate(region, size[::-1], mode="bicubic", antialias=True)[0]
+    return Image.fromarray(whole.permute(1, 2, 0).contiguous().numpy())
 
 
 def allow_no_bits(transform: Any) -> None:
