@@ -38,7 +38,7 @@ for precision in bfloat16 float32; do
     bench step "$precision"
     bench cache "$precision"
 done
-bench loader float32 # its views are float32 whatever the precision
+bench loader float32 # views of the CPU and of the device, which are float32 whatever the precision
 bench checkpoint float32
 bench startup float32
 for name in student step; do # compiling takes longest

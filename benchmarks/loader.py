@@ -10,8 +10,14 @@ its defaults. Both sides normalise, keep freed memory, and have timm's posterize
     32 pixels    views as in the preset small-images without mixing (shift, flip, colours) of decoded 32-pixel images;
                  the peer's are torchvision's RandomCrop, RandomHorizontalFlip and ColorJitter in timm's loader
 
+With a CUDA device also, of presized images,
+
+    on the device       views that one process gathers and the device makes (data.views=device)
+    the device's part   the same without gathering, which several loader processes do at the same time
+
 The floor is the work that no such view can avoid: decode a file, resize a random crop to 224 pixels (bytes, by
-torchvision), convert to floats; for a presized image the last two, for 32 pixels the last.
+torchvision), convert to floats; for a presized image the last two, for 32 pixels the last, for the device's part the
+copy of the bytes and the last.
 """
 
 import tempfile
@@ -105,8 +111,23 @@ def crops(images: Callable[[], Iterable[np.ndarray[Any, Any]]]) -> Callable[[], 
     return call
 
 
-def large(folder: Path, batch_size: int, repeats: int) -> tuple[list[Row], str]:
-    """Photographs on disk. Always on the CPU, which decodes them."""
+def on_device(presized: ScannedSplit, augment: AugmentConfig, batch_size: int, setting: Setting) -> dict[str, Any]:
+    """Calls that make all views of presized images on the setting's device, its part of that, and the floor of it."""
+    views = Views(presized, augment, CLASSES, 224, seed=0, on_device=True).on(setting.device)
+    places = np.arange(len(views)).reshape(-1, batch_size)
+    gathered = [views.gathered((0, some)) for some in places]
+    gathered = [one.pin_memory() for one in gathered] if setting.device.type == "cuda" else gathered
+    return {
+        "on the device": one_epoch(views, batch_size),
+        "the device's part": lambda: [views.finished(one) for one in gathered],
+        "floor of the device's part": lambda: [
+            one.singles.pixels.to(setting.device, non_blocking=True).float() for one in gathered
+        ],
+    }
+
+
+def large(folder: Path, batch_size: int, setting: Setting) -> tuple[list[Row], str]:
+    """Photographs on disk. The CPU decodes them; with a CUDA device that also makes views of presized ones."""
     count, presize = BATCHES * batch_size, load_config("photos").data.presize
     source, augment = photographs(folder / "photographs", count), AugmentConfig(kind="deit", erase=0.25)
     files = sorted(folder.glob("photographs/train/*/*.jpg"))
@@ -126,13 +147,22 @@ def large(folder: Path, batch_size: int, repeats: int) -> tuple[list[Row], str]:
         "floor of files": crops(lambda: (np.array(Image.open(path)) for path in files)),
         "floor of presized": crops(lambda: (np.array(store[row]) for row in range(count))),
     }
-    speed = {name: count / seconds for name, seconds in interleaved(calls, repeats, lambda: None).items()}
+    if setting.device.type == "cuda":
+        calls |= on_device(presized, augment, batch_size, setting)
+    speed = {
+        name: count / seconds for name, seconds in interleaved(calls, setting.repeats, setting.synchronise).items()
+    }
     note = (
         f"the store of {presize} pixels: {store.path.stat().st_size / count / 1e3:.0f} kB per image, made at "
         f"{count / making:.0f} images/s (all cores), opened and checked again at {count / opening:.0f} images/s"
     )
-    goals = {"files": 0.0, "presized": GOAL}
-    return [Row(n, "images/s", speed[n], speed["timm"], speed[f"floor of {n}"], goals[n]) for n in goals], note
+    goals = {"files": 0.0, "presized": GOAL, "on the device": 0.0, "the device's part": 0.0}
+    rows = [
+        Row(name, "images/s", speed[name], speed["timm"], speed.get(f"floor of {name}"), goal)
+        for name, goal in goals.items()
+        if name in speed
+    ]
+    return rows, note
 
 
 def small(setting: Setting, batch_size: int) -> Row:
@@ -170,7 +200,7 @@ def run(setting: Setting) -> Table:
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            rows, note = large(Path(folder), batch_size, setting.repeats)
+            rows, note = large(Path(folder), batch_size, setting)
             rows.append(small(setting, batch_size))
             about = {**machine(setting), "batch": batch_size, "workers": 0, "layout": "contiguous"}
     finally:

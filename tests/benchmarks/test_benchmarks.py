@@ -5,13 +5,18 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
-from benchmarks import NAMES, decode, deploy, export, involution, scan, startup
+from benchmarks import NAMES, decode, deploy, export, involution, loader, scan, startup
 from benchmarks.table import Row, Setting, Table, in_turns
 from tiny import records
 
+from coadvise.config.schema import AugmentConfig
+from coadvise.data.scan import presized_split
+from coadvise.data.sources import open_source
+from coadvise.data.views import Views
 from coadvise.studies import STUDIES
 from coadvise.studies.networks import PAPER_MODELS
 
@@ -67,6 +72,17 @@ def test_a_failing_run_ends_the_others(names: str, steps: int) -> None:
     runs = {name: broken if name == "b" else endless for name in names}
     with pytest.raises(ValueError, match="broken"):
         in_turns(runs, turn=1, skip=1, synchronise=lambda: None)
+
+
+def test_what_is_timed_on_a_device_are_views(tmp_path: Path) -> None:
+    source, augment = open_source(Path(__file__).parents[1] / "photos"), AugmentConfig(kind="deit", erase=0.25)
+    photos = presized_split(source, "val", 64, tmp_path, lambda text: None)
+    calls = loader.on_device(photos, augment, 6, CPU)
+    made = calls["the device's part"]()
+    assert [batch.images.shape for batch in made] == [(6, 3, 224, 224)] * 2
+    usual = Views(photos, augment, loader.CLASSES, 224, seed=0)[0, np.arange(6)]
+    assert (made[0].images - usual.images).abs().mean() < 0.001
+    assert all(values.dtype == torch.float32 for values in calls["floor of the device's part"]())
 
 
 @pytest.mark.parametrize("name", NAMES)

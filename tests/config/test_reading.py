@@ -108,6 +108,8 @@ def test_what_would_train_nothing_or_the_wrong_way_is_refused(override: str) -> 
     with pytest.raises(UserError, match="'data': presize must" if "presize" in key else f"'{key}' is "):
         load_config("digits", ["data.image_size=16", override])
     assert load_config("digits", ["data.image_size=16", "data.presize=16"]).data.presize == 16
+    with pytest.raises(UserError, match="views=device needs presized images; give presize too"):
+        load_config("digits", ["data.views=device"])
 
 
 def test_an_image_size_is_a_square_or_a_pair() -> None:

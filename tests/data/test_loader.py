@@ -64,12 +64,18 @@ def test_a_whole_epoch_leaves_nothing_out(images: int, batch_size: int, epoch: i
     assert same(joined(parts), views[epoch, np.arange(images)])
 
 
-@pytest.mark.parametrize(("kind", "presize"), [("light", 0), ("deit", 0), ("deit", 16)])
-def test_worker_processes_change_nothing(image_folder: Path, kind: str, presize: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "presize", "on_device"), [("light", 0, False), ("deit", 0, False), ("deit", 16, False), ("deit", 16, True)]
+)
+def test_worker_processes_change_nothing(image_folder: Path, kind: str, presize: int, on_device: bool) -> None:
     split = scan(open_source(image_folder), 16, in_memory=kind == "light", presize=presize).train
     augment = AugmentConfig(kind=kind, erase=0.3, mixup=0.8, cutmix=1.0)
     alone, two = (
-        list(TrainingLoader(Views(split, augment, 3, 16, 0), 12, accumulate=2, workers=workers).steps(1, 5))
+        list(
+            TrainingLoader(
+                Views(split, augment, 3, 16, 0, on_device=on_device), 12, accumulate=2, workers=workers
+            ).steps(1, 5)
+        )
         for workers in (0, 2)
     )
     assert len(alone) == len(two) == 4

@@ -229,6 +229,8 @@ def test_the_fingerprint_has_all_that_the_numbers_depend_on(
     assert differing(taken()) == []
     data = config.data.model_copy(update={"presize": 32})
     assert differing(taken(config.model_copy(update={"data": data}))) == ["views.presize"]
+    there = config.data.model_copy(update={"views": "device"})
+    assert differing(taken(config.model_copy(update={"data": there}))) == ["views.on_device"]
     assert differing(taken(seed=1)) == ["views.seed"]
     sized = config.data.model_copy(update={"image_size": (16, 24)})
     assert differing(taken(config.model_copy(update={"data": sized}))) == ["views.image_size"]

@@ -106,7 +106,7 @@ class DataConfig(_Section):
 
     _unwritten: ClassVar[frozenset[str]] = frozenset({
         "classes", "exclude", "splits", "depth", "image_column", "label_column", "split_column", "root",
-        "balance", "class_weights", "fit", "per_class",
+        "balance", "class_weights", "fit", "per_class", "views",
     })  # fmt: skip
     source: str = Field(
         "", description="data folder, a table of paths and labels, hf:NAME, or digits; given on the command line"
@@ -159,6 +159,11 @@ class DataConfig(_Section):
         ge=0,
         description="deit only; shorter side, pixels, of the decoded training images kept on disk; 0 keeps none",
     )
+    views: Literal["auto", "cpu", "device"] = Field(
+        "cpu",
+        description="deit only; where views of presized images are made: cpu, one at a time in loader processes; "
+        "device, in batches where the networks are; auto: device if that is a CUDA device",
+    )
 
     def elsewhere(self) -> "DataConfig":
         """The same classes and columns in other data, which may have other splits."""
@@ -171,6 +176,12 @@ class DataConfig(_Section):
             raise ValueError(
                 f"presize must be 0, or at least {side}the image_size of {size_text(self.image_size)} pixels"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _bytes_for_the_device(self) -> "DataConfig":
+        if self.views == "device" and not self.presize:
+            raise ValueError("views=device needs presized images; give presize too, such as 288, or views=auto")
         return self
 
 

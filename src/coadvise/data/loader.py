@@ -1,6 +1,7 @@
 """Batches in order: training views from any step on, and the images to score."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 from coadvise.config.schema import ImageSize
 from coadvise.data.images import Pixels, UnreadableImageError
 from coadvise.data.scanned import ScannedSplit
-from coadvise.data.views import Batch, Request, Views
+from coadvise.data.views import Batch, Gathered, Request, Views
 from coadvise.data.workers import mark_reading, worker_batches
 from coadvise.errors import UserError
 
@@ -43,11 +44,8 @@ class TrainingLoader:
 
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
         """The micro-batches of steps first..last-1, `accumulate` a step, whichever steps ran here before."""
-        workers, pin = _loader_options(self.views, self.workers, self.pin)
-        batches = worker_batches(
-            self.views, workers, self.views.split.name, sampler=_Requests(self, first, last),
-            pin_memory=pin, prefetch_factor=4 if workers else None,
-        )  # fmt: skip
+        ahead = 4 if self.workers and self.views.uses_workers else None
+        batches = _batches(self.views, self.workers, self.pin, _Requests(self, first, last), prefetch_factor=ahead)
         for _ in range(first, last):
             yield [next(batches) for _ in range(self.accumulate)]
 
@@ -91,13 +89,28 @@ def epoch_batches(views: Views, epoch: int, batch_size: int, workers: int = 0, p
     positions = np.arange(len(views))
     starts = range(0, len(views), batch_size)
     requests = [views.request(epoch, positions[start : start + batch_size]) for start in starts]
-    workers, pin = _loader_options(views, workers, pin)
-    return worker_batches(views, workers, views.split.name, sampler=requests, pin_memory=pin)
+    return _batches(views, workers, pin, requests)
 
 
-def _loader_options(views: Views, workers: int, pin: bool) -> tuple[int, bool]:
-    """Workers and pinning for these views, which need neither if they are made on a device."""
-    return (workers, pin) if views.device.type == "cpu" else (0, False)
+def _batches(views: Views, workers: int, pin: bool, requests: Iterable[Request], **options: Any) -> Iterator[Batch]:
+    """The batches of some requests. Loader processes and pinning are of no use to views of images on a device."""
+    workers, pin = (workers, pin) if views.uses_workers else (0, False)
+    source = _Gathering(views) if views.made_apart else views
+    for made in worker_batches(source, workers, views.split.name, sampler=requests, pin_memory=pin, **options):
+        yield views.finished(made) if views.made_apart else made
+
+
+class _Gathering(Dataset[Gathered]):
+    """What loader processes do where a device makes the views."""
+
+    def __init__(self, views: Views) -> None:
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, request: Request) -> Gathered:
+        return self.views.gathered(request)
 
 
 class _StillImages(Dataset[Tensor]):

@@ -10,7 +10,9 @@ from coadvise import torchvision_guard  # noqa: F401  # isort: skip  (before any
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from copy import deepcopy
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp, AugMixAugment, AutoAugment, RandAugment, posterize
 from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpolation
 from torch import Tensor
+from torchvision.transforms import Compose, RandomHorizontalFlip
 from torchvision.transforms.functional import pil_to_tensor
 
 from coadvise.config.schema import AugmentConfig, Fit, ImageSize, sides
@@ -29,11 +32,33 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # DeiT fills with it what a shift or rota
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+Operation = tuple[str, float]  # of RandAugment: the name of timm's function, and its argument, 0 where it has none
+
+
+class Drawn(NamedTuple):
+    """What is drawn for a view.
+
+    Attributes:
+        region: [H, W, 3], what the view shows of the image, to be resized.
+        box: where that comes to lie in the view: top, left, height, width. Beside it is `PADDING`.
+        mirrored: left and right, afterwards.
+        operations: what is done to it then, in this order.
+    """
+
+    region: Pixels
+    box: tuple[int, int, int, int]
+    mirrored: bool
+    operations: tuple[Operation, ...]
+
+
 class Pipeline:
     """Views of images of any size.
 
     With `crop` a random region's shape varies around the network's, with `pad` and `stretch` around the picture's own;
     the region is then resized, and padded, as the picture is for scoring.
+
+    Attributes:
+        operations: those that views may be changed by, as timm's functions are called; AugMix is one.
     """
 
     def __init__(self, augment: AugmentConfig, image_size: ImageSize, fit: Fit = "crop") -> None:
@@ -46,6 +71,10 @@ class Pipeline:
         )  # fmt: skip
         allow_no_bits(whole)
         self._crop, *self._rest, to_tensor = whole.transforms
+        self._recorders = [_recorder(transform) for transform in self._rest]
+        self.operations = frozenset(map(_name, _operations(whole)))
+        if any(isinstance(transform, AugMixAugment) for transform in self._rest):
+            self.operations |= {"augmix"}
         assert isinstance(self._crop, RandomResizedCropAndInterpolation), "timm's pipeline no longer begins with it"
         assert isinstance(to_tensor, MaybePILToTensor), "timm's pipeline no longer ends with it"
 
@@ -63,6 +92,11 @@ class Pipeline:
                 view = torch.from_numpy(self._view(image, seed)).permute(2, 0, 1)
                 row.copy_(view.contiguous()).div_(255)  # one after the other, while it is in the processor's cache
         return out
+
+    def drawn(self, images: Iterable[tuple[Pixels, int]]) -> list[Drawn]:
+        """What `views` draws for images [H, W, 3] from their seeds, and the region that each view shows."""
+        with _global_generators_restored():
+            return [self._drawn(image, seed) for image, seed in images]
 
     def need(self, seed: int) -> Need:
         """What a view needs of a picture: so many pixels that its region is not enlarged more than it has to be."""
@@ -91,22 +125,34 @@ class Pipeline:
         top, left, down, across = self._crop.get_params(blank, self._crop.scale, (low * aspect, high * aspect))
         return top, left, down, across
 
+    def _drawn(self, image: Pixels, seed: int) -> Drawn:
+        _seed_global_generators(seed)
+        size = (image.shape[1], image.shape[0])
+        top, left, height, width = self._region(*size)
+        wide, tall = self._inner(*size)
+        box = ((self.height - tall) // 2, (self.width - wide) // 2, tall, wide)
+        mirrored, operations = False, tuple[Operation, ...]()
+        for transform in self._recorders:
+            if isinstance(transform, RandomHorizontalFlip):
+                mirrored = bool(transform(torch.tensor([[0, 1]]))[0, 0])
+            else:
+                operations = transform(operations)
+        return Drawn(image[top : top + height, left : left + width], box, mirrored, operations)
+
     def _view(self, image: DecodedImage | Image.Image | Pixels, seed: int) -> Pixels:
         """[H, W, 3]."""
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)
+        _seed_global_generators(seed)
         if isinstance(image, np.ndarray):
             size = (image.shape[1], image.shape[0])
             top, left, height, width = self._region(*size)
             region = torch.from_numpy(image[top : top + height, left : left + width]).permute(2, 0, 1)
-            result: Any = _resized(region, self._inner(*size))
+            result: Any = resized(region, self._inner(*size))
         else:
             picture, size = (image.image, image.size) if isinstance(image, DecodedImage) else (image, image.size)
             top, left, height, width = self._region(*size)
             box = (left, top, left + width, top + height)
             if picture.size == size:
-                result = _resized(pil_to_tensor(picture.crop(box)), self._inner(*size))
+                result = resized(pil_to_tensor(picture.crop(box)), self._inner(*size))
             else:  # reduced, so that the region's edges lie between pixels, which only Pillow allows
                 across, down = picture.width / size[0], picture.height / size[1]
                 right, bottom = min(box[2] * across, picture.width), min(box[3] * down, picture.height)
@@ -121,11 +167,11 @@ class Pipeline:
         return np.array(result)
 
 
-def _resized(region: Tensor, size: tuple[int, int]) -> Image.Image:
+def resized(region: Tensor, size: tuple[int, int]) -> Image.Image:
     """A region [3, H, W] uint8 as an image of that width and height."""
     region = region[None].contiguous(memory_format=torch.channels_last)  # resizes fastest with the channels together
-    resized = F.interpolate(region, size[::-1], mode="bicubic", antialias=True)[0]
-    return Image.fromarray(resized.permute(1, 2, 0).contiguous().numpy())
+    whole = F.interpolate(region, size[::-1], mode="bicubic", antialias=True)[0]
+    return Image.fromarray(whole.permute(1, 2, 0).contiguous().numpy())
 
 
 def allow_no_bits(transform: Any) -> None:
@@ -145,8 +191,30 @@ def _operations(transform: Any) -> Iterator[AugmentOp]:
                 yield from policy
 
 
+def _name(operation: AugmentOp) -> str:
+    return operation.aug_fn.__name__.lstrip("_")
+
+
+def _recorder(transform: Any) -> Any:
+    """A copy of a timm transform that adds the operations it draws to a tuple, where it would change an image."""
+    copy = deepcopy(transform)
+    for operation in _operations(Compose([copy])):
+        operation.aug_fn = partial(_record, _name(operation))
+    return copy
+
+
+def _record(name: str, before: tuple[Operation, ...], argument: float = 0, **about: Any) -> tuple[Operation, ...]:
+    return (*before, (name, argument))
+
+
 def _posterize(image: Image.Image, bits: int, **about: Any) -> Image.Image:
     return posterize(image, bits, **about) if bits > 0 else Image.new(image.mode, image.size)
+
+
+def _seed_global_generators(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
 
 
 @contextmanager

@@ -5,12 +5,14 @@ other it is mixed, is a function of (seed, epoch, image) and (seed, epoch, posit
 batches, workers, processes or resuming. Images are mixed with neighbours in the order, mostly within a batch.
 
 Random numbers are drawn on the CPU and applied where the pixels are: on the CUDA device if all images are in memory and
-fit there, which gives the same views up to the device's rounding.
+fit there, or if DeiT's views are asked for there (`device_views.py`). That gives the same views up to the device's
+rounding.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +22,14 @@ from scipy.special import betaincinv
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from coadvise.config.schema import AugmentConfig, ImageSize
+from coadvise.config.schema import AugmentConfig, ImageSize, sides
 from coadvise.data import draws
 from coadvise.data.balance import balanced_order
+from coadvise.data.device_ops import sent
+from coadvise.data.device_views import Singles, made, singles_of
+from coadvise.data.erasing import Patch, erase_, patches
 from coadvise.data.images import DecodedImage, Pixels, UnreadableImageError
-from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, Pipeline
+from coadvise.data.pipeline import Pipeline
 from coadvise.data.scanned import ScannedSplit
 from coadvise.data.workers import mark_reading
 from coadvise.errors import UserError
@@ -79,11 +84,38 @@ class Request(NamedTuple):
     rows: Indices
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """A batch as a loader process hands it over where a device makes its views.
+
+    Attributes:
+        epoch, places: of the request.
+        singles: each different view before mixing, made or as what a device makes it of.
+        index: [B], the row of each one's image.
+        where: which of them the views at `places` are; None where nothing is mixed.
+        unreadable: see `Batch`.
+    """
+
+    epoch: int
+    places: Indices
+    singles: Tensor | Singles
+    index: Indices
+    where: Indices | None
+    unreadable: Mapping[int, str]
+
+    def pin_memory(self) -> "Gathered":
+        """Called by PyTorch's loader."""
+        return replace(self, singles=self.singles.pin_memory())
+
+
 class Views(TorchDataset[Batch]):
     """Training views of a split, indexed by a request, or by (epoch, positions in that epoch's order).
 
     An image that can no longer be read is replaced by the next in the split that can: that image's own view of the
     epoch, with its own label and index.
+
+    Args:
+        on_device: make DeiT's views of presized images in batches, where `on` says.
     """
 
     def __init__(
@@ -94,32 +126,47 @@ class Views(TorchDataset[Batch]):
         image_size: ImageSize,
         seed: int,
         weights: Sequence[float] | None = None,
+        on_device: bool = False,
     ) -> None:
         self.split, self.augment, self.classes, self.image_size, self.seed = split, augment, classes, image_size, seed
         self.weights = weights  # how often each class is shown; None: every image once an epoch
         self._resident: Tensor | None = None  # all pixels, on the device that makes the views
+        self.device = torch.device("cpu")  # where views are made, and batches are
         self._order: tuple[int, Indices] = (-1, np.empty(0, np.int64))
         self._pipeline = Pipeline(augment, image_size, split.fit) if augment.kind == "deit" else None
+        # Whether loader processes only gather what a device then makes views of; see `finished`.
+        self.made_apart = on_device and self._pipeline is not None and split.presized is not None
 
     def __len__(self) -> int:
         return len(self.split)
 
     @property
-    def device(self) -> torch.device:
-        """Where views are made, and batches are."""
-        return torch.device("cpu") if self._resident is None else self._resident.device
+    def uses_workers(self) -> bool:
+        """Whether loader processes can make batches, or what a device makes them of."""
+        return self._resident is None
 
     def on(self, device: torch.device) -> "Views":
-        """The same views made on a CUDA device, if all images are in memory and fit in a quarter of its free memory."""
+        """The same views made on a device.
+
+        Of images in memory on a CUDA device, if they fit in a quarter of its free memory; of presized ones if
+        `on_device` is set, on any.
+        """
         pixels = self.split.pixels
+        if self.made_apart:
+            return self._placed(device)
         if device.type != "cuda" or pixels is None or self._pipeline is not None:
             return self
         return self.resident(device) if pixels.nbytes <= torch.cuda.mem_get_info(device)[0] // 4 else self
 
     def resident(self, device: torch.device) -> "Views":
         """The same views made on any device, from a copy of all pixels there."""
-        views = Views(self.split, self.augment, self.classes, self.image_size, self.seed, self.weights)
+        views = self._placed(device)
         views._resident = torch.from_numpy(self.split.pixels).to(device)
+        return views
+
+    def _placed(self, device: torch.device) -> "Views":
+        views = copy(self)
+        views.device = device
         return views
 
     def drawn(self, epoch: int) -> int:
@@ -151,61 +198,78 @@ class Views(TorchDataset[Batch]):
         return self.augment.mixup > 0 or self.augment.cutmix > 0
 
     def __getitem__(self, request: Request | tuple[int, Indices]) -> Batch:
+        return self.finished(self.gathered(request))
+
+    def gathered(self, request: Request | tuple[int, Indices]) -> Gathered:
+        """What there is of a batch before the device's part, if that makes its views."""
         epoch, places, rows = request if isinstance(request, Request) else self.request(*request)
-        augment, mixing = self.augment, self._mixing
-        positions = places[: len(places) // 2] if mixing else places
         unreadable: dict[int, str] = {}
-        if not mixing:
-            images, index = self._single_views(epoch, rows, unreadable)
-        else:
-            _, first, where = np.unique(places, return_index=True, return_inverse=True)
-            views, shown = self._single_views(epoch, rows[first], unreadable)
-            own, other = _sent(where, views.device).chunk(2)
-            index, partner = np.split(shown[where], 2)
-            images, share = self._mix(epoch, positions, views[own], views[other])
+        if not self._mixing:
+            return Gathered(epoch, places, *self._single_views(epoch, rows, unreadable), None, unreadable)
+        _, first, where = np.unique(places, return_index=True, return_inverse=True)
+        return Gathered(epoch, places, *self._single_views(epoch, rows[first], unreadable), where, unreadable)
+
+    def finished(self, gathered: Gathered) -> Batch:
+        """The batch, on the device where views are made."""
+        singles, index, where, augment = gathered.singles, gathered.index, gathered.where, self.augment
+        images = singles if isinstance(singles, Tensor) else made(singles, sides(self.image_size), self.device)
+        if where is not None:
+            own, other = sent(where, images.device).chunk(2)
+            index, partner = np.split(index[where], 2)
+            positions = gathered.places[: len(gathered.places) // 2]
+            images, share = self._mix(gathered.epoch, positions, images[own], images[other])
         labels = self._labels(index)
-        if mixing or augment.smoothing > 0:
+        if where is not None or augment.smoothing > 0:
             target = _smooth(labels, self.classes, augment.smoothing)
-            if mixing:
+            if where is not None:
                 other_target = _smooth(self._labels(partner), self.classes, augment.smoothing)
                 target = share * target + (1 - share) * other_target
             labels = target
-        return Batch(images, labels, torch.from_numpy(index), epoch, unreadable)
+        return Batch(images, labels, torch.from_numpy(index), gathered.epoch, gathered.unreadable)
 
-    def _single_views(self, epoch: int, wanted: Indices, unreadable: dict[int, str]) -> tuple[Tensor, Indices]:
-        """[B, 3, H, W] in 0..1, before mixing, and the row of each view's image."""
+    def _single_views(
+        self, epoch: int, wanted: Indices, unreadable: dict[int, str]
+    ) -> tuple[Tensor | Singles, Indices]:
+        """[B, 3, H, W] in 0..1, before mixing, or what a device makes them of; and the row of each view's image."""
         if self._pipeline is not None:
-            images, index = self._pipeline_views(self._pipeline, epoch, wanted, unreadable)
+            shown = list[int]()
+            seen = self._seen(self._pipeline, epoch, wanted, unreadable, shown)
+            if self.made_apart:
+                drawn = self._pipeline.drawn(cast(Iterator[tuple[Pixels, int]], seen))
+                index = np.array(shown, np.int64)
+                return singles_of(drawn, self._erased(epoch, index)), index
+            images = self._pipeline.views(seen, len(wanted))
+            index = np.array(shown, np.int64)
         else:
             pixels, index = self._pixels(wanted, unreadable)
             images = pixels.float().div_(255)
         if self.augment.kind == "light":
             images = light_views(images, self.augment, draws.uniforms(self.seed, draws.GEOMETRY, epoch, index, 9))
-        if self.augment.erase > 0:
-            u = draws.uniforms(self.seed, draws.ERASE, epoch, index, 5)
-            erase_(images, self.augment.erase, u, index, epoch, self.seed)
+        for patch in self._erased(epoch, index):
+            erase_(images, patch)
         return images, index
 
-    def _labels(self, index: Indices) -> Tensor:
-        return _sent(self.split.labels[index], self.device)
+    def _erased(self, epoch: int, index: Indices) -> Iterable[Patch]:
+        erase = self.augment.erase
+        return patches(sides(self.image_size), erase, self.seed, epoch, index) if erase > 0 else ()
 
-    def _pipeline_views(
-        self, pipeline: Pipeline, epoch: int, wanted: Indices, unreadable: dict[int, str]
-    ) -> tuple[Tensor, Indices]:
-        """DeiT's views of images of any size, read one at a time, and the row of each view's image."""
-        presized, shown = self.split.presized, list[int]()
+    def _labels(self, index: Indices) -> Tensor:
+        return sent(self.split.labels[index], self.device)
+
+    def _seen(
+        self, pipeline: Pipeline, epoch: int, wanted: Indices, unreadable: dict[int, str], shown: list[int]
+    ) -> Iterator[tuple[DecodedImage | Pixels, int]]:
+        """Images of any size, read one at a time, and the seed of each one's view. Adds the row of each to `shown`."""
+        presized = self.split.presized
 
         def look(row: int) -> tuple[DecodedImage | Pixels, int]:
             seed = draws.scalar_seed(self.seed, draws.PIPELINE, epoch, row)
             return self.split.decoded(row, pipeline.need(seed)) if presized is None else presized[row], seed
 
-        def images() -> Iterator[tuple[DecodedImage | Pixels, int]]:
-            for row in wanted.tolist():
-                seen, at = self._read(row, unreadable, look)
-                shown.append(at)
-                yield seen
-
-        return pipeline.views(images(), len(wanted)), np.array(shown, np.int64)
+        for row in wanted.tolist():
+            seen, at = self._read(row, unreadable, look)
+            shown.append(at)
+            yield seen
 
     def _read(self, row: int, unreadable: dict[int, str], read: Callable[[int], T]) -> tuple[T, int]:
         """What `read` gives of an image, and its row: the one asked for, or the next that can be read."""
@@ -224,7 +288,7 @@ class Views(TorchDataset[Batch]):
     def _pixels(self, wanted: Indices, unreadable: dict[int, str]) -> tuple[Tensor, Indices]:
         """Images [B, 3, H, W] uint8, and the row of each."""
         if self._resident is not None:
-            return self._resident[_sent(wanted, self.device)], wanted
+            return self._resident[sent(wanted, self.device)], wanted
         if self.split.pixels is not None:
             return torch.from_numpy(self.split.pixels[wanted]), wanted
         arrays, index = list[Pixels](), wanted.copy()
@@ -247,16 +311,10 @@ class Views(TorchDataset[Batch]):
         high = np.clip(np.rint(centre + half), 0, size)
         share = np.where(cut, 1 - np.prod(high - low, axis=1) / np.prod(size), share)
         blend = np.where(cut, 1.0, share)
-        corners = _sent(np.stack([low, high], 1), own.device)
-        shares, blends, cuts = _sent(np.stack([share, blend, cut]), own.device).float()[:, :, None]
+        corners = sent(np.stack([low, high], 1), own.device)
+        shares, blends, cuts = sent(np.stack([share, blend, cut]), own.device).float()[:, :, None]
         box = _boxes(corners, *own.shape[-2:]) & (cuts[:, :, None, None] > 0)
         return torch.where(box, other, other.lerp(own, blends[:, :, None, None])), shares
-
-
-def _sent(values: npt.NDArray[Any] | Tensor, device: torch.device) -> Tensor:
-    """Values copied from the host to where views are made; to a CUDA device asynchronously, from pinned memory."""
-    tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def light_views(images: Tensor, augment: AugmentConfig, u: draws.Array) -> Tensor:
@@ -279,31 +337,16 @@ def light_views(images: Tensor, augment: AugmentConfig, u: draws.Array) -> Tenso
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     right, down = -sin * (height / width), sin * (width / height)  # the grid is -1..1 on both axes: turns, not shears
     theta = torch.stack([cos * mirror, right, shift[:, 0], down * mirror, cos, shift[:, 1]], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(_sent(theta, images.device), list(images.shape), align_corners=False)
+    grid = F.affine_grid(sent(theta, images.device), list(images.shape), align_corners=False)
     mode = "bilinear" if resampled else "nearest"
     images = F.grid_sample(images, grid, mode=mode, padding_mode="reflection", align_corners=False)
     if augment.colour > 0:
-        factors = _sent(1 + augment.colour * draw[:, 5:8], images.device)
+        factors = sent(1 + augment.colour * draw[:, 5:8], images.device)
         brightness, contrast, saturation = factors.T[:, :, None, None, None]
         images = images * brightness
         images = images.mean((1, 2, 3), keepdim=True).lerp(images, contrast)
         images = images.mean(1, keepdim=True).lerp(images, saturation).clamp_(0, 1)
     return images
-
-
-def erase_(images: Tensor, probability: float, u: draws.Array, index: Indices, epoch: int, seed: int) -> None:
-    """Random erasing (Zhong et al. 2020), in place: noise on a rectangle of 2-33 % of the area, aspect 0.3-3.3."""
-    size = np.array(images.shape[-2:])
-    area = (0.02 + u[:, 1] * (1 / 3 - 0.02)) * np.prod(size)
-    aspect = np.exp((2 * u[:, 2] - 1) * np.log(10 / 3))
-    sides = np.clip(np.rint(np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], 1)), 1, size - 1)
-    low = np.floor(u[:, 3:5] * (size - sides + 1))
-    for row in np.flatnonzero(u[:, 0] < probability):
-        (top, left), (height, width) = low[row].astype(int), sides[row].astype(int)
-        generator = torch.Generator().manual_seed(draws.scalar_seed(seed, draws.ERASE, epoch, int(index[row])))
-        noise = torch.randn(3, height, width, generator=generator)
-        noise = noise * torch.tensor(IMAGENET_STD)[:, None, None] + torch.tensor(IMAGENET_MEAN)[:, None, None]
-        images[row, :, top : top + height, left : left + width] = noise
 
 
 def _boxes(corners: Tensor, height: int, width: int) -> Tensor:

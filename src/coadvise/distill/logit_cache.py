@@ -25,6 +25,7 @@ from torch import Tensor
 
 from coadvise.config.reading import changes
 from coadvise.config.schema import RunConfig, plain_size
+from coadvise.data.device_views import DEVICE_VIEWS
 from coadvise.data.images import LARGE, REDUCED
 from coadvise.data.scanned import Dataset
 from coadvise.data.views import VIEWS, Batch
@@ -120,6 +121,7 @@ def fingerprint(config: RunConfig, dataset: Dataset, teachers: Mapping[str, Path
             **views,
             "image_size": plain_size(config.data.image_size),
             "presize": config.data.presize,
+            **({"on_device": DEVICE_VIEWS} if config.data.views == "device" else {}),
             "seed": seed,
             **train.preprocessing,
             **({"reduced": REDUCED} if any(width * height >= LARGE for width, height in train.sizes) else {}),

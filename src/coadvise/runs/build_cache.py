@@ -24,7 +24,7 @@ from coadvise.errors import Interrupted, UserError
 from coadvise.runs.parallel import in_processes, of_run
 from coadvise.runs.run import CONFIG, Run, check_images, check_no_run, check_run, with_resolved_source
 from coadvise.storage import MANIFEST
-from coadvise.training.engine import Engine, resolve_precision
+from coadvise.training.engine import Engine, resolve_auto
 from coadvise.training.listener import Listener, Silent
 from coadvise.training.metrics import Recorder
 
@@ -69,7 +69,7 @@ def build_cache(
     kept = {} if top_k is None else {"top_k": top_k}
     values = with_resolved_source(folder, read_config(folder / CONFIG)).model_dump(mode="json")
     config = parse_config({**values, "cache": {**(values.get("cache") or {}), **kept}})
-    config = config.model_copy(update={"engine": resolve_precision(config.engine)})
+    config = resolve_auto(config)
     for name in config.teachers:
         if not (folder / "teachers" / name / MANIFEST).is_file():
             raise UserError(f"teacher '{name}' of '{folder}' is not trained yet; finish the run with 'coadvise fit'")
@@ -248,7 +248,7 @@ def _packed(batch: Batch, teachers: Teachers, form: Form, engine: Engine) -> Arr
 def _seconds_a_view(run: Run, seed: int) -> float:
     """Seconds a view takes, measured on the second of two batches."""
     views, teachers = run.student_views(seed).on(run.engine.device), run.load_teachers()
-    workers = run.config.data.workers if views.device.type == "cpu" else 0
+    workers = run.config.data.workers if views.uses_workers else 0
     form = form_of(run.config, len(run.dataset.classes))
     positions = np.arange(min(BATCH, len(views)))
     making = asking = 0.0

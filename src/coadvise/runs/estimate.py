@@ -126,7 +126,10 @@ def _training_seconds(part: Part, config: RunConfig, dataset: Dataset, engine: E
     recipe = recipe_of(part, config, len(dataset.train))
     teacher = config.teachers[part.teacher] if part.role == TEACHER else None
     augment = (teacher and teacher.augment) or config.augment
-    views = Views(dataset.train, augment, len(dataset.classes), config.data.image_size, part.seed).on(engine.device)
+    views = Views(
+        dataset.train, augment, len(dataset.classes), config.data.image_size, part.seed,
+        on_device=config.data.views == "device",
+    ).on(engine.device)  # fmt: skip
     whole = whole_batch(recipe.batch_size, len(views), recipe.accumulate, engine.processes)
     images = whole // (recipe.accumulate * engine.processes)
     network = initial_network(part, config, dataset.classes)
@@ -171,7 +174,7 @@ def _training_seconds(part: Part, config: RunConfig, dataset: Dataset, engine: E
     while len(taken) < 3 or sum(map(sum, taken[1:])) < TIMED_SECONDS:
         taken.append(step(timed, len(taken)))
     view, using = (median(times) for times in zip(*taken[1:], strict=True))  # the first builds and allocates
-    workers = config.data.workers if views.device.type == "cpu" else 0
+    workers = config.data.workers if views.uses_workers else 0
     seconds = seconds_with_workers(view, using, workers, engine.device.type) * images / timed
     epochs = probe.epochs_of(augment) if only_head else recipe.epochs
     return seconds * recipe.accumulate * epochs * (len(views) // whole)

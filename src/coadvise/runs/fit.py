@@ -40,7 +40,7 @@ from coadvise.runs.run import (
     tracked,
 )
 from coadvise.runs.schedule import phases
-from coadvise.training.engine import Engine, resolve_precision
+from coadvise.training.engine import Engine, resolve_auto
 from coadvise.training.listener import Listener, Silent
 from coadvise.training.metrics import Recorder
 from coadvise.training.trackers import check_trackers
@@ -100,7 +100,7 @@ def _plan_with(modules: Mapping[str, nn.Module], options: FitOptions) -> RunPlan
 
 def run_fit(plan: RunPlan, listener: Listener | None = None) -> Path:
     """Does what `fit` promises, from a plan."""
-    plan = _with_precision(plan)
+    plan = _resolved(plan)
     with Engine(plan.config.engine) as engine, training(plan, engine, listener or Silent()) as run:
         conclude(run, plan.parts)
     return plan.folder
@@ -116,7 +116,7 @@ def estimate_fit(plan: RunPlan, say: Callable[[str], None], tell: Callable[[str,
         say: receives the description of the data, before anything is timed.
         tell: receives each network, and the seconds its training will take, as soon as they are known; 0 if it is done.
     """
-    plan = _with_precision(plan)
+    plan = _resolved(plan)
     config = plan.config
     source, data = plan.source or source_of(config), config.data
     dataset = scan(source, data.image_size, config.in_memory, fit=data.fit)
@@ -126,9 +126,9 @@ def estimate_fit(plan: RunPlan, say: Callable[[str], None], tell: Callable[[str,
         return forecast(plan, dataset, engine, tell)
 
 
-def _with_precision(plan: RunPlan) -> RunPlan:
-    """The plan with the precision that `auto` means on this machine: a run keeps the precision it began with."""
-    return replace(plan, config=plan.config.model_copy(update={"engine": resolve_precision(plan.config.engine)}))
+def _resolved(plan: RunPlan) -> RunPlan:
+    """The plan with what `auto` means on this machine: a run keeps what it began with."""
+    return replace(plan, config=resolve_auto(plan.config))
 
 
 @contextmanager

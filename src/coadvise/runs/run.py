@@ -79,7 +79,7 @@ class Run:
         """Training views; classes of unequal size come as often as `data.balance` says."""
         size, classes = self.config.data.image_size, len(self.dataset.classes)
         sampled = self._class_weights if self.config.data.balance == "sampler" else None
-        return Views(self.dataset.train, augment, classes, size, seed, sampled)
+        return Views(self.dataset.train, augment, classes, size, seed, sampled, self.config.data.views == "device")
 
     @property
     def loss_class_weights(self) -> Tensor | None:

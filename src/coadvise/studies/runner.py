@@ -27,7 +27,7 @@ from coadvise.studies.measures import Finished, check_shift, with_shifts
 from coadvise.studies.plan import StudyPlan, plan_study, runs_of_teachers, study_config, study_folder
 from coadvise.studies.question import COUNTED
 from coadvise.studies.result import draw, markdown, measured
-from coadvise.training.engine import Engine, resolve_precision
+from coadvise.training.engine import Engine, resolve_auto
 from coadvise.training.listener import Listener, Silent
 
 
@@ -115,9 +115,7 @@ def _jobs(plan: StudyPlan, engine: Engine, options: StudyOptions) -> int:
 def _planned(options: StudyOptions) -> tuple[RunConfig, Study, StudyPlan]:
     config = study_config(options)
     check_no_run(study_folder(options), "choose another --out, or give it as --reuse to copy its networks")
-    config = config.model_copy(
-        update={"engine": resolve_precision(config.engine)}
-    )  # networks keep the precision of their start
+    config = resolve_auto(config)  # networks keep the precision of their start
     study = study_named(options.name)
     study = study.of_paper() if options.paper_rows else study
     return config, study, plan_study(study, config, options)

@@ -21,7 +21,8 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torch.distributed import DistError, ProcessGroup
 
-from coadvise.config.schema import EngineConfig
+from coadvise.config.schema import EngineConfig, RunConfig
+from coadvise.data.device_views import views_place
 from coadvise.data.views import Batch
 from coadvise.errors import LostProcessError, UserError
 from coadvise.machine import keep_freed_memory, stop_signals
@@ -278,6 +279,17 @@ def resolve_precision(config: EngineConfig) -> EngineConfig:
         return config
     native = _cuda_has_bfloat16() if config.device != "cpu" and torch.cuda.is_available() else _cpu_has_bfloat16()
     return config.model_copy(update={"precision": "bfloat16" if native else "float32"})
+
+
+def resolve_auto(config: RunConfig) -> RunConfig:
+    """The configuration with what `auto` means on this machine: the precision, and where views are made.
+
+    Raises:
+        UserError: views that a device cannot make.
+    """
+    cuda = config.engine.device != "cpu" and torch.cuda.is_available()
+    data = config.data.model_copy(update={"views": views_place(config, cuda)})
+    return config.model_copy(update={"engine": resolve_precision(config.engine), "data": data})
 
 
 def _cuda_has_bfloat16() -> bool:
