@@ -18,8 +18,9 @@ from coadvise.errors import Interrupted, LostProcessError, StorageError, UserErr
 from coadvise.runs import options
 from coadvise.runs.executors import cluster
 from coadvise.runs.executors.base import Reporter, Task, run_tasks
-from coadvise.runs.executors.cluster import FOLDER, RETRIES, Cluster, Needs, Ticket, needs_of, take_over, work
+from coadvise.runs.executors.cluster import RETRIES, Cluster, Needs, Ticket, needs_of, take_over, work
 from coadvise.runs.options import FitOptions, StudyOptions
+from coadvise.runs.run import TASKS
 from coadvise.storage import write_text, writing_only_while
 from coadvise.training.engine import Engine
 from coadvise.training.metrics import Recorder, read_records
@@ -167,7 +168,7 @@ def test_what_tasks_of_a_dead_command_recorded_is_taken_once(here: Here, tmp_pat
     assert [(line["kind"], line["step"]) for line in read_records(run)] == [
         ("train", 1), ("train", 2), ("train", 3), ("result", 3),
     ]  # fmt: skip
-    assert not (run / FOLDER).exists()
+    assert not (run / TASKS).exists()
 
 
 def test_a_run_on_a_cluster_finds_the_numbers_of_this_machine_also_after_its_command_died(
@@ -201,7 +202,7 @@ def test_a_run_on_a_cluster_finds_the_numbers_of_this_machine_also_after_its_com
             got, wanted = ([r for r in records(one, kind) if r["part"] == part] for one in (run, finished))
             assert got == wanted
     assert records(run, "verdict") == records(finished, "verdict")
-    assert not (run / FOLDER).exists()
+    assert not (run / TASKS).exists()
 
 
 def test_needs_are_those_of_the_configuration(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

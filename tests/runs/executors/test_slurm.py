@@ -6,8 +6,9 @@ import pytest
 
 from coadvise.errors import UserError
 from coadvise.runs.executors import slurm
-from coadvise.runs.executors.cluster import FOLDER, Needs
+from coadvise.runs.executors.cluster import Needs
 from coadvise.runs.executors.slurm import Slurm
+from coadvise.runs.run import TASKS
 
 REFUSED = "sbatch: error: Requested node configuration is not available"
 
@@ -45,7 +46,7 @@ def test_jobs_that_a_dead_command_left_are_ended_before_anything_else(
     write(programs, "scancel", "exit 0")
     gone = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
     write(programs, "squeue", f"[ -e {programs}/once ] && {{ {gone}; }}; : > {programs}/once; echo '7 main ending'")
-    jobs = tmp_path / "run" / FOLDER / "slurm"
+    jobs = tmp_path / "run" / TASKS / "slurm"
     jobs.mkdir(parents=True)
     (jobs / "7_submitted.pkl").touch()
     cluster = Slurm(tmp_path / "run", Needs(1, 0), None)

@@ -28,10 +28,10 @@ from coadvise.config.schema import RunConfig
 from coadvise.errors import Interrupted, LostProcessError, StorageError, UserError
 from coadvise.machine import stop_signals
 from coadvise.runs.executors.base import Message, Task
+from coadvise.runs.run import TASKS
 from coadvise.storage import storing, write_text, writing_only_while
 from coadvise.training.engine import Engine
 
-FOLDER = ".tasks"  # of a run or a study
 RETRIES = 3
 POLL_SECONDS = 0.2
 _ENDS = {kind.__name__: kind for kind in (UserError, StorageError, Interrupted, LostProcessError)}
@@ -110,7 +110,7 @@ class Cluster(ABC):
 
     def __init__(self, folder: Path, needs: Needs, jobs: int | None) -> None:
         self.needs, self.jobs = needs, jobs or 10**6
-        self._place, self._me = folder.absolute(), Ticket(folder.absolute() / FOLDER, "this command", uuid.uuid4().hex)
+        self._place, self._me = folder.absolute(), Ticket(folder.absolute() / TASKS, "this command", uuid.uuid4().hex)
 
     @property
     def folder(self) -> Path:
@@ -183,7 +183,7 @@ def take_over(folder: Path, take: Callable[[dict[str, Any]], None]) -> None:
     Args:
         take: gets the records in their order, also those that the dead command had taken already.
     """
-    tasks = folder / FOLDER
+    tasks = folder / TASKS
     if not tasks.is_dir():
         return
     for owner in tasks.glob("*.owner"):

@@ -2,9 +2,9 @@
 
 import os
 import socket
+import warnings
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from coadvise.errors import LostProcessError, UserError
 from coadvise.runs.executors.base import Task
@@ -12,6 +12,7 @@ from coadvise.runs.executors.cluster import Cluster, Needs, Ticket, work
 from coadvise.runs.options import RAY
 
 CONNECT_SECONDS = 10.0
+TRIES = 4  # to connect as a client, each of 30 seconds
 # What a cluster that is started here does not do, unless the user's environment says otherwise: report its use to
 # Ray's makers, and print that a process died, which `run_tasks` says.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed"}
@@ -44,19 +45,29 @@ class Ray(Cluster):
             raise
 
     def _join(self, on: str) -> None:
-        address = None if on == RAY else on
+        address = os.environ.get("RAY_ADDRESS") if on == RAY else on
+        host, _, port = (address or "").removeprefix("ray://").rpartition(":")
         try:
-            if address:
-                parts = urlsplit(address)
-                socket.create_connection((parts.hostname, parts.port), CONNECT_SECONDS).close()  # Ray tries for long
-            self._ray.init(address, log_to_driver=False, logging_level="error", include_dashboard=False)
+            if port.isdecimal():  # Ray itself tries for a minute, and then ends the process
+                socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+            for left in reversed(range(TRIES)):
+                try:
+                    self._init(address)
+                    break
+                except ConnectionError:  # it answers, but has to start a process for each client
+                    if not left or not on.startswith("ray://"):
+                        raise
         except (OSError, RuntimeError, ValueError) as error:
-            named = address or os.environ.get("RAY_ADDRESS") or "this machine"
             reason = str(error).partition("\n")[0]
             raise UserError(
-                f"--on {on}: no Ray cluster answers at {named} ({reason}); start one with 'ray start --head', or give "
-                "another address"
+                f"--on {on}: no Ray cluster answers at {address or 'this machine'} ({reason}); start one with "
+                "'ray start --head', or give another address"
             ) from None
+
+    def _init(self, address: str | None) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Ray Client connection timed out")
+            self._ray.init(address, log_to_driver=False, logging_level="error", include_dashboard=False)
 
     def _check(self, on: str) -> None:
         """Raises UserError if no node is large enough."""
