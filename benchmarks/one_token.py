@@ -40,7 +40,8 @@ from coadvise.distill.teachers import Teacher, Teachers
 from coadvise.evaluation.scores import correct, load_predictions, predict_logits, save_predictions, top1
 from coadvise.evaluation.verdict import Interval, paired_interval, seed_interval
 from coadvise.models.network import Network, load_network
-from coadvise.runs.parallel import in_processes
+from coadvise.runs.executors.base import run_tasks
+from coadvise.runs.executors.local import Local
 from coadvise.runs.plan import ADVISED, TEACHER
 from coadvise.runs.run import CONFIG, Run, check_images, with_resolved_source
 from coadvise.runs.schedule import at_once
@@ -239,7 +240,7 @@ def main() -> None:
             out.mkdir(parents=True, exist_ok=True)
             if last_of(read_records(out), "result", PART.format(seed)) is None:
                 tasks[f"{folder.name}, seed {seed}"] = partial(train_peer, folder, out, seed)
-        in_processes(tasks, at_once(len(tasks), engine), engine, terminal)
+        run_tasks(tasks, Local(at_once(len(tasks), engine), engine), engine, terminal)
     pairs = [pair_of(*of) for of in wanted]
     over_images, over_pairs, images = intervals(pairs)
     result = {

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,24 @@ def _replacing(path: Path) -> Iterator[Path]:
         fsync(path.parent)
 
 
+_checks: list[Callable[[], None]] = []  # of this process
+
+
+@contextmanager
+def writing_only_while(check: Callable[[], None]) -> Iterator[None]:
+    """Inside, `check` is called before anything is written. It raises StorageError if this process may not any more."""
+    _checks.append(check)
+    try:
+        yield
+    finally:
+        _checks.remove(check)
+
+
+def is_supervised() -> bool:
+    """Whether something else than locks of files says who may write, see `writing_only_while`."""
+    return bool(_checks)
+
+
 @contextmanager
 def storing(path: Path, beside: Path | None = None) -> Iterator[None]:
     """Turns an error of writing `path` into one message, and removes the partial file or folder `beside`.
@@ -226,6 +244,8 @@ def storing(path: Path, beside: Path | None = None) -> Iterator[None]:
     Raises:
         StorageError: in place of the errors of the operating system and safetensors.
     """
+    for check in _checks:
+        check()
     try:
         yield
     except (OSError, SafetensorError) as error:

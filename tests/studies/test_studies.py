@@ -19,9 +19,9 @@ from coadvise.config.reading import load_config
 from coadvise.config.schema import TeacherConfig
 from coadvise.distill.teachers import Teachers
 from coadvise.errors import Interrupted, UserError
+from coadvise.runs.executors.base import Task, run_tasks
 from coadvise.runs.network_job import initial_network
 from coadvise.runs.options import StudyOptions
-from coadvise.runs.parallel import Task, in_processes
 from coadvise.runs.plan import ADVISED, TEACHER
 from coadvise.studies import STUDIES, Claim, Row, Study
 from coadvise.studies.measures import MEASURES
@@ -403,10 +403,10 @@ def test_several_jobs_find_the_same_figures(studied: Studied, tmp_path: Path, mo
 
     def watched(tasks: Mapping[str, Task], *others: Any) -> None:
         side_by_side.append(set(tasks))
-        in_processes(tasks, *others)
+        run_tasks(tasks, *others)
 
     for module in ("studies.runner", "runs.fit"):
-        monkeypatch.setattr(sys.modules[f"coadvise.{module}"], "in_processes", watched)
+        monkeypatch.setattr(sys.modules[f"coadvise.{module}"], "run_tasks", watched)
     listener = Stopper(never)
     common: dict[str, Any] = {"preset": studied.preset, "seeds": 2, "paper_rows": True}
     two = run_study("table7", studied.images, listener, out=out, jobs=2, **common)

@@ -285,6 +285,8 @@ HARMLESS_KEYS = (
     "data.workers",
     "data.max_unreadable",
     "engine.checkpoint_seconds",
+    "engine.cpus",
+    "engine.gpus",
     "engine.timeout_seconds",
     "engine.trackers",
 )

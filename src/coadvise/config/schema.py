@@ -443,7 +443,15 @@ class EngineConfig(_Section):
         (), description="also tell these of the run; each needs the extra of its name"
     )
 
-    _unwritten: ClassVar[frozenset[str]] = frozenset({"trackers"})
+    cpus: int | None = Field(
+        None, ge=1, description="processors, and threads, of a network on a cluster (--on); null: 1, or with a GPU one "
+        "more than data.workers",
+    )  # fmt: skip
+    gpus: int | None = Field(
+        None, ge=0, le=1, description="GPUs of a network on a cluster (--on); null: 1 if there is one here"
+    )
+
+    _unwritten: ClassVar[frozenset[str]] = frozenset({"trackers", "cpus", "gpus"})
 
 
 class RunConfig(_Section):

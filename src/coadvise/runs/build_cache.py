@@ -21,7 +21,8 @@ from coadvise.data.workers import seconds_with_workers
 from coadvise.distill.logit_cache import Arrays, Form, LogitCache, fingerprint, form_of, refuse_stand_ins, seed_folder
 from coadvise.distill.teachers import Teachers
 from coadvise.errors import Interrupted, UserError
-from coadvise.runs.parallel import in_processes, of_run
+from coadvise.runs.executors.base import of_run, run_tasks
+from coadvise.runs.executors.local import Local
 from coadvise.runs.run import CONFIG, Run, check_images, check_no_run, check_run, with_resolved_source
 from coadvise.storage import MANIFEST
 from coadvise.training.engine import Engine, resolve_auto
@@ -137,8 +138,9 @@ def fill_caches(run: Run, seeds: Sequence[int], jobs: int = 1, epochs: int | Non
         cache.create()
     _announce(run, missing, seeds)
     if jobs > 1:
-        task = of_run(run, partial(fill, seeds=tuple(seeds), epochs=epochs))
-        in_processes({f"{PART}, process {n}": task for n in range(1, jobs + 1)}, jobs, run.engine, run.listener)
+        processes = Local(jobs, run.engine)
+        task = of_run(run, partial(fill, seeds=tuple(seeds), epochs=epochs), processes)
+        run_tasks({f"{PART}, process {n}": task for n in range(1, jobs + 1)}, processes, run.engine, run.listener)
     else:
         fill(run, seeds, epochs)
     say(f"{whole}, all stored")

@@ -20,10 +20,13 @@ from coadvise.models.module import overrides_for, register
 from coadvise.runs.build_cache import check_caches, fill_caches
 from coadvise.runs.conclude import conclude
 from coadvise.runs.estimate import Forecast, forecast, is_worth_timing
+from coadvise.runs.executors.base import of_run, run_tasks
+from coadvise.runs.executors.cluster import Cluster, take_over
+from coadvise.runs.executors.local import Local
+from coadvise.runs.executors.places import cluster_of
 from coadvise.runs.lock import lock_folder
 from coadvise.runs.network_job import check_part, is_done, is_trained, train_part
-from coadvise.runs.options import FitOptions, help_text
-from coadvise.runs.parallel import in_processes, of_run
+from coadvise.runs.options import LOCAL, FitOptions, help_text
 from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan, plan_fit
 from coadvise.runs.reuse import check_reuse, reuse_networks
 from coadvise.runs.run import (
@@ -89,6 +92,8 @@ def _plan_with(modules: Mapping[str, nn.Module], options: FitOptions) -> RunPlan
         raise UserError(
             f"jobs={options.jobs}: teachers given as modules are only known to this process; leave out jobs"
         )
+    if options.on != LOCAL:
+        raise UserError(f"on={options.on}: teachers given as modules are only known to this process; leave out on")
     changes = overrides_for(modules, options.overrides)
     plan = replace(plan_fit(replace(options, overrides=(*options.overrides, *changes))), jobs=1)
     source, config = plan.source or source_of(plan.config), plan.config
@@ -107,7 +112,7 @@ def run_fit(plan: RunPlan, listener: Listener | None = None) -> Path:
 
 
 def estimate_fit(plan: RunPlan, say: Callable[[str], None], tell: Callable[[str, float], None]) -> Forecast:
-    """How long a run will take here. Writes nothing.
+    """How long a run will take here, wherever it is to be trained. Writes nothing.
 
     Not counted: evaluation, compilation, filling a cache. Views are timed from image files, even if the run would keep
     presized images.
@@ -116,7 +121,7 @@ def estimate_fit(plan: RunPlan, say: Callable[[str], None], tell: Callable[[str,
         say: receives the description of the data, before anything is timed.
         tell: receives each network, and the seconds its training will take, as soon as they are known; 0 if it is done.
     """
-    plan = _resolved(plan)
+    plan = replace(_resolved(plan), on=LOCAL)
     config = plan.config
     source, data = plan.source or source_of(config), config.data
     dataset = scan(source, data.image_size, config.in_memory, fit=data.fit)
@@ -153,17 +158,28 @@ def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]
     image_changes = check_images(folder, dataset, plan.allow_changes)
     changed += image_change_lines(image_changes)
     _check(plan, dataset, engine, outdated="train" in image_changes)
-    if plan.preset and engine.processes == 1 and not (folder / CONFIG).exists():  # not where it only goes on
+    if (
+        plan.preset and plan.on == LOCAL and engine.processes == 1 and not (folder / CONFIG).exists()
+    ):  # not where it only goes on
         for line in _foreseen(plan, dataset, engine):
             listener.say(line)
 
-    with engine.graceful_shutdown(), engine.detect_lost_ranks(), lock_folder(folder, engine):
+    with (
+        cluster_of(plan.on, folder, config, engine, plan.jobs) as cluster,
+        engine.graceful_shutdown(),
+        engine.detect_lost_ranks(),
+        lock_folder(folder, engine),
+    ):
         if not engine.equal_on_all_ranks(str(identity(dataset))):
             raise UserError(
                 f"the processes do not read the same images in '{dataset.source.where}'; this one {len(dataset.train)} "
                 f"for training and {len(dataset.val)} for validation; check the disk of each host"
             )
         record = Recorder(folder, engine.is_main, listener.say)
+        if cluster:
+            cluster.begin(record.take_once)
+        elif engine.is_main:
+            take_over(folder, record.take_once)
         run = Run(folder, config, dataset, engine, record, listener, plan.cache)
         discard_outdated(run, image_changes)
         run.describe(sorted({part.seed for part in plan.parts}), changed)
@@ -172,7 +188,7 @@ def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]
         for line in changed:
             listener.say(f"changed: {line}")
         with tracked(run):
-            _train_all(run, plan)
+            _train_all(run, plan, cluster)
             yield run
 
 
@@ -209,27 +225,32 @@ def _check(plan: RunPlan, dataset: Dataset, engine: Engine, outdated: bool) -> N
         check_caches(plan.cache, config, dataset, seeds, outdated)
 
 
-def _train_all(run: Run, plan: RunPlan) -> None:
-    """Trains what is missing."""
+def _train_all(run: Run, plan: RunPlan, cluster: Cluster | None) -> None:
+    """Trains what is missing. A cache is filled here: processes that share it need locks of files."""
     for parts, jobs in phases(plan, run.engine):
         if plan.reuse is not None:
             reuse_networks(run, parts, plan.reuse)
         advised = [part.seed for part in parts if part.role == ADVISED and not is_trained(run.folder, part)]
         if plan.cache is not None and advised:
-            fill_caches(run, advised, jobs)
-        _train(run, parts, jobs)
+            fill_caches(run, advised, 1 if cluster else jobs)
+        _train(run, parts, jobs, cluster)
 
 
-def _train(run: Run, parts: Sequence[Part], jobs: int) -> None:
+def _train(run: Run, parts: Sequence[Part], jobs: int, cluster: Cluster | None) -> None:
     """Trains networks, advised students after all teachers."""
-    if jobs == 1 or all(is_done(run.folder, part) for part in parts):
+    if (jobs == 1 and not cluster) or all(is_done(run.folder, part) for part in parts):
         for part in parts:
             train_part(run, part)
         return
-    tasks = {part.name: of_run(run, partial(train_part, part=part)) for part in parts}
+    executor = cluster or Local(jobs, run.engine)
+    for part in [part for part in parts if cluster and is_done(run.folder, part)]:  # not worth a place in a queue
+        train_part(run, part)
+        parts = [other for other in parts if other != part]
+    tasks = {part.name: of_run(run, partial(train_part, part=part), executor) for part in parts}
     teachers = [part.name for part in parts if part.role == TEACHER]
     after = {part.name: teachers for part in parts if part.role == ADVISED}
-    in_processes(tasks, jobs, run.engine, run.listener, after, run.record.follow)
+    follow = run.record.follow if executor.tasks_write else run.record.take
+    run_tasks(tasks, executor, run.engine, run.listener, after, follow)
 
 
 def describe(dataset: Dataset) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from coadvise import machine
 from coadvise.errors import UserError
+from coadvise.storage import is_supervised
 from coadvise.training.engine import Engine
 
 LOCK = ".lock"
@@ -31,11 +32,14 @@ def lock_folder(folder: Path, engine: Engine) -> Iterator[None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        opened = (folder / LOCK).open("a+")
+        opened = None if is_supervised() else (folder / LOCK).open("a+")
     except OSError as error:
         raise UserError(
             f"cannot write to '{folder}': {error.strerror}; make it writable, or choose another --out"
         ) from None
+    if opened is None:  # a task of a cluster, which has this folder by its ticket
+        yield
+        return
     with opened as lock:
         deadline = time.monotonic() + _WAIT_SECONDS
         while not _locked(lock):

@@ -1,6 +1,8 @@
 """The options of a run and of a study. Each is spelled once here, for Python and for the command line."""
 
+import re
 from dataclasses import MISSING, Field, dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Self, get_type_hints
 
@@ -8,6 +10,7 @@ from coadvise.config.reading import nearest
 from coadvise.errors import UserError
 
 NETWORKS = ("preset", "paper")
+LOCAL, RAY, SLURM = PLACES = ("local", "ray", "slurm")  # where networks are trained
 AUTO = "auto"
 DATA, TRAINING, OUTPUT = "Data", "Training", "Output"  # the groups of the help
 
@@ -41,7 +44,7 @@ class RunOptions:
     """What `fit` and `run_study` have in common.
 
     Raises:
-        UserError: a count below 1.
+        UserError: a count below 1, or an unknown place.
     """
 
     data: DataOption
@@ -67,6 +70,14 @@ class RunOptions:
             TRAINING,
         ),
     ] = AUTO
+    on: Annotated[
+        str,
+        Help(
+            "Where networks are trained: local, ray (the cluster of RAY_ADDRESS or of this machine, else a new one "
+            "here), ray://HOST:PORT, or slurm. Each is a task there with engine.cpus and engine.gpus.",
+            TRAINING,
+        ),
+    ] = LOCAL
     reuse: Annotated[
         Path | None,
         Help("A finished run on the same images. Networks with the same configuration are copied from it.", TRAINING),
@@ -93,6 +104,7 @@ class RunOptions:
         overrides = (self.overrides,) if isinstance(self.overrides, str) else tuple(self.overrides)
         self._set(data=str(self.data), overrides=overrides, reuse=_path(self.reuse), out=_path(self.out))
         self._set(jobs=str(self.jobs))
+        _check_place(self.on)
         if self.seeds < 1:
             raise UserError(f"seeds={self.seeds}; give 1 or more")
         if self.jobs != AUTO and not (self.jobs.isdecimal() and int(self.jobs)):
@@ -175,6 +187,11 @@ class StudyOptions(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.cache and self.on != LOCAL:
+            raise UserError(
+                f"on={self.on} with cache: the runs of a study share stored logits by locks of files, which a network "
+                "disk may not keep; leave out one of them"
+            )
         self._set(shifts=(self.shifts,) if isinstance(self.shifts, str) else tuple(self.shifts))
         if self.networks not in NETWORKS:
             raise UserError(f"networks={self.networks}{nearest(self.networks, NETWORKS)}; give {' or '.join(NETWORKS)}")
@@ -191,6 +208,16 @@ def help_text(options: type[RunOptions]) -> str:
     """The options as a section of a docstring."""
     lines = [f"        {field.name}: {about.text}" for field, _, about in described(options)]
     return "\n".join(["\n    Options:", *lines, ""])
+
+
+def _check_place(on: str) -> None:
+    """Raises UserError for a place that does not exist, or whose extra is not installed."""
+    if on not in PLACES and not re.fullmatch(r"ray://[^\s/:]+:\d+", on):
+        raise UserError(f"on={on}{nearest(on, PLACES)}; give local, ray, ray://HOST:PORT or slurm")
+    extra = on.partition(":")[0]
+    package = {RAY: "ray", SLURM: "submitit"}.get(extra)
+    if package and find_spec(package) is None:
+        raise UserError(f"on={on} needs the package {package}: pip install 'coadvise[{extra}]'")
 
 
 def _path(given: str | Path | None) -> Path | None:

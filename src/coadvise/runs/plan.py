@@ -12,7 +12,7 @@ from coadvise.config.schema import RunConfig
 from coadvise.data.sources import NAMED, Source, short_name, source_of, typical_size
 from coadvise.errors import UserError
 from coadvise.machine import available_cores
-from coadvise.runs.options import FitOptions, RunOptions
+from coadvise.runs.options import LOCAL, FitOptions, RunOptions
 
 PHOTOS, PHOTOS_SMALL, SMALL_IMAGES = BY_TIME = ("photos", "photos-small", "small-images")  # the slowest first
 MOST_ON_A_CORE = 7_500  # training images; at 2,500 an hour on two cores PHOTOS_SMALL takes six hours for so many
@@ -62,6 +62,7 @@ class RunPlan:
         preset: the name or file of the configuration; "" for a study's run.
         by_default: the preset was chosen here, and not by the user.
         source: the images, if planning found them already.
+        on: where networks are trained, see `RunOptions`.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class RunPlan:
     preset: str = ""
     by_default: bool = False
     source: Source | None = None
+    on: str = LOCAL
 
     @property
     def teachers(self) -> tuple[Part, ...]:
@@ -100,6 +102,7 @@ def plan_fit(options: FitOptions) -> RunPlan:
         cache=options.cache,
         reuse=options.reuse,
         jobs=options.given_jobs,
+        on=options.on,
         allow_changes=options.allow_changes,
         preset=preset,
         by_default=options.preset is None,

@@ -40,9 +40,10 @@ from coadvise.training.metrics import Recorder, last_of, read_records
 from coadvise.training.trackers import Trackers
 
 CONFIG, DATA, PICTURES = "config.yaml", "data.json", "pictures.tsv"
+TASKS = ".tasks"  # while a cluster trains, see `executors/cluster.py`
 IDENTITY = "pictures"  # in data.json
 SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test"}  # what the user reads
-_BEGUN = (LOCK, f".{CONFIG}.part")  # all that a run leaves which was killed while it began
+_BEGUN = (LOCK, f".{CONFIG}.part", TASKS)  # all that a run leaves which was killed while it began
 
 
 @dataclass

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from coadvise.machine import available_cores, shortcomings
+from coadvise.runs.options import LOCAL
 from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan, adaptation
 from coadvise.training.engine import Engine
 
@@ -21,14 +22,16 @@ def phases(plan: RunPlan, engine: Engine) -> list[Phase]:
     """One phase, in which students alone need not wait for teachers; or teachers, then students.
 
     Copying students and filling a cache need finished teachers. A single student has all cores to itself, unless the
-    user says how many networks share them. The answer does not depend on what is finished, so that a run that was
-    stopped goes on with the same threads, and so with the same bits.
+    user says how many networks share them. A cluster gets all networks at once. The answer does not depend on what is
+    finished, so that a run that was stopped goes on with the same threads, and so with the same bits.
     """
-    mixed = plan.jobs is not None or len(plan.students) > 1
+    mixed = plan.jobs is not None or plan.on != LOCAL or len(plan.students) > 1
     together = plan.reuse is None and plan.cache is None and mixed
     groups = [plan.parts] if together else [plan.teachers, plan.students]
 
     def jobs(parts: tuple[Part, ...]) -> int:
+        if plan.on != LOCAL:
+            return plan.jobs or len(parts)
         return plan.jobs or at_once(sum(adaptation(part, plan.config) != "none" for part in parts), engine)
 
     return [Phase(parts, jobs(parts)) for parts in groups if parts]
@@ -37,8 +40,8 @@ def phases(plan: RunPlan, engine: Engine) -> list[Phase]:
 def at_once(networks: int, engine: Engine) -> int:
     """How many networks are trained at the same time where the user does not say: one a thread, or one a GPU.
 
-    Threads of a small network wait for each other many times a step (`runs/parallel.py`). One where processes could not
-    keep out of each other's way.
+    Threads of a small network wait for each other many times a step (`runs/executors/local.py`). One where processes
+    could not keep out of each other's way.
     """
     if engine.processes > 1 or shortcomings():
         return 1

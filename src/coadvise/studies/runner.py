@@ -14,10 +14,12 @@ from coadvise.data.scanned import Dataset
 from coadvise.data.sources import short_name, source_of
 from coadvise.errors import UserError
 from coadvise.runs.estimate import Forecast, estimate
+from coadvise.runs.executors.base import run_tasks
+from coadvise.runs.executors.local import Local
+from coadvise.runs.executors.places import cluster_of
 from coadvise.runs.fit import describe, training
 from coadvise.runs.network_job import check_part, is_done
-from coadvise.runs.options import StudyOptions, help_text
-from coadvise.runs.parallel import in_processes
+from coadvise.runs.options import LOCAL, StudyOptions, help_text
 from coadvise.runs.plan import TEACHER, RunPlan
 from coadvise.runs.run import check_images, check_no_run
 from coadvise.runs.schedule import at_once
@@ -73,7 +75,7 @@ def run_study_of(options: StudyOptions, listener: Listener | None = None) -> dic
         listener.say(f"in place of {of_paper}: {network}")
     with engine:
         if plan.runs and not options.so_far:
-            _train(plan, engine, _jobs(plan, engine, options), listener)
+            _train(plan, engine, options, listener)
         finished = {row.name: _finished(row, plan.rows.get(row.name), folder) for row in study.rows}
         result = measured(study, finished, engine, listener)
     result = {
@@ -121,8 +123,9 @@ def _planned(options: StudyOptions) -> tuple[RunConfig, Study, StudyPlan]:
     return config, study, plan_study(study, config, options)
 
 
-def _train(plan: StudyPlan, engine: Engine, jobs: int, listener: Listener) -> None:
+def _train(plan: StudyPlan, engine: Engine, options: StudyOptions, listener: Listener) -> None:
     """Makes all runs, each after its teachers: several runs at a time, or several networks of one run."""
+    jobs = _jobs(plan, engine, options)
     names = {run.folder: plan.title_of(run) for run in plan.runs.values()}
     datasets = _datasets(plan)
     introduced = {id(dataset): folder for folder, dataset in reversed(datasets.items())}  # by the first of its runs
@@ -130,11 +133,16 @@ def _train(plan: StudyPlan, engine: Engine, jobs: int, listener: Listener) -> No
     outdated = {run.folder for run in runs if check_images(run.folder, datasets[run.folder], run.allow_changes)}
     _check_given(runs, datasets, engine)
     missing = [run for run in runs if run.folder in outdated or not all(is_done(run.folder, p) for p in run.parts)]
-    together = missing[: len(missing) - _one_by_one([_students_missing(run) for run in missing], jobs)]
-    if jobs > 1 and len(together) > 1:
+    together = missing
+    if options.on == LOCAL:
+        together = missing[: len(missing) - _one_by_one([_students_missing(run) for run in missing], jobs)]
+    if together if options.on != LOCAL else jobs > 1 and len(together) > 1:
         tasks = {names[run.folder]: partial(_make_here, replace(run, jobs=1), names[run.folder]) for run in together}
         after = {names[r.folder]: [names[f] for f in runs_of_teachers(r) if f in names] for r in together}
-        in_processes(tasks, jobs, engine, listener, after)
+        with cluster_of(options.on, study_folder(options), runs[0].config, engine, options.given_jobs) as cluster:
+            if cluster:
+                cluster.begin()
+            run_tasks(tasks, cluster or Local(jobs, engine), engine, listener, after)
         runs = [run for run in runs if run not in together]
     for run in runs:  # also what is done: its predictions may be damaged
         _make(run, names[run.folder], engine, listener)

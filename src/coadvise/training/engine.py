@@ -6,6 +6,7 @@ import os
 import platform
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
@@ -248,12 +249,14 @@ class Engine:
 
 @contextmanager
 def _quiet_fabric() -> Iterator[None]:
-    """Hides lightning-fabric's announcements of precision and ranks."""
+    """Hides lightning-fabric's announcements of precision and ranks, and its advice to use srun where there is one."""
     logger = logging.getLogger("lightning_fabric")
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The `srun` command is available")
+            yield
     finally:
         logger.setLevel(level)
 

@@ -12,6 +12,7 @@ from coadvise.machine import lock
 from coadvise.storage import storing, write_text
 
 FILE = "metrics.jsonl"
+REWIND = "rewind"  # a kind that is passed on and never written
 Follower = Callable[[dict[str, Any]], None]  # gets one record
 
 
@@ -36,7 +37,13 @@ class Recorder:
 
     def add(self, kind: str, **values: Any) -> None:
         """Appends one record."""
-        record = {"kind": kind, **values}
+        self.take({"kind": kind, **values})
+
+    def take(self, record: dict[str, Any]) -> None:
+        """Appends one record, or does what one of the kind `rewind` says, of a process that does not write."""
+        if record["kind"] == REWIND:
+            self.rewind(record["part"], record["step"])
+            return
         if self.write:
             with self._locked(), storing(self.path), self.path.open("ab", buffering=0) as file:
                 before, line = file.seek(0, os.SEEK_END), (json.dumps(record) + "\n").encode()
@@ -53,9 +60,16 @@ class Recorder:
         for follower in self.followers:
             follower(record)
 
+    def take_once(self, record: dict[str, Any]) -> None:
+        """As `take`, unless the record is there already."""
+        if record["kind"] == REWIND or record not in read_records(self.path.parent):
+            self.take(record)
+
     def rewind(self, part: str, step: int) -> None:
         """Removes what `part` recorded after `step`, its result and its exports: training will make them again."""
-        if self.write and self.path.exists():
+        if not self.write:
+            self.follow({"kind": REWIND, "part": part, "step": step})
+        elif self.path.exists():
             with self._locked():
                 records = read_records(self.path.parent)
                 self._replace(

@@ -20,8 +20,10 @@ from tiny import Stopper, assert_same_weights, command, never, records, weights_
 from coadvise import fit
 from coadvise.config.schema import EngineConfig
 from coadvise.errors import Interrupted, LostProcessError, UserError
-from coadvise.runs import parallel, schedule
-from coadvise.runs.parallel import Task, in_processes
+from coadvise.runs import schedule
+from coadvise.runs.executors import local
+from coadvise.runs.executors.base import Executor, Task, run_tasks
+from coadvise.runs.executors.local import Local
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Listener, Silent
 
@@ -82,20 +84,20 @@ def _leave(path: Path, after: Path | None, listener: Listener) -> None:
 def test_tasks_wait_for_those_they_need_and_each_gets_a_gpu(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert parallel._gpus(engine) == []
+    assert local._gpus(engine) == []
     monkeypatch.setattr(Engine, "device", torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert parallel._gpus(engine) == ["0", "1"]
+    assert local._gpus(engine) == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-1,-1,2")  # names after -1 do not count
-    assert parallel._gpus(engine) == ["3", "GPU-1"]
+    assert local._gpus(engine) == ["3", "GPU-1"]
     long, waits, free = tmp_path / "long", tmp_path / "waits", tmp_path / "free"
     tasks = {
         "long": partial(_leave, long, free),  # never done if "waits" kept "free" from beginning
         "waits": partial(_leave, waits, None),
         "free": partial(_leave, free, None),
     }
-    in_processes(tasks, 2, engine, Silent(), after={"waits": ["long", "done before"]})
+    run_tasks(tasks, Local(2, engine), engine, Silent(), after={"waits": ["long", "done before"]})
     assert waits.stat().st_mtime_ns > long.stat().st_mtime_ns
     assert (long.read_text(), free.read_text()) == ("3", "GPU-1")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,GPU-1,-1,2"
@@ -106,11 +108,11 @@ def test_a_student_alone_waits_for_no_teacher(
 ) -> None:
     asked: list[tuple[set[str], dict[str, list[str]]]] = []
 
-    def ask(tasks: Mapping[str, Task], jobs: int, engine: Engine, listener: Listener, after: Any, follow: Any) -> None:
+    def ask(tasks: Mapping[str, Task], where: Executor, engine: Engine, heard: Listener, after: Any, *_: Any) -> None:
         asked.append((set(tasks), after))
         raise Interrupted("stopped")
 
-    monkeypatch.setattr(sys.modules["coadvise.runs.fit"], "in_processes", ask)
+    monkeypatch.setattr(sys.modules["coadvise.runs.fit"], "run_tasks", ask)
     with pytest.raises(Interrupted):
         fit(tiny_images, tiny_preset, tmp_path / "run", baseline=True, jobs=2)
     assert asked == [(set(PARTS), {"students/advised-0": ["teachers/conv", "teachers/inv"]})]
@@ -174,7 +176,7 @@ def test_a_process_that_dies_is_named_within_seconds(engine: Engine, tmp_path: P
     works, listener = tmp_path / "works", Stopper(never)
     tasks = {"talks": partial(_talk, works), "dies": partial(_die, works)}
     with pytest.raises(LostProcessError, match=r"dies: .* exit code -9"):
-        in_processes(tasks, 2, engine, listener)
+        run_tasks(tasks, Local(2, engine), engine, listener)
     assert time.time() - works.stat().st_mtime < 45, "not only when the last process that holds its pipe has ended"
     assert ("stopped", 1) in listener.steps, "the other one has saved its step"
     assert not multiprocessing.active_children()
@@ -187,7 +189,7 @@ def test_a_listener_that_fails_leaves_no_process_behind(engine: Engine, tmp_path
 
     tasks = {name: partial(_talk, tmp_path / name) for name in ("talks", "waits")}
     with pytest.raises(BrokenPipeError):
-        in_processes(tasks, 1, engine, Gone())
+        run_tasks(tasks, Local(1, engine), engine, Gone())
     assert not multiprocessing.active_children()
 
 
@@ -208,7 +210,7 @@ def test_a_process_stops_when_its_parent_ends(engine: Engine, monkeypatch: pytes
         stopped.set()
 
     stopped = threading.Event()
-    parallel._work(task, 1, writer)
+    local._work(task, 1, writer)
     os.close(sentinel)
     assert stopped.is_set()
     assert engine.stop_requested
