@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -19,7 +20,7 @@ from coadvise.config.reading import load_config
 from coadvise.config.schema import TeacherConfig
 from coadvise.distill.teachers import Teachers
 from coadvise.errors import Interrupted, UserError
-from coadvise.runs.executors.base import Task, run_tasks
+from coadvise.runs.executors.base import Executor, Task
 from coadvise.runs.network_job import initial_network
 from coadvise.runs.options import StudyOptions
 from coadvise.runs.plan import ADVISED, TEACHER
@@ -30,6 +31,8 @@ from coadvise.studies.plan import StudyPlan, plan_study, row_config, study_confi
 from coadvise.studies.question import over
 from coadvise.studies.runner import estimate_study, run_study
 from coadvise.studies.table4 import SMALL_MIXER, SMALL_RESNET10
+from coadvise.training.engine import Engine
+from coadvise.training.listener import Listener
 
 BOTH = "ResNet-18 + RedNet-26"
 
@@ -401,12 +404,15 @@ def test_several_jobs_find_the_same_figures(studied: Studied, tmp_path: Path, mo
         shutil.rmtree(out / "students" / Path(row["run"]).name)
     side_by_side: list[set[str]] = []
 
-    def watched(tasks: Mapping[str, Task], *others: Any) -> None:
+    def in_turn(tasks: Mapping[str, Task], executor: Executor, engine: Engine, listener: Listener, *rest: Any) -> None:
+        """In this process: that others find the same is tested with the executors."""
         side_by_side.append(set(tasks))
-        run_tasks(tasks, *others)
+        follow = rest[1] if len(rest) > 1 else lambda record: None
+        for task in tasks.values():
+            task(SimpleNamespace(say=listener.say, progress=listener.progress, record=follow))
 
     for module in ("studies.runner", "runs.fit"):
-        monkeypatch.setattr(sys.modules[f"coadvise.{module}"], "run_tasks", watched)
+        monkeypatch.setattr(sys.modules[f"coadvise.{module}"], "run_tasks", in_turn)
     listener = Stopper(never)
     common: dict[str, Any] = {"preset": studied.preset, "seeds": 2, "paper_rows": True}
     two = run_study("table7", studied.images, listener, out=out, jobs=2, **common)
