@@ -242,6 +242,20 @@ def test_three_splits_of_the_photographs_together_are_what_their_records_say() -
             assert f"| {name} | {_percent(row, 'top1')} | {100 * row['macro_accuracy']:.1f} % |" in RESULTS
 
 
+def test_what_is_said_of_a_fine_tuned_teacher_is_what_its_record_says() -> None:
+    verdict, before = _verdict("trashnet-128-finetuned"), _verdict("trashnet-128")
+    page = " ".join(RESULTS.split())
+    assert verdict["sentence"] in RESULTS
+    for row in verdict["rows"]:
+        name = re.sub(r" \((.*)\)", r", \1", row["name"])
+        assert f"| {name} | {_percent(row, 'top1')} | {100 * row['macro_accuracy']:.1f} % |" in RESULTS
+    kls = [
+        next(f["kl"] for f in v["divergences"] if (f["answer"], f["teacher"]) == ("class", "conv"))
+        for v in (verdict, before)
+    ]
+    assert "KL {:.2f} against {:.2f}".format(*kls) in page
+
+
 def test_what_check_finds_of_planted_labels_is_what_its_record_says() -> None:
     record = json.loads((ROOT / "results/label-suspects/curve.json").read_text())
     ways = record["recall"].values()
