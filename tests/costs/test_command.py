@@ -1,0 +1,94 @@
+"""`coadvise plan`: what it refuses in one sentence, calibrations as files, and a small calibration."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from coadvise.cli import app
+from coadvise.costs import calibrate, machine
+from coadvise.costs.ask import Asked, question
+from coadvise.costs.machine import Calibration
+from coadvise.errors import UserError
+
+
+@pytest.fixture
+def file(calibration: Calibration, tmp_path: Path) -> Path:
+    return machine.save(calibration, tmp_path / "made.json")
+
+
+def test_a_calibration_is_kept_and_a_damaged_one_named(
+    calibration: Calibration, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert machine.read(file) == calibration
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    assert machine.read() is None
+    assert machine.read(machine.save(calibration)) == calibration == machine.read()
+    rates = calibration.rates_of("float32", 2)
+    assert calibration.rates_of("float32", 1).scale > rates.scale > calibration.rates_of("float32", 3).scale
+    for text in ("{", "[]", '{"format": 2}', json.dumps({**json.loads(file.read_text()), "rates": {"x": {}}})):
+        file.write_text(text)
+        with pytest.raises(UserError, match="is no calibration"):
+            machine.read(file)
+    with pytest.raises(UserError, match="there is no calibration"):
+        machine.read(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"gpu": "H101"}, "unknown GPU 'H101', did you mean 'H100'"),
+        ({"tflops": 100.0}, "--gpu-tflops without --gpu-memory, --gpu-bandwidth"),
+        ({"tflops": 100.0, "memory": 0.0, "bandwidth": 1.0}, "--gpu-memory 0"),
+        ({"images": 0}, "--images 0; give 1 or more"),
+        ({"classes": 1}, "--classes 1"),
+        ({"pixels": 4}, "a side has 8 to 1024 pixels"),
+        ({"nodes": 0}, "--nodes 0"),
+        ({"gpus": 2}, "has no GPU; name one: --gpu H100"),
+        ({"gpu": "h100", "gpus": 0}, "--gpus 0"),
+        ({"network": 0.0}, "--network 0"),
+        ({"preset": "photo"}, "did you mean 'photos'"),
+        ({"gpu": "h100", "calibration": "FILE"}, "leave out --gpu"),
+        ({"calibration": None}, "has not been measured; run coadvise plan --calibrate"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(
+    given: dict[str, object], said: str, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    own = {"calibration": None if {"gpu", "tflops"} & given.keys() else file}
+    given = {key: file if value == "FILE" else value for key, value in given.items()}
+    with pytest.raises(UserError) as error:
+        question(Asked(**{"preset": "photos", "images": 100, **own, **given}))
+    assert said in str(error.value)
+
+
+def test_the_command_prints_a_plan(file: Path, tiny_preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--images", "24", "--classes", "3", "--calibration", str(file)]
+    app(["plan", tiny_preset, *few, "teachers.inv.model=resnet_small", "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert found["device"] == "made"
+    assert len(found["networks"]) == 3
+    with pytest.raises(UserError, match="--images N"):
+        app(["plan", tiny_preset], standalone_mode=False)
+
+
+def test_a_small_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On few networks of few pixels, and without the time it usually takes."""
+    monkeypatch.setattr(calibrate, "NETWORKS", calibrate.NETWORKS[:1])
+    monkeypatch.setattr(calibrate, "SHAPES", ((16, 2), (24, 4)))
+    monkeypatch.setattr(calibrate, "ALL_CORES", ())
+    monkeypatch.setattr(calibrate, "STEP_SECONDS", 0.0)
+    monkeypatch.setattr(calibrate, "PICTURES", 4)
+    monkeypatch.setattr(calibrate, "VIEW_SIDES", (16, 24))
+    monkeypatch.setattr(calibrate, "_scale_of_all_cores", lambda one, half: one.scale / 2)
+    said: list[str] = []
+    found = calibrate.calibrate(said.append)
+    assert torch.get_num_threads() == 1, "as before"
+    assert {key.partition(", ")[0] for key in found.rates} == set(calibrate.precisions(gpu=False))
+    for rates in found.rates.values():
+        assert rates.scale > 0
+        assert {"convolutions", "norms", "elementwise and copies", "updates"} <= rates.kinds.keys()
+    assert all(cost.seconds(1000) > 0 for cost in found.views.values())
+    assert any("views" in line for line in said)
