@@ -1,14 +1,15 @@
 """What `coadvise plan` foresees of a step, against steps of training: three networks, sizes of images and batches.
 
-`python -m benchmarks.plan [--calibration FILE] [--repeats N] [--json FILE]`, with the calibration of this machine
-(`coadvise plan --calibrate`) or of a file. The networks are those of the preset photos-small: its convolution teacher,
-its involution teacher, its student alone; a calibration's are others. Measured are steps of the loop of `fit` itself
-(views, loss, clipping, update, averaged weights), in bfloat16 where the processor has it, on one thread, as `fit` has
-it for each of several networks. Seconds are the process's own, which other work disturbs less than the clock's;
-figures are medians. The goal is 20 % in every row.
+`python -m benchmarks.plan [--repeats N] [--json FILE] [--calibration FILE]`. The networks are those of the preset
+photos-small: its convolution teacher, its involution teacher, its student alone. A calibration, which is of other
+networks, is measured in turns with them, so that other work on the machine meets both; `--calibration` writes it.
+Measured are steps of the loop of `fit` itself (views, loss, clipping, update, averaged weights), in bfloat16 where the
+processor has it, on one thread, as `fit` has it for each of several networks. Seconds are the process's own; figures
+are the fastest steps', as a calibration's are. The goal is 20 % in every row.
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -17,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,13 @@ import torch
 import coadvise.torchvision_guard  # noqa: F401
 from benchmarks.table import Setting, machine
 from coadvise.advice import LossWeights
+from coadvise.config.reading import load_config
 from coadvise.config.schema import RecipeConfig
-from coadvise.costs.ask import Asked, question
-from coadvise.costs.foresee import Question, network_of
+from coadvise.costs.calibrate import line_through, precisions, steps, view_seconds
+from coadvise.costs.foresee import Question, network_of, with_pixels
+from coadvise.costs.gpus import gpu_named
+from coadvise.costs.machine import HALF, PCIE, Calibration, Target, of_calibration, of_sheet, save, this_device
+from coadvise.costs.rates import Timed, fit
 from coadvise.data.scanned import ScannedSplit
 from coadvise.data.sources.folder import FolderSplit
 from coadvise.data.views import Views
@@ -50,15 +54,16 @@ PARTS = (
 SIZES, BATCHES, SKIP = (64, 128, 224), (8, 32, 64), 2
 
 
-def asked(pixels: int, batch: int, calibration: Path | None) -> Question:
-    """The preset at another size and batch, for one thread of this machine."""
+def asked(pixels: int, batch: int, target: Target | None = None) -> Question:
+    """The preset at another size and batch, on one thread of this machine; without a target only its configuration."""
     networks = ("teachers.conv", "teachers.inv", "student")
     overrides = [f"{network}.recipe.batch_size={batch}" for network in networks]
-    return question(Asked(PRESET, 100_000, overrides, CLASSES, pixels, calibration=calibration))
+    config = with_pixels(load_config(PRESET, overrides), pixels)
+    return Question(config, 100_000, CLASSES, target or of_sheet(gpu_named("H100"), None), 0)
 
 
 def measured(asked: Question, part: Part, repeats: int) -> float:
-    """Median seconds of the process for a step of training."""
+    """Seconds of the process for a step of training, the fastest."""
     config, size = asked.config, asked.config.data.image_size
     recipe: RecipeConfig = (config.teachers[part.teacher] if part.role == TEACHER else config.student).recipe
     count = (repeats + SKIP + 1) * recipe.batch_size
@@ -82,31 +87,38 @@ def measured(asked: Question, part: Part, repeats: int) -> float:
         )  # fmt: skip
         record = Recorder(Path(folder), write=False, say=lambda text: None)
         train(job, Checkpoints(Path(folder, "checkpoints")), engine, record, progress)
-    return float(median(np.diff(times)[SKIP - 1 : -1]))  # the last has the evaluation
+    return float(np.diff(times)[SKIP - 1 : -1].min())  # the last has the evaluation
 
 
-def compare(calibration: Path | None, repeats: int) -> list[dict[str, Any]]:
-    """Every network at every size and batch."""
-    found = []
-    for pixels in SIZES:
-        for batch in BATCHES:
-            for part in PARTS:
-                what = asked(pixels, batch, calibration)
-                foreseen = network_of(what, part, threads=1).seconds
-                took = measured(what, part, repeats)
-                row = {"network": part.title.removesuffix(" (seed 0)"), "pixels": pixels, "batch": batch}
-                found.append(
-                    {**row, "foreseen_ms": 1e3 * foreseen, "measured_ms": 1e3 * took, "ratio": foreseen / took}
-                )
-                print(line(found[-1]), file=sys.stderr, flush=True)
-    return found
+def compare(repeats: int) -> tuple[list[dict[str, Any]], Calibration]:
+    """Every network at every size and batch, and the calibration that was made in between."""
+    precision = precisions(gpu=False)[0]
+    calibrating, timed, took = steps(precision == HALF, gpu=False), list[Timed](), list[float]()
+    rows = list(itertools.product(SIZES, BATCHES, PARTS))
+    for pixels, batch, part in rows:
+        timed.extend(itertools.islice(calibrating, 1))
+        took.append(measured(asked(pixels, batch), part, repeats))
+        print(f"{part.name} {pixels} {batch}: {1e3 * took[-1]:.1f} ms", file=sys.stderr, flush=True)
+    timed.extend(calibrating)
+    name, gpu, memory = this_device()
+    views = {kind: line_through(seconds) for kind, seconds in view_seconds().items()}
+    found = Calibration(name, gpu, memory, {f"{precision}, 1": fit(timed, overlapped=False)}, views)
+    target = of_calibration(found, PCIE)
+    return [row(target, *which, took=seconds) for which, seconds in zip(rows, took, strict=True)], found
 
 
-def line(row: Mapping[str, Any]) -> str:
+def row(target: Target, pixels: int, batch: int, part: Part, took: float) -> dict[str, Any]:
+    """One comparison."""
+    foreseen = network_of(asked(pixels, batch, target), part, threads=1).seconds
+    named = {"network": part.title.removesuffix(" (seed 0)"), "pixels": pixels, "batch": batch}
+    return {**named, "foreseen_ms": 1e3 * foreseen, "measured_ms": 1e3 * took, "ratio": foreseen / took}
+
+
+def line(one: Mapping[str, Any]) -> str:
     """A row as docs/PERFORMANCE.md has it."""
-    mark = "!" * (abs(row["ratio"] - 1) > GOAL)
-    times = f"{row['foreseen_ms']:10.1f}{row['measured_ms']:10.1f}{row['ratio']:8.2f}{mark}"
-    return f"{row['network']:20}{row['pixels']:>7}{row['batch']:>7}{times}"
+    mark = "!" * (abs(one["ratio"] - 1) > GOAL)
+    times = f"{one['foreseen_ms']:10.1f}{one['measured_ms']:10.1f}{one['ratio']:8.2f}{mark}"
+    return f"{one['network']:20}{one['pixels']:>7}{one['batch']:>7}{times}"
 
 
 def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -125,7 +137,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     before = os.getloadavg()[0]
-    rows = compare(given.calibration, given.repeats)
+    rows, calibration = compare(given.repeats)
+    if given.calibration is not None:
+        save(calibration, given.calibration)
     print("\n".join(lines(rows)))
     print(f"other work on the machine: load {before:.1f} at the beginning, {os.getloadavg()[0]:.1f} at the end")
     if given.json is not None:

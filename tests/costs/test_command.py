@@ -9,6 +9,7 @@ import torch
 from coadvise.cli import app
 from coadvise.costs import calibrate, machine
 from coadvise.costs.ask import Asked, question
+from coadvise.costs.foresee import Question
 from coadvise.costs.machine import Calibration
 from coadvise.errors import UserError
 
@@ -64,12 +65,23 @@ def test_what_cannot_be_planned_is_refused(
     assert said in str(error.value)
 
 
-def test_the_command_prints_a_plan(file: Path, tiny_preset: str, capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["--images", "24", "--classes", "3", "--calibration", str(file)]
-    app(["plan", tiny_preset, *few, "teachers.inv.model=resnet_small", "--json"], standalone_mode=False)
-    found = json.loads(capsys.readouterr().out)
-    assert found["device"] == "made"
-    assert len(found["networks"]) == 3
+def test_the_command_asks_what_it_was_given(file: Path, tiny_preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Question] = []
+
+    class DoneError(Exception):
+        pass
+
+    def stop(question: Question) -> None:
+        asked.append(question)
+        raise DoneError
+
+    monkeypatch.setattr("coadvise.costs.foresee.foresee", stop)
+    some = ["--images", "24", "--classes", "3", "--pixels", "32", "--nodes", "2", "--network", "8", "--seeds", "2"]
+    with pytest.raises(DoneError):
+        app(["plan", tiny_preset, "student.recipe.epochs=7", *some, "--calibration", str(file)], standalone_mode=False)
+    (found,) = asked
+    assert (found.images, found.classes, found.config.data.image_size, found.nodes, found.seeds) == (24, 3, 32, 2, 2)
+    assert (found.network, found.config.student.recipe.epochs, found.processes) == (1e9, 7, 2)
     with pytest.raises(UserError, match="--images N"):
         app(["plan", tiny_preset], standalone_mode=False)
 
@@ -80,13 +92,14 @@ def test_a_small_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "SHAPES", ((16, 2), (24, 4)))
     monkeypatch.setattr(calibrate, "ALL_CORES", ())
     monkeypatch.setattr(calibrate, "STEP_SECONDS", 0.0)
-    monkeypatch.setattr(calibrate, "PICTURES", 4)
+    monkeypatch.setattr(calibrate, "PICTURES", 2)
+    monkeypatch.setattr(calibrate, "precisions", lambda gpu: ("float32",))
     monkeypatch.setattr(calibrate, "VIEW_SIDES", (16, 24))
     monkeypatch.setattr(calibrate, "_scale_of_all_cores", lambda one, half: one.scale / 2)
     said: list[str] = []
     found = calibrate.calibrate(said.append)
     assert torch.get_num_threads() == 1, "as before"
-    assert {key.partition(", ")[0] for key in found.rates} == set(calibrate.precisions(gpu=False))
+    assert "float32, 1" in found.rates
     for rates in found.rates.values():
         assert rates.scale > 0
         assert {"convolutions", "norms", "elementwise and copies", "updates"} <= rates.kinds.keys()

@@ -75,6 +75,23 @@ def test_memory_grows_with_the_batch_and_never_below_what_is_kept(tiny_preset: s
     assert few.work["updates"] == many.work["updates"]
 
 
+def test_micro_batches_add_up(tiny_preset: str) -> None:
+    network = build_network(load_config(tiny_preset).teachers["conv"], ("a", "b"), 16, 0)
+    step, images = TrainingStep(network, RECIPE), torch.rand(2, 3, 16, 16)
+    step(images)
+    with Tally(clock=lambda: 0.0) as tally:
+        step(images, 4)
+    shapes = network.to("meta")
+
+    def make() -> TrainingStep:
+        materialise(shapes)
+        return TrainingStep(shapes, RECIPE)
+
+    (found,) = count(make, [2], 16, micro_batches=4)
+    assert found.calls == tally.calls
+    assert {kind: work[:2] for kind, work in found.work.items()} == {k: work[:2] for k, work in tally.work.items()}
+
+
 def test_memory_is_what_is_held_at_once() -> None:
     """Two of three tensors of 4,000 bytes at a time."""
     with torch.device("meta"), Tally() as tally:

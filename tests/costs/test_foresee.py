@@ -94,7 +94,8 @@ def test_what_holds_a_training_up_is_named(asked: Question, one: Foreseen) -> No
 
 
 def test_a_whole_plan_as_text_and_as_json(asked: Question) -> None:
-    plan = foresee(replace(asked, baseline=True, seeds=2))
+    config = with_changes(asked.config, {"teachers.inv": asked.config.teachers["conv"].model_dump(mode="json")})
+    plan = foresee(replace(asked, config=config, baseline=True, seeds=2))
     assert [one.part.role for one in plan.networks] == ["teacher", "teacher", "advised", "alone", "advised", "alone"]
     advised, alone = plan.networks[2:4]
     assert advised.seconds > alone.seconds
@@ -142,7 +143,9 @@ def test_bytes_of_a_checkpoint_are_its_files(asked: Question, one: Foreseen, fin
         guard = NonFiniteGuard("part", network, optimiser, engine, Recorder(tmp_path, False, lambda text: None))
         TrainingState(network, optimiser, average_of(network, recipe), guard).save(1, Checkpoints(tmp_path / "kept"))
     written = sum(path.stat().st_size for path in (tmp_path / "kept").rglob("*") if path.is_file())
-    assert one.checkpoint == pytest.approx(written, rel=0.2), "a state's names and its steps are the rest"
+    assert one.checkpoint < written < one.checkpoint + 30_000, (
+        "a state's names, counts of steps and checksums are the rest"
+    )
     assert sizes.disk(asked.config, 24, 3, 1, one.checkpoint).checkpoints == 3 * one.checkpoint
 
 

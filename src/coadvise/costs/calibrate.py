@@ -70,7 +70,7 @@ def calibrate(say: Callable[[str], None] = lambda text: None) -> Calibration:
                 rates[f"{precision}, {cores}"] = replace(one, scale=min(scale, one.scale))
         say("measuring views on one core")
         torch.set_num_threads(1)
-        views = {kind: _line(seconds) for kind, seconds in view_seconds().items()}
+        views = {kind: line_through(seconds) for kind, seconds in view_seconds().items()}
     finally:
         torch.set_num_threads(before)
     return Calibration(name, gpu, memory, rates, views)
@@ -177,7 +177,7 @@ def _seconds_a_view(views: Views) -> float:
     return (time.process_time() - began) / (2 * len(views))
 
 
-def _line(points: list[tuple[int, float]]) -> machine.Views:
+def line_through(points: list[tuple[int, float]]) -> machine.Views:
     """Through two points, without negative parts."""
     (few, fast), (many, slow) = points
     pixel = max(0.0, (slow - fast) / (many - few))

@@ -71,20 +71,34 @@ def count(
             (`materialise`).
         size: of the images, pixels.
     """
-    found = []
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # in copying averaged weights
         taken = step()
         if taken.averaged is not None:
             materialise(taken.averaged.module)  # the copy is of another mode
-        for number, images in enumerate(batches):
+
+        def tally(images: int, times: int) -> Tally:
             batch = torch.empty(images, 3, *sides(size)).to(memory_format=LAYOUT)
-            if number == 0:
-                taken(batch)  # makes the optimiser's averages
-            with Tally(held=taken.kept + batch.nbytes) as tally:
-                taken(batch, micro_batches)
-            found.append(Counted(tally.work, tally.calls, tally.peak, taken.kept, taken.gradients, taken.buffers))
-    return found
+            with Tally(held=taken.kept + batch.nbytes) as found:
+                taken(batch, times)
+            return found
+
+        tally(batches[0], 1)  # makes the optimiser's averages
+        few = range(1, min(micro_batches, 2) + 1)
+        return [_extended([tally(images, times) for times in few], micro_batches, taken) for images in batches]
+
+
+def _extended(tallies: "Sequence[Tally]", micro_batches: int, step: TrainingStep) -> Counted:
+    """A step of some micro-batches, from one with a single one and, if it has more, one with two."""
+    first, last = tallies[0], tallies[-1]
+    more = max(0, micro_batches - 2)
+
+    def grown(one: float, two: float) -> float:
+        return two + more * (two - one)
+
+    work = {kind: Work(*map(grown, first.work.get(kind, Work()), last.work[kind])) for kind in last.work}
+    calls = grown(first.calls, last.calls)
+    return Counted(work, calls, last.peak, step.kept, step.gradients, step.buffers)
 
 
 class Tally(TorchDispatchMode):

@@ -81,7 +81,7 @@ def _fits(given: str, gpu: Gpu) -> bool:
     """Whether a name differs from a GPU's by its memory alone, which one of them leaves out."""
     name = _plain(gpu.name)
     longer, shorter = max(given, name, key=len), min(given, name, key=len)
-    return bool(given) and re.fullmatch(re.escape(shorter) + r"\d+gb", longer) is not None
+    return bool(given) and re.fullmatch(re.escape(shorter) + r"[1-9]\d{1,2}gb", longer) is not None
 
 
 def gpu_of(name: str, tflops: float, memory: float, bandwidth: float) -> Gpu:
