@@ -1,13 +1,14 @@
 """`coadvise plan`: what it refuses in one sentence, calibrations as files, and a small calibration."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
-import torch
 
 from coadvise.cli import app
-from coadvise.costs import calibrate, machine
+from coadvise.costs import ask, machine
 from coadvise.costs.ask import Asked, question
 from coadvise.costs.foresee import Question
 from coadvise.costs.machine import Calibration
@@ -65,7 +66,9 @@ def test_what_cannot_be_planned_is_refused(
     assert said in str(error.value)
 
 
-def test_the_command_asks_what_it_was_given(file: Path, tiny_preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_and_those_of_the_page_ask_what_they_were_given(
+    file: Path, tiny_preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Question] = []
 
     class DoneError(Exception):
@@ -76,6 +79,15 @@ def test_the_command_asks_what_it_was_given(file: Path, tiny_preset: str, monkey
         raise DoneError
 
     monkeypatch.setattr("coadvise.costs.foresee.foresee", stop)
+    monkeypatch.setattr(ask, "read", lambda path: machine.read(file))  # as if this machine had been measured
+    page = (Path(__file__).parents[2] / "docs/SCALE.md").read_text()
+    lines = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^coadvise plan .*", page, re.M)]
+    shown = [words for words in lines if "--calibrate" not in words]
+    assert len(shown) >= 3
+    for words in shown:
+        with pytest.raises(DoneError):
+            app(words, standalone_mode=False)
+    asked.clear()
     some = ["--images", "24", "--classes", "3", "--pixels", "32", "--nodes", "2", "--network", "8", "--seeds", "2"]
     with pytest.raises(DoneError):
         app(["plan", tiny_preset, "student.recipe.epochs=7", *some, "--calibration", str(file)], standalone_mode=False)
@@ -84,24 +96,3 @@ def test_the_command_asks_what_it_was_given(file: Path, tiny_preset: str, monkey
     assert (found.network, found.config.student.recipe.epochs, found.processes) == (1e9, 7, 2)
     with pytest.raises(UserError, match="--images N"):
         app(["plan", tiny_preset], standalone_mode=False)
-
-
-def test_a_small_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On few networks of few pixels, and without the time it usually takes."""
-    monkeypatch.setattr(calibrate, "NETWORKS", calibrate.NETWORKS[:1])
-    monkeypatch.setattr(calibrate, "SHAPES", ((16, 2), (24, 4)))
-    monkeypatch.setattr(calibrate, "ALL_CORES", ())
-    monkeypatch.setattr(calibrate, "STEP_SECONDS", 0.0)
-    monkeypatch.setattr(calibrate, "PICTURES", 2)
-    monkeypatch.setattr(calibrate, "precisions", lambda gpu: ("float32",))
-    monkeypatch.setattr(calibrate, "VIEW_SIDES", (16, 24))
-    monkeypatch.setattr(calibrate, "_scale_of_all_cores", lambda one, half: one.scale / 2)
-    said: list[str] = []
-    found = calibrate.calibrate(said.append)
-    assert torch.get_num_threads() == 1, "as before"
-    assert "float32, 1" in found.rates
-    for rates in found.rates.values():
-        assert rates.scale > 0
-        assert {"convolutions", "norms", "elementwise and copies", "updates"} <= rates.kinds.keys()
-    assert all(cost.seconds(1000) > 0 for cost in found.views.values())
-    assert any("views" in line for line in said)

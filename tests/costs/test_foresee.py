@@ -12,10 +12,10 @@ from coadvise.config.schema import EngineConfig, RecipeConfig
 from coadvise.costs import sizes
 from coadvise.costs.bottleneck import LOADER, MEMORY, NETWORK, bottleneck
 from coadvise.costs.count import Counted
-from coadvise.costs.foresee import Foreseen, Question, foresee, largest_batch, network_of
+from coadvise.costs.foresee import Foreseen, Question, largest_batch, network_of
 from coadvise.costs.gpus import gpu_named
 from coadvise.costs.machine import Calibration, of_calibration, of_sheet
-from coadvise.costs.table import breaks, bytes_text, lines, plain
+from coadvise.costs.table import bytes_text
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.distill.logit_cache import Form
@@ -91,24 +91,6 @@ def test_what_holds_a_training_up_is_named(asked: Question, one: Foreseen) -> No
     assert bottleneck(asked, large).what == MEMORY
     assert "recipe.accumulate=3" in bottleneck(asked, large).remedy
     assert sum(one.computing.values()) + one.issuing < one.seconds, "views are made in the same process"
-
-
-def test_a_whole_plan_as_text_and_as_json(asked: Question) -> None:
-    config = with_changes(asked.config, {"teachers.inv": asked.config.teachers["conv"].model_dump(mode="json")})
-    plan = foresee(replace(asked, config=config, baseline=True, seeds=2))
-    assert [one.part.role for one in plan.networks] == ["teacher", "teacher", "advised", "alone", "advised", "alone"]
-    advised, alone = plan.networks[2:4]
-    assert advised.seconds > alone.seconds
-    assert 0 < advised.teachers < 1 == 1 + alone.teachers
-    assert plan.minutes <= sum(one.minutes for one in plan.networks) < plan.minutes * plan.jobs * 1.0001
-    text = "\n".join(lines(plan))
-    assert "1,200 images of 3 classes at 16 pixels on made, float32" in text
-    assert all(one.part.title in text for one in plan.networks)
-    record = plain(plan)
-    assert record["networks"][0]["minutes"] == plan.networks[0].minutes
-    assert record["disk"]["cache"] == 2 * 2 * 1200 * 2 * 2 * 3, "seeds, epochs, images, teachers, float16, classes"
-    assert breaks(plan) == []
-    assert "augment.kind=deit" in breaks(replace(plan, question=replace(asked, images=10**8)))[0]
 
 
 def test_bytes_of_a_store_are_its_files(asked: Question, tiny_images: Path) -> None:

@@ -64,7 +64,11 @@ def test_an_unknown_gpu_is_answered_with_the_nearest_and_how_to_give_figures(giv
 
 
 def test_a_gpu_without_bfloat16_and_one_of_figures() -> None:
-    assert gpu_named("t4").half == 0
+    with pytest.raises(UserError, match="has no bfloat16"):
+        gpu_named("t4").rates(half=True)
+    assert (
+        gpu_named("t4").rates(half=False).kinds[PRODUCT].flop > gpu_named("h100").rates(half=True).kinds[PRODUCT].flop
+    )
     mine = gpu_of("mine", 100, 48, 900)
     assert (mine.half, mine.memory, mine.bandwidth) == (100e12, 48e9, 900e9)
     work = Counted({PRODUCT: Work(1, 1e12, 0)}, 1, 0, 0, 0, 0)

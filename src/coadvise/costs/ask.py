@@ -9,7 +9,7 @@ import torch
 from coadvise.config.reading import load_config
 from coadvise.costs.foresee import Question, with_pixels
 from coadvise.costs.gpus import GPUS, gpu_named, gpu_of
-from coadvise.costs.machine import CALIBRATE, PCIE, Calibration, Target, of_calibration, of_sheet, read
+from coadvise.costs.machine import CALIBRATE, PCIE, Target, of_calibration, of_sheet, read
 from coadvise.errors import UserError
 
 
@@ -67,9 +67,9 @@ def _target(asked: Asked) -> Target:
     if asked.calibration is not None and (asked.gpu or given):
         raise UserError("--calibration FILE has its own device; leave out --gpu and its figures")
     if given:
-        return of_sheet(gpu_of(asked.gpu or "GPU", *given.values()), _own())
+        return of_sheet(gpu_of(asked.gpu or "GPU", *given.values()), read(None))
     if asked.gpu is not None:
-        return of_sheet(gpu_named(asked.gpu), _own())
+        return of_sheet(gpu_named(asked.gpu), read(None))
     found = read(asked.calibration)
     if found is None:
         raise UserError(
@@ -77,8 +77,3 @@ def _target(asked: Asked) -> Target:
         )
     links = [gpu.link for gpu in GPUS if found.gpu and gpu.name.lower() in found.name.lower()]
     return of_calibration(found, links[0] if links else PCIE)
-
-
-def _own() -> Calibration | None:
-    """Whether this machine's cores are known, for the views of a plan for another."""
-    return read()

@@ -40,7 +40,9 @@ class Gpu:
     share: float = SHARE
 
     def rates(self, half: bool) -> Rates:
-        """What it is assumed to attain."""
+        """What it is assumed to attain. Raises UserError for bfloat16 on a GPU that has none."""
+        if half and not self.half:
+            raise UserError(f"{self.name} has no bfloat16; give engine.precision=float32, or auto")
         flop, byte = 1 / (self.share * (self.half if half else self.single)), 1 / (BANDWIDTH_SHARE * self.bandwidth)
         kinds = {kind: Rate(0.0, flop, 0.0) if kind in _ARITHMETIC else Rate(0.0, 0.0, byte) for kind in KINDS}
         return Rates(kinds, ISSUE, overlapped=True)
