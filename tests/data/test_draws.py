@@ -67,3 +67,25 @@ def test_permutations_are_even_and_differ_between_epochs() -> None:
     for position in orders.T:  # each thing is at each place equally often
         assert stats.chisquare(np.bincount(position, minlength=12)).pvalue > 1e-4
     assert len({tuple(order) for order in orders.tolist()}) == 3000
+
+
+@given(words, words, st.integers(1, 400))
+def test_a_computed_order_has_every_index_once(seed: int, epoch: int, length: int) -> None:
+    order = draws.shuffled(seed, draws.ORDER, epoch, length, np.arange(length))
+    assert sorted(order.tolist()) == list(range(length))
+    some = np.arange(length)[:: max(1, length // 5)]
+    assert np.array_equal(draws.shuffled(seed, draws.ORDER, epoch, length, some), order[some])
+
+
+def test_a_computed_order_is_random() -> None:
+    """Where an index comes, and what follows it, are uniform; epochs and seeds do not agree."""
+    n = 100_000
+    order = draws.shuffled(0, draws.ORDER, 0, n, np.arange(n))
+    for series in (order[: n // 100], np.diff(order)[: n // 2] % n):
+        assert stats.chisquare(np.bincount(series * 64 // n, minlength=64)).pvalue > 1e-4
+    for other in (
+        draws.shuffled(1, draws.ORDER, 0, n, np.arange(n)),
+        draws.shuffled(0, draws.ORDER, 1, n, np.arange(n)),
+    ):
+        assert abs(np.corrcoef(order, other)[0, 1]) < 4.5 / np.sqrt(n)
+    assert draws.shuffled(0, draws.ORDER, 0, 10**9, [0, 10**9 - 1]).max() < 10**9

@@ -391,3 +391,13 @@ def test_a_disk_that_has_gone_is_not_searched_to_its_end(tmp_path: Path, monkeyp
     monkeypatch.setattr(views_module, "MOST_SKIPPED", 5)
     with pytest.raises(UserError, match=r"5 training images in a row.*png"):
         Views(split, NOTHING, 3, 12, 0)[0, np.arange(3)]
+
+
+def test_very_many_pictures_have_an_order_that_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draws, "LARGE", 8)
+    views = made_views(9, AUGMENTS["mixup"], seed=2)
+    rows = [views.request(1, np.array([place])).rows[0] for place in range(9)]
+    assert sorted(rows) == list(range(9))
+    assert np.array_equal(rows, draws.shuffled(2, draws.ORDER, 1, 9, np.arange(9)))
+    views[1, np.arange(9)]
+    assert views._order[0] == -1, "no order was made"

@@ -192,6 +192,11 @@ def open_store(folder: Path, keys: Keys, kind: str, decode: Decode) -> Store:
         return store
 
 
+def table_bytes(pictures: int) -> int:
+    """The size of a store's table."""
+    return pictures * _ROW.itemsize
+
+
 def presized(image: Image.Image, side: int) -> Pixels:
     """[H, W, 3]: shorter side resized to `side` (bicubic); a smaller image as it is."""
     return np.asarray(image.resize(presized_size(image.size, side), Image.Resampling.BICUBIC), np.uint8)

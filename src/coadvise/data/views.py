@@ -184,14 +184,20 @@ class Views(TorchDataset[Batch]):
             self._order = (epoch, order)
         return self._order[1]
 
+    def rows(self, epoch: int, places: Indices) -> Indices:
+        """The rows of the images at some places of an epoch's order. Of very many images no order is held."""
+        if len(self) > draws.LARGE and self.weights is None:
+            return draws.shuffled(self.seed, draws.ORDER, self.drawn(epoch), len(self), places)
+        return self.order(epoch)[places]
+
     def request(self, epoch: int, positions: Indices) -> Request:
         """What to index the views with. Loader processes so need no order, which takes 10 MB for a million images."""
-        epoch, order, places = self.drawn(epoch), self.order(epoch), positions
+        epoch, places = self.drawn(epoch), positions
         if self._mixing:
             partners = positions ^ 1
-            partners[partners >= len(order)] = len(order) - 1  # the last of an odd number is mixed with itself
+            partners[partners >= len(self)] = len(self) - 1  # the last of an odd number is mixed with itself
             places = np.concatenate([positions, partners])
-        return Request(epoch, places, order[places])
+        return Request(epoch, places, self.rows(epoch, places))
 
     @property
     def _mixing(self) -> bool:
