@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coadvise.errors import StorageError, UserError
-from coadvise.training.metrics import FILE, Follower, Recorder, read_records
+from coadvise.training.metrics import FILE, REWIND, Follower, Recorder, read_records
 
 records = st.lists(
     st.fixed_dictionaries(
@@ -73,7 +73,8 @@ def test_only_one_process_writes_and_followers_get_every_record(tmp_path: Path) 
     other.rewind("a", 0)
     assert not (tmp_path / FILE).exists()
     assert read_records(tmp_path) == []
-    assert heard == [{"kind": "train", "step": 3}]
+    asked = {"kind": REWIND, "part": "a", "step": 0}
+    assert heard == [{"kind": "train", "step": 3}, asked], "the process that writes must hear of both"
     written(tmp_path, [{"kind": "train", "part": "a", "step": 5}])
     other.rewind("a", 0)
     assert len(read_records(tmp_path)) == 1
