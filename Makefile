@@ -24,7 +24,7 @@ test: setup
 	$(BIN)/pytest -n 2
 
 test-extras:  # what needs heavy packages, in an environment of its own
-	$(MAKE) setup VENV=.venv-extras EXTRAS=dev,datasets,tensorboard,wandb,mlflow,demo,browser
+	$(MAKE) setup VENV=.venv-extras EXTRAS=dev,datasets,shards,s3-server,tensorboard,wandb,mlflow,demo,browser
 	.venv-extras/bin/pytest -n 2 tests/extras
 
 coverage: setup  # by branch

@@ -106,10 +106,11 @@ class DataConfig(_Section):
 
     _unwritten: ClassVar[frozenset[str]] = frozenset({
         "classes", "exclude", "splits", "depth", "image_column", "label_column", "split_column", "root",
-        "balance", "class_weights", "fit",
+        "balance", "class_weights", "fit", "window", "cache_gb",
     })  # fmt: skip
     source: str = Field(
-        "", description="data folder, a table of paths and labels, hf:NAME, or digits; given on the command line"
+        "",
+        description="data folder, a table, hf:NAME, shards:URL, or digits; given on the command line",
     )
     classes: Annotated[Classes, BeforeValidator(_classes)] = Field(
         (), description="classes to use; a mapping also merges and renames: {bin: [trash, metal]}; empty uses all"
@@ -153,6 +154,13 @@ class DataConfig(_Section):
         0,
         ge=0,
         description="deit only; shorter side, pixels, of the decoded training images kept on disk; 0 keeps none",
+    )
+
+    window: int = Field(
+        16, ge=1, description="shards: how many of them are shuffled together; with all, the order is a folder's"
+    )
+    cache_gb: float = Field(
+        50, gt=0, description="shards: at most this is kept of what is fetched from elsewhere, on each node's disk; GB"
     )
 
     def elsewhere(self) -> "DataConfig":

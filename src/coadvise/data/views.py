@@ -10,6 +10,7 @@ fit there, which gives the same views up to the device's rounding.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from coadvise.config.schema import AugmentConfig, ImageSize
 from coadvise.data import draws
 from coadvise.data.balance import balanced_order
 from coadvise.data.images import DecodedImage, Pixels, UnreadableImageError
+from coadvise.data.order import WindowedOrder, shuffled
 from coadvise.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, Pipeline
 from coadvise.data.scanned import ScannedSplit
 from coadvise.data.workers import mark_reading
@@ -99,6 +101,9 @@ class Views(TorchDataset[Batch]):
         self.weights = weights  # how often each class is shown; None: every image once an epoch
         self._resident: Tensor | None = None  # all pixels, on the device that makes the views
         self._order: tuple[int, Indices] = (-1, np.empty(0, np.int64))
+        windows = split.split.windows()
+        self._windows = None if windows is None else WindowedOrder(seed, *windows)
+        self._soon = (-1, -1)  # epoch and window whose shards are fetched
         self._pipeline = Pipeline(augment, image_size, split.fit) if augment.kind == "deit" else None
 
     def __len__(self) -> int:
@@ -128,23 +133,46 @@ class Views(TorchDataset[Batch]):
 
     def order(self, epoch: int) -> Indices:
         """The rows of the images in an epoch's order, [N]: each once, or by the weights of their classes."""
-        epoch = self.drawn(epoch)
+        return self._rows(self.drawn(epoch), np.arange(len(self)))
+
+    def _rows(self, epoch: int, places: Indices) -> Indices:
+        """The rows at some places of the order that an epoch has drawn."""
+        if self._windows is not None and self.weights is None:
+            return self._windows.rows(epoch, places)
         if self._order[0] != epoch:
             if self.weights is None:
-                order = draws.permutation(self.seed, draws.ORDER, epoch, len(self))
+                order = shuffled(self.seed, epoch, np.arange(len(self)))
             else:
                 order = balanced_order(self.seed, epoch, self.split.labels, self.weights)
             self._order = (epoch, order)
-        return self._order[1]
+        return self._order[1][places]
 
     def request(self, epoch: int, positions: Indices) -> Request:
         """What to index the views with. Loader processes so need no order, which takes 10 MB for a million images."""
-        epoch, order, places = self.drawn(epoch), self.order(epoch), positions
+        epoch, places = self.drawn(epoch), positions
         if self._mixing:
             partners = positions ^ 1
-            partners[partners >= len(order)] = len(order) - 1  # the last of an odd number is mixed with itself
+            partners[partners >= len(self)] = len(self) - 1  # the last of an odd number is mixed with itself
             places = np.concatenate([positions, partners])
-        return Request(epoch, places, order[places])
+        if self._reads and len(positions):
+            self._bring_soon(epoch, int(positions[-1]))
+        return Request(epoch, places, self._rows(epoch, places))
+
+    @property
+    def _reads(self) -> bool:
+        """Whether pictures are read for each view."""
+        return self._resident is None and self.split.pixels is None and self.split.presized is None
+
+    def _bring_soon(self, epoch: int, position: int) -> None:
+        """Has fetched, in the background, what this window and the next need."""
+        order = self._windows
+        if order is None:
+            return
+        number = order.number(epoch, position)
+        if self._soon != (epoch, number):
+            self._soon = (epoch, number)
+            rows = np.concatenate([order.members(epoch, number + ahead) for ahead in (0, 1)])
+            self.split.split.bring_soon(rows)
 
     @property
     def _mixing(self) -> bool:
@@ -174,6 +202,8 @@ class Views(TorchDataset[Batch]):
 
     def _single_views(self, epoch: int, wanted: Indices, unreadable: dict[int, str]) -> tuple[Tensor, Indices]:
         """[B, 3, H, W] in 0..1, before mixing, and the row of each view's image."""
+        if self._reads and len(wanted):
+            self.split.split.bring(wanted, partial(mark_reading, int(wanted[0])))
         if self._pipeline is not None:
             images, index = self._pipeline_views(self._pipeline, epoch, wanted, unreadable)
         else:
