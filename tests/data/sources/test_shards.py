@@ -242,7 +242,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "depth": ("shards:{shards}", {"depth": 2}, r"data.depth=2 has no use"),
     "a class": ("shards:{shards}", {"classes": ["blu", "red"]}, r"'blu', did you mean 'blue'"),
     "a sampler": ("shards:{shards}", {"balance": "sampler", "window": 2}, r"draws from all.*data.balance=loss"),
-    "a small cache": ("{far}", {"cache_gb": 1e-6, "window": 2}, r"data.window=2 shards and the next 2 take .* GB"),
+    "a small cache": ("{far}", {"cache_gb": 1e-6, "window": 2}, r"data.window=2 needs 4 shards at a time, .* GB"),
 }  # fmt: skip
 
 

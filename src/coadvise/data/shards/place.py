@@ -111,7 +111,7 @@ class Place:
             except Exception as error:  # of many kinds, from several packages
                 if getattr(error, "status", None) in (401, 403) or type(error).__name__ in _REFUSED:
                     raise PermissionError(reason(error)) from None
-                if isinstance(error, NotImplementedError):
+                if isinstance(error, NotImplementedError) or getattr(error, "status", None) in (405, 501):
                     raise PermissionError("such an address can only be read") from None
                 if wait is None:
                     raise StorageError(_failed(f"'{self.url}/{name}'", "reached", error)) from None

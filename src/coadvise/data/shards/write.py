@@ -104,17 +104,24 @@ def write_shards(
         for number, rows in enumerate(_rows_of_shards(name, len(split), counts[name]))
     ]
     made = 0
-    for done, job in enumerate(jobs):
-        progress(done, len(jobs))
-        if done % part.of == part.number:
+    try:
+        for done, job in enumerate(jobs):
+            progress(done, len(jobs))
+            if done % part.of != part.number:
+                continue
             with _alone(place, job.name) as mine:
                 if mine and job.found() is None:
-                    place.remove(INDEX)  # until all is as it says
+                    if not made:
+                        place.remove(INDEX)  # until all is as it says
                     job.write(sampler)
                     made += 1
-    progress(len(jobs), len(jobs))
-    with _alone(place, INDEX, wait=True):
-        return _indexed(source, place, presize, jobs, made)
+        progress(len(jobs), len(jobs))
+        with _alone(place, INDEX, wait=True):
+            return _indexed(source, place, presize, jobs, made)
+    except (PermissionError, FileNotFoundError) as error:
+        raise StorageError(
+            f"'{place.url}' may no longer be written: {reason(error)}; once it may, run the same command again to go on"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -231,8 +238,10 @@ def _where(place: Place) -> str:
 def _indexed(source: Source, place: Place, presize: int, jobs: Sequence[_Job], made: int) -> Outcome:
     """Writes the index, if all shards are there."""
     there = {name: place.names(name) for name in source.splits}
-    lacking = [job for job in jobs if about_name(job.split, job.number).rpartition("/")[2] not in there[job.split]]
-    abouts = [None if job in lacking else job.about() for job in jobs]
+    lacking = {job.name for job in jobs if about_name(job.split, job.number).rpartition("/")[2] not in there[job.split]}
+    abouts = [
+        *threaded(lambda number: None if jobs[number].name in lacking else jobs[number].about(), range(len(jobs)))
+    ]
     missing, size = abouts.count(None), sum(about["bytes"] for about in abouts if about)
     if missing:
         return Outcome(len(jobs), size, made, missing)

@@ -212,12 +212,13 @@ def _splits(place: Place, index: Index, how: DataConfig) -> dict[str, ShardSplit
     splits: dict[str, ShardSplit] = {}
     for name, split in index.splits.items():
         windowed = name == TRAIN and how.window < len(split.shards)
-        if windowed and not whole:
-            need = 2 * how.window * max(shard.bytes for shard in split.shards)
+        if name == TRAIN and not whole:
+            together = min(2 * how.window, len(split.shards))  # the next window is fetched while one is read
+            need = together * max(shard.bytes for shard in split.shards)
             if need > most:
                 raise UserError(
-                    f"data.window={how.window} shards and the next {how.window} take {need / 1e9:.2g} GB of this "
-                    f"node's disk, data.cache_gb={how.cache_gb:g} allows less; allow more, or give a smaller window"
+                    f"data.window={how.window} needs {together} shards at a time, {need / 1e9:.2g} GB of this node's "
+                    f"disk, and data.cache_gb={how.cache_gb:g} allows less; allow more, or give a smaller window"
                 )
         if windowed and how.balance == "sampler":
             raise UserError(
