@@ -7,4 +7,16 @@ bit, `label_suspects.py` plants faults for `coadvise check` and makes results/la
 
 import coadvise.torchvision_guard  # noqa: F401  (before a benchmark imports timm)
 
-NAMES = ("involution", "step", "student", "export", "loader", "decode", "cache", "checkpoint", "startup", "scan", "shards")
+NAMES = (
+    "involution",
+    "step",
+    "student",
+    "export",
+    "loader",
+    "decode",
+    "cache",
+    "checkpoint",
+    "startup",
+    "scan",
+    "shards",
+)

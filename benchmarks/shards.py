@@ -1,7 +1,7 @@
 """Shards against the folder they were written from: bytes alone, and training views, by one process with one thread.
 
 Pictures are made as in `loader.py` (JPEGs of 500 x 375 pixels); `SHARDS_DATA` names a folder to take instead. Views are
-DeiT's at 128 pixels. Shards have two megabytes, so that a small set has several windows of four.
+DeiT's at 128 pixels. Shards have one megabyte, so that a small set has several windows of four.
 
     bytes               every picture's bytes in the order of an epoch, files in the page cache
     bytes, cold         the same after the system was told to forget the files' contents
@@ -45,7 +45,7 @@ from coadvise.evaluation.speed import interleaved
 from coadvise.machine import keep_freed_memory
 
 BATCH_SIZE, BATCHES = 64, 8
-SIZE, PRESIZE, MEGABYTES, WINDOW = 128, 160, 2.0, 4
+SIZE, PRESIZE, MEGABYTES, WINDOW = 128, 160, 1.0, 4
 Call = Callable[[], object]
 
 
@@ -154,7 +154,7 @@ def measured(setting: Setting, root: Path, cache: Path) -> tuple[list[Row], int]
         "cold folder": cold(full["folder"], data),
         "cold shards": cold(full["shards"], local),
         "presized": epoch_of(views_of(f"shards:{small}"), batch_size),
-        "decoding": crops(lambda: (np.asarray(Image.open(path).convert("RGB")) for path in paths)),
+        "decoding": crops(lambda: (np.array(Image.open(path).convert("RGB")) for path in paths)),
     }
     if find_spec("s3fs") and find_spec("moto"):
         with s3_server(cache):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from s3_server import Proxy, s3_server
-from tiny import contents, make_images, records, write_preset
+from tiny import ONE_EPOCH, contents, make_images, records, write_preset
 
 from coadvise import fit
 from coadvise.config.schema import AugmentConfig, DataConfig
@@ -117,10 +117,10 @@ def test_a_run_ends_in_an_outage_and_goes_on_to_the_numbers_of_one_without(
     written(folder)
     preset = write_preset(tmp_path)
     words = ["augment.kind=deit", "augment.rand_augment=''", "data.workers=1", "engine.checkpoint_seconds=0.001"]
-    words += ["data.window=2", "data.cache_gb=0.00009"]  # fetched again in each epoch
+    words += ["data.window=2", "data.cache_gb=0.00009", *ONE_EPOCH]  # fetched again for each network
     write_shards(open_source(folder), Place(str(tmp_path / "local")), megabytes=SMALL)
     whole = fit(f"shards:{tmp_path / 'local'}", preset, tmp_path / "whole", overrides=words, jobs=1)
-    s3.fault = lambda number, method, path: "cut" if path.endswith(".tar") and number > began + 60 else ""
+    s3.fault = lambda number, method, path: "cut" if path.endswith(".tar") and number > began + 25 else ""
     began = len(s3.seen)
     data = {"data": "shards:s3://pictures/set", "preset": preset, "out": tmp_path / "run", "jobs": 1}
     with pytest.raises(StorageError, match=r"train/\d+.tar' cannot be reached: .*run the same command again") as end:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from coadvise.config.reading import load_config, with_cache
 from coadvise.config.schema import AugmentConfig, DataConfig
 from coadvise.data.loader import TrainingLoader
 from coadvise.data.scan import scan
@@ -21,6 +22,7 @@ from coadvise.data.shards.write import write_shards
 from coadvise.data.sources import Source, evaluation_split, open_source, resolved, short_name, typical_size
 from coadvise.data.sources.shards import ShardSplit
 from coadvise.data.views import Batch, Views
+from coadvise.distill.logit_cache import fingerprint
 from coadvise.errors import StorageError, UserError
 
 SMALL = 0.012  # megabytes: about four pictures a shard
@@ -137,6 +139,15 @@ def test_a_window_of_all_gives_the_batches_of_a_folder(image_folder: Path, shard
     assert all(torch.equal(one.labels, two.labels) for one, two in zip(own, folder, strict=True))
     assert [batch.index.tolist() for batch in own] == [batch.index.tolist() for batch in folder]
     assert [batch.index.tolist() for batch in own] != [batch.index.tolist() for batch in windowed]
+
+
+def test_stored_logits_are_bound_to_the_windows_that_mix_pictures(image_folder: Path, shards: Path) -> None:
+    def told(where: Path | str, **how: Any) -> dict[str, Any]:
+        source = open_source(where, DataConfig.model_validate(how))
+        return fingerprint(with_cache(load_config("small-images")), scan(source, 16, in_memory=False), {}, 0)
+
+    assert told(f"shards:{shards}", window=99) == told(image_folder)
+    assert told(f"shards:{shards}", window=2) != told(f"shards:{shards}", window=3) != told(image_folder)
 
 
 def test_they_pickle_small_and_are_read_again(shards: Path) -> None:
