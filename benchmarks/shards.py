@@ -37,7 +37,6 @@ from coadvise.config.schema import AugmentConfig, DataConfig
 from coadvise.data.loader import TrainingLoader
 from coadvise.data.scan import scan
 from coadvise.data.shards.place import Place
-from coadvise.data.shards.reader import _reader
 from coadvise.data.shards.write import write_shards
 from coadvise.data.sources import open_source
 from coadvise.data.views import Views
@@ -46,6 +45,7 @@ from coadvise.machine import keep_freed_memory
 
 BATCH_SIZE, BATCHES = 64, 8
 SIZE, PRESIZE, MEGABYTES, WINDOW = 128, 160, 1.0, 4
+FAR = "shards:s3://pictures/set"
 Call = Callable[[], object]
 
 
@@ -92,14 +92,13 @@ def end_to_end(folder: Path) -> Call:
     return lambda: [path.read_bytes() for path in folder.glob("train/*.tar")]
 
 
-def from_nothing(call: Call, cache: Path) -> Call:
-    """With an empty cache, by a process that has nothing open."""
+def from_nothing(data: str, batch_size: int, cache: Path) -> Call:
+    """The first epoch of a run whose node has nothing of the shards, from opening them on."""
 
     def first_call() -> None:
         for path in (cache / "coadvise/shards").glob("*"):
             path.unlink()
-        _reader.cache_clear()
-        call()
+        epoch_of(views_of(data), batch_size)()
 
     return first_call
 
@@ -158,10 +157,10 @@ def measured(setting: Setting, root: Path, cache: Path) -> tuple[list[Row], int]
     }
     if find_spec("s3fs") and find_spec("moto"):
         with s3_server(cache):
-            write_shards(source, Place("s3://pictures/set"), megabytes=MEGABYTES)
-            far = views_of("shards:s3://pictures/set")
+            write_shards(source, Place(FAR.removeprefix("shards:")), megabytes=MEGABYTES)
+            far = views_of(FAR)
+            calls["S3 first"] = from_nothing(FAR, batch_size, cache)
             calls["S3 later"] = epoch_of(far, batch_size)
-            calls["S3 first"] = from_nothing(epoch_of(far, batch_size), cache)
             seconds = interleaved(calls, setting.repeats, lambda: None)
     else:
         seconds = interleaved(calls, setting.repeats, lambda: None)

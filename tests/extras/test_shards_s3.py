@@ -19,7 +19,6 @@ from coadvise.data.loader import TrainingLoader
 from coadvise.data.scan import scan
 from coadvise.data.shards import place as place_module
 from coadvise.data.shards.place import Place
-from coadvise.data.shards.reader import _reader
 from coadvise.data.shards.write import write_shards
 from coadvise.data.sources import Source, open_source
 from coadvise.data.views import Batch, Views
@@ -64,8 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def forget() -> None:
-    """What this process has open, as if it began now."""
-    _reader.cache_clear()
+    """The connections of this process, as if it began now."""
     place_module._file_system.cache_clear()
 
 

@@ -19,7 +19,7 @@ from coadvise.data.scan import scan
 from coadvise.data.shards import place as place_module
 from coadvise.data.shards.place import Place
 from coadvise.data.shards.write import write_shards
-from coadvise.data.sources import Source, evaluation_split, open_source, resolved, short_name, typical_size
+from coadvise.data.sources import Source, Split, evaluation_split, open_source, resolved, short_name, typical_size
 from coadvise.data.sources.shards import ShardSplit
 from coadvise.data.views import Batch, Views
 from coadvise.distill.logit_cache import fingerprint
@@ -212,18 +212,18 @@ def test_transient_faults_are_tried_again_and_an_outage_ends_with_a_sentence(
     shutil.rmtree(Path(place_module.os.environ["XDG_CACHE_HOME"]))
     monkeypatch.setattr(memory, "cat_file", never)
     with pytest.raises(StorageError, match=r"train/\d+.tar' cannot be reached: nobody there; .*same command"):
-        _new_reader(source.train).bring(np.arange(4), lambda: None)
+        elsewhere_read(source.train).bring(np.arange(4), lambda: None)
     monkeypatch.setattr("coadvise.data.sources.shards.FIRST_WAITS", (0.0,))
     with pytest.raises(UserError, match=r"nobody answers for 'memory://.*': nobody there; check the address"):
         opened(elsewhere)
 
 
-def _new_reader(split: ShardSplit) -> ShardSplit:
-    """As another process has it."""
-    from coadvise.data.shards.reader import _reader
-
-    _reader.cache_clear()
-    return split
+def elsewhere_read(split: Split) -> Split:
+    """As another process has it, which has the table and nothing open."""
+    assert isinstance(split, ShardSplit)
+    again = pickle.loads(pickle.dumps(split))
+    again.shards.__dict__["table"] = split.shards.table
+    return again
 
 
 # ---- what is wrong ----
@@ -242,7 +242,7 @@ def test_a_damaged_shard_is_named(damage: str, far: bool, shards: Path, elsewher
     where.write("train/000001.tar", content[:-700] if damage == "truncated" else flipped)
     said = f"{len(content) - 700} bytes, should be {len(content)}" if damage == "truncated" else "sha256 differs"
     with pytest.raises(UserError, match=rf"train/000001.tar' is not what its index says \({said}\).*coadvise shard"):
-        _new_reader(source.train).bring(np.arange(len(source.train)), lambda: None)
+        elsewhere_read(source.train).bring(np.arange(len(source.train)), lambda: None)
     where.write("train/000001.tar", content)
     source.train.bring(np.arange(len(source.train)), lambda: None)
 

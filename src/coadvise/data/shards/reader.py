@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
@@ -39,22 +39,21 @@ class Files:
 
     @property
     def reader(self) -> "Reader":
-        """This process's own."""
-        return _reader(os.getpid(), self)
+        """This process's own: connections and locks cannot be inherited."""
+        found = self.__dict__.get("_reader")
+        if found is None or found.process != os.getpid():
+            found = self.__dict__["_reader"] = Reader(self)
+        return found
 
-    def __hash__(self) -> int:
-        return hash((self.place, self.files[:1], len(self.files), self.most))
-
-
-@cache
-def _reader(process: int, files: Files) -> "Reader":
-    return Reader(files)
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_reader"}
 
 
 class Reader:
     """What one process has open of some files. Its threads share it."""
 
     def __init__(self, files: Files) -> None:
+        self.process = os.getpid()
         self.place, self.files, self._local = files.place, files.files, files.place.local
         folder = cache_folder()
         self._kept = None if folder is None else FileCache(folder / "shards", files.most)
@@ -123,7 +122,9 @@ class Reader:
     def mapped(self, number: int, kind: np.dtype[Any]) -> npt.NDArray[Any]:
         """A file as an array, mapped into memory. Raises as `open`."""
         self.open([number], lambda: None)
-        return np.memmap(self._open[number][0], kind, "r") if self.files[number].bytes else np.empty(0, kind)
+        if not self.files[number].bytes:
+            return np.empty(0, kind)
+        return np.asarray(np.memmap(self._open[number][0], kind, "r"))
 
     def _drop_deleted(self) -> None:
         """Closes files that the cache has deleted, whose bytes the disk keeps until then; who reads has them too."""
