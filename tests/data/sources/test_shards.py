@@ -19,7 +19,16 @@ from coadvise.data.scan import scan
 from coadvise.data.shards import place as place_module
 from coadvise.data.shards.place import Place
 from coadvise.data.shards.write import write_shards
-from coadvise.data.sources import Source, Split, evaluation_split, open_source, resolved, short_name, typical_size
+from coadvise.data.sources import (
+    Source,
+    Split,
+    evaluation_split,
+    is_here,
+    open_source,
+    resolved,
+    short_name,
+    typical_size,
+)
 from coadvise.data.sources.shards import ShardSplit
 from coadvise.data.views import Batch, Views
 from coadvise.distill.logit_cache import fingerprint
@@ -284,3 +293,4 @@ def test_names_and_sizes_are_known_without_a_picture(shards: Path, elsewhere: st
     assert short_name(f"shards:{shards}/") == "made"
     assert resolved(f"shards:{shards}/../made") == f"shards:{shards}"
     assert resolved("shards:s3://bucket/a") == "shards:s3://bucket/a"
+    assert [is_here(f"shards:{where}") for where in (shards, shards / "none", "s3://bucket/a")] == [True, False, False]

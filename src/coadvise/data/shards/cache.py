@@ -165,7 +165,7 @@ def _locked(file: IO[bytes]) -> bool:
 
 def _abandoned(part: Path) -> bool:
     """Whether the process that fetched it has died."""
-    with contextlib.suppress(FileNotFoundError), part.open("ab") as file:
+    with contextlib.suppress(FileNotFoundError), part.open("rb") as file:
         return _locked(file)
     return False
 

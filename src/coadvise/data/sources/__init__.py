@@ -23,7 +23,7 @@ from coadvise.data.sources.split import (
 from coadvise.errors import UserError
 
 __all__ = [
-    "NAMED", "Source", "Split", "evaluation_remarks", "evaluation_split", "few", "open_source", "resolved",
+    "NAMED", "Source", "Split", "evaluation_remarks", "evaluation_split", "few", "is_here", "open_source", "resolved",
     "short_name", "source_of", "typical_size",
 ]  # fmt: skip
 
@@ -155,6 +155,11 @@ def resolved(data: str | Path) -> str:
 
 def _in_shards(data: str | Path) -> bool:
     return str(data).startswith(shards.PREFIX)
+
+
+def is_here(data: str) -> bool:
+    """Whether data, as `resolved` has them, are on this machine's disks."""
+    return Path(data.removeprefix(shards.PREFIX)).exists()
 
 
 _OF_COLUMNS = ("image_column", "label_column", "split_column", "root")
