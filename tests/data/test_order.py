@@ -1,7 +1,7 @@
 """Orders of pictures in shards: every picture once, whole shards a window, and a folder's order with all of them."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coadvise.data import draws
@@ -10,6 +10,7 @@ from coadvise.data.order import WindowedOrder
 SHARDS = st.lists(st.integers(0, 5), min_size=1, max_size=40).map(lambda found: np.array(found, np.int64))
 
 
+@settings(max_examples=12)
 @given(SHARDS, st.integers(1, 4), st.integers(0, 3), st.data())
 def test_each_picture_comes_once_in_windows_of_whole_shards(
     shards: np.ndarray, window: int, epoch: int, data: st.DataObject
