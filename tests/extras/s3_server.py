@@ -82,7 +82,8 @@ class Proxy:
                 length = headers.get("Content-Length") if self.command == "HEAD" else None
                 self.send_header("Content-Length", length or str(len(content)))
                 self.end_headers()
-                self.wfile.write(content if sent is None else sent)
+                if self.command != "HEAD":
+                    self.wfile.write(content if sent is None else sent)
 
             def _body(self) -> bytes:
                 if self.headers.get("Transfer-Encoding", "").lower() == "chunked":

@@ -43,9 +43,9 @@ def s3(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         ("AWS_DEFAULT_REGION", "us-east-1"), ("XDG_CACHE_HOME", str(tmp_path / "cache")),
     ):  # fmt: skip
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(place_module, "WAITS", (0.01,) * 6)
-    monkeypatch.setattr("coadvise.data.sources.shards.FIRST_WAITS", (0.01,) * 3)
-    monkeypatch.setattr("coadvise.data.shards.write.FIRST_WAITS", (0.01,) * 3)
+    monkeypatch.setattr(place_module, "WAITS", (0.01,) * 12)
+    monkeypatch.setattr("coadvise.data.sources.shards.FIRST_WAITS", (0.01,) * 8)
+    monkeypatch.setattr("coadvise.data.shards.write.FIRST_WAITS", (0.01,) * 8)
     forget()
     files, _ = place_module._file_system(place_module.os.getpid(), "s3://pictures")
     if files.exists("pictures"):
