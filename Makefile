@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= dev
 RUN ?= runs/demo
-BENCHMARKS ?= involution step student loader decode cache checkpoint startup scan
+BENCHMARKS ?= involution step student loader decode cache checkpoint startup scan shards
 # A machine with a CUDA device gets the ordinary builds; any other the CPU builds (1.1 GB instead of 5.5 GB).
 CONSTRAINTS := $(if $(shell nvidia-smi -L 2>/dev/null),,-c constraints/cpu.txt)
 
@@ -24,7 +24,7 @@ test: setup
 	$(BIN)/pytest -n 2
 
 test-extras:  # what needs heavy packages, in an environment of its own
-	$(MAKE) setup VENV=.venv-extras EXTRAS=dev,datasets,tensorboard,wandb,mlflow,ray,slurm,demo,browser
+	$(MAKE) setup VENV=.venv-extras EXTRAS=dev,datasets,shards,s3-server,tensorboard,wandb,mlflow,ray,slurm,demo,browser
 	.venv-extras/bin/pytest -n 2 tests/extras
 
 coverage: setup  # by branch

@@ -9,4 +9,16 @@ what is measured, and make results/plan.
 
 import coadvise.torchvision_guard  # noqa: F401  (before a benchmark imports timm)
 
-NAMES = ("involution", "step", "student", "export", "loader", "decode", "cache", "checkpoint", "startup", "scan")
+NAMES = (
+    "involution",
+    "step",
+    "student",
+    "export",
+    "loader",
+    "decode",
+    "cache",
+    "checkpoint",
+    "startup",
+    "scan",
+    "shards",
+)

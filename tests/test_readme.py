@@ -85,6 +85,7 @@ def test_commands_run(beside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     commands = [words for first in plain for words in _commands(first)]
     commands += [words for words in _commands("push") if "--dry-run" in words]
     commands += [["check", "trashnet"], ["compare", "runs/demo", "runs/likeness"]]
+    commands += [["shard", "trashnet", "--out", "trashnet-shards"]]
     assert all(words in _commands(words[0]) for words in commands)
     assert len(commands) >= 14
     for words in commands:

@@ -288,6 +288,38 @@ def plan(
 
 
 @app.command()
+def shard(
+    data: Annotated[str, typer.Argument(help=DATA_HELP)],
+    out: Annotated[str, typer.Option(help="Where to write: a folder, or an address such as s3://BUCKET/PATH.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="How the data are read, as for fit: data.KEY=value and seed=N.", show_default=False),
+    ] = None,
+    presize: Annotated[
+        int, typer.Option(min=0, help="Resize to this shorter side, in pixels. 0 keeps the files as they are.")
+    ] = 0,
+    megabytes: Annotated[float, typer.Option(min=0.001, help="About the size of a shard.")] = 64,
+    part: Annotated[
+        str | None, typer.Option(help="K/N: this process writes every N-th shard, from the K-th on.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write data as tar shards with an index, for 'fit shards:URL': data that no disk holds.
+
+    What is whole there stays. Any number of processes may write together: on one machine as they are, on several with
+    --part. The last one writes the index.
+    """
+    from dataclasses import asdict
+
+    from coadvise.runs.shard import shard as run_shard
+
+    with closing(Terminal(Console(stderr=as_json))) as terminal:
+        done = run_shard(data, out, overrides or (), presize, megabytes, part, terminal)
+    if as_json:
+        print(json.dumps(asdict(done)))
+
+
+@app.command()
 def cache(
     run: Annotated[Path, typer.Argument(help="A run directory with trained teachers. It is only read.")],
     out: Annotated[Path | None, typer.Option(help="Folder for 'coadvise fit --cache'. Default: RUN/cache.")] = None,

@@ -12,7 +12,7 @@ class CodeNotKeptError(UserError):
 
 
 class StorageError(Exception):
-    """The run directory cannot be written any more: the disk is full or read-only, or the folder is gone.
+    """The run directory cannot be written any more, or the shards no longer read: a full disk, no server, no rights.
 
     What was saved before is intact, and the run can continue from it.
     """

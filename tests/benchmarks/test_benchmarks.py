@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from benchmarks import NAMES, decode, deploy, export, involution, loader, scan, startup
+from benchmarks import NAMES, decode, deploy, export, involution, loader, scan, shards, startup
 from benchmarks.table import Row, Setting, Table, in_turns
 from tiny import records
 
@@ -95,6 +95,7 @@ def test_every_benchmark_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(decode, "SEEDS", 1)
     monkeypatch.setattr(scan, "CLASSES", 2)
     monkeypatch.setattr(scan, "FEW", 4)
+    monkeypatch.setattr(shards, "BATCHES", 2)
     monkeypatch.setattr(export, "COMPARISONS", export.COMPARISONS[:1])
     few = {model: timm.create_model(model, depth=1).eval() for model in export.COMPARISONS[0][1:3]}
     monkeypatch.setattr(export, "networks", lambda: few)

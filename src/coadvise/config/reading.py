@@ -283,6 +283,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 # Keys that change no result: a run may be continued with other values.
 HARMLESS_KEYS = (
     "data.workers",
+    "data.cache_gb",
     "data.max_unreadable",
     "engine.checkpoint_seconds",
     "engine.cpus",

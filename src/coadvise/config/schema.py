@@ -106,10 +106,11 @@ class DataConfig(_Section):
 
     _unwritten: ClassVar[frozenset[str]] = frozenset({
         "classes", "exclude", "splits", "depth", "image_column", "label_column", "split_column", "root",
-        "balance", "class_weights", "fit", "per_class", "views",
+        "balance", "class_weights", "fit", "per_class", "views", "window", "cache_gb",
     })  # fmt: skip
     source: str = Field(
-        "", description="data folder, a table of paths and labels, hf:NAME, or digits; given on the command line"
+        "",
+        description="data folder, a table, hf:NAME, shards:URL, or digits; given on the command line",
     )
     classes: Annotated[Classes, BeforeValidator(_classes)] = Field(
         (), description="classes to use; a mapping also merges and renames: {bin: [trash, metal]}; empty uses all"
@@ -163,6 +164,12 @@ class DataConfig(_Section):
         "cpu",
         description="deit only; where views of presized images are made: cpu, one at a time in loader processes; "
         "device, in batches where the networks are; auto: device if that is a CUDA device",
+    )
+    window: int = Field(
+        16, ge=1, description="shards: how many of them are shuffled together; with all, the order is a folder's"
+    )
+    cache_gb: float = Field(
+        50, gt=0, description="shards: at most this is kept of what is fetched from elsewhere, on each node's disk; GB"
     )
 
     def elsewhere(self) -> "DataConfig":

@@ -6,7 +6,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 # One stream for each purpose, so that no two purposes share their numbers.
-ORDER, GEOMETRY, ERASE, MIX, PIPELINE, STEP, SPLIT, TEACHER, CORRUPTION, BALANCE, FEW = range(1, 12)
+ORDER, GEOMETRY, ERASE, MIX, PIPELINE, STEP, SPLIT, TEACHER, CORRUPTION, BALANCE, SHARDS, FEW = range(1, 13)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

@@ -1,6 +1,7 @@
 """Batches in order: training views from any step on, and the images to score."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,7 @@ class _StillImages(Dataset[Tensor]):
         if self.split.pixels is not None:
             stack = self.split.pixels[rows.start : rows.stop]
         else:
+            self.split.split.bring(np.arange(rows.start, rows.stop), partial(mark_reading, rows.start))
             stack = np.stack([self._read(i) for i in rows])
         if self.change is not None:
             stack = np.stack([self.change(pixels, row) for pixels, row in zip(stack, rows, strict=True)])

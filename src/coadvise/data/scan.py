@@ -25,7 +25,17 @@ from coadvise.data.images import (
 from coadvise.data.scanned import Dataset, ScannedSplit
 from coadvise.data.sources import Source, Split, resolved
 from coadvise.data.sources.split import TRAIN, Labels
-from coadvise.data.store import Decode, Decoded, Outcome, Seen, Store, open_store, presized, presized_size
+from coadvise.data.store import (
+    Decode,
+    Decoded,
+    Outcome,
+    Seen,
+    Store,
+    known_span,
+    open_store,
+    presized,
+    presized_size,
+)
 from coadvise.errors import UserError
 from coadvise.machine import cache_folder
 
@@ -138,6 +148,8 @@ def _shared_split(
         see = partial(decode_rows, split, still(image_size, fit, values, wide))
     elif name == TRAIN:  # what fails later is replaced in training; a score must be over all that it says
         kind, see = "headers", partial(look_at_headers, split)
+    if image_size is None:
+        see = partial(_known_first, split, see)
     folder = cache_folder()
     if folder is not None and shutil.disk_usage(folder).free > need:
         with contextlib.suppress(OSError):
@@ -145,9 +157,21 @@ def _shared_split(
             whole = image_size is not None and len(store) == int(store.readable.sum())
             pixels = store.stacked((3, *sides(image_size))) if whole and image_size is not None else None
             return replace(_from_store(split, store, pixels), fit=fit, values=values)
-    if kind == "headers":
+    if image_size is None:
         return _scanned(split, [outcome for outcome, _ in see(np.arange(len(split)))], None, fit, values)
-    return scan_split(split, image_size or 0, image_size is not None, fit, values, wide)
+    return scan_split(split, image_size, True, fit, values, wide)
+
+
+def _known_first(split: Split, see: Decode, rows: Labels) -> Decoded:
+    """What the source knows of pictures, and what `see` finds of the others."""
+    facts = split.facts(rows)
+    unknown = rows if facts is None else rows[facts["width"] == 0]
+    found = iter(see(unknown) if len(unknown) else ())
+    if facts is None:
+        yield from found
+        return
+    for width, height, digest, content, span in facts[list(Seen._fields)].tolist():
+        yield (Seen(width, height, digest, content, known_span(span)), None) if width else next(found)
 
 
 def presized_split(

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,8 +95,7 @@ class Store:
         """What was found of a readable picture, by its row in the split."""
         found = self.table[row]
         width, height, digest, content = (int(found[field]) for field in Seen._fields[:4])
-        low, high = found["span"].tolist()
-        return Seen(width, height, digest, content, None if np.isnan(low) else (low, high))
+        return Seen(width, height, digest, content, known_span(found["span"].tolist()))
 
     @cached_property
     def readable(self) -> npt.NDArray[np.bool_]:
@@ -139,6 +138,12 @@ class Store:
                 np.append(known, _sum(known)).tofile(beside)
                 beside.rename(kept)
         return known
+
+
+def known_span(span: Sequence[float]) -> Values | None:
+    """A span as it is in a table, where NaN stands for none."""
+    low, high = span
+    return None if low != low else (low, high)
 
 
 def fingerprint(keys: Keys, kind: str) -> str:

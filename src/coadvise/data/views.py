@@ -12,6 +12,7 @@ rounding.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -29,6 +30,7 @@ from coadvise.data.device_ops import sent
 from coadvise.data.device_views import Singles, made, singles_of
 from coadvise.data.erasing import Patch, erase_, patches
 from coadvise.data.images import DecodedImage, Pixels, UnreadableImageError
+from coadvise.data.order import WindowedOrder
 from coadvise.data.pipeline import Pipeline
 from coadvise.data.scanned import ScannedSplit
 from coadvise.data.workers import mark_reading
@@ -133,6 +135,9 @@ class Views(TorchDataset[Batch]):
         self._resident: Tensor | None = None  # all pixels, on the device that makes the views
         self.device = torch.device("cpu")  # where views are made, and batches are
         self._order: tuple[int, Indices] = (-1, np.empty(0, np.int64))
+        windows = split.split.windows()
+        self._windows = None if windows is None else WindowedOrder(seed, *windows)
+        self._soon = (-1, -1)  # epoch and window whose shards are fetched
         self._pipeline = Pipeline(augment, image_size, split.fit) if augment.kind == "deit" else None
         # Whether loader processes only gather what a device then makes views of; see `finished`.
         self.made_apart = on_device and self._pipeline is not None and split.presized is not None
@@ -175,20 +180,22 @@ class Views(TorchDataset[Batch]):
 
     def order(self, epoch: int) -> Indices:
         """The rows of the images in an epoch's order, [N]: each once, or by the weights of their classes."""
+        return self.rows(epoch, np.arange(len(self)))
+
+    def rows(self, epoch: int, places: Indices) -> Indices:
+        """The rows at some places of an epoch's order. Of very many images, or of shards, no whole order is held."""
         epoch = self.drawn(epoch)
+        if self.weights is None and self._windows is not None and self._windows.windows > 1:
+            return self._windows.rows(epoch, places)
+        if self.weights is None and len(self) > draws.LARGE:
+            return draws.shuffled(self.seed, draws.ORDER, epoch, len(self), places)
         if self._order[0] != epoch:
             if self.weights is None:
                 order = draws.permutation(self.seed, draws.ORDER, epoch, len(self))
             else:
                 order = balanced_order(self.seed, epoch, self.split.labels, self.weights)
             self._order = (epoch, order)
-        return self._order[1]
-
-    def rows(self, epoch: int, places: Indices) -> Indices:
-        """The rows of the images at some places of an epoch's order. Of very many images no order is held."""
-        if len(self) > draws.LARGE and self.weights is None:
-            return draws.shuffled(self.seed, draws.ORDER, self.drawn(epoch), len(self), places)
-        return self.order(epoch)[places]
+        return self._order[1][places]
 
     def request(self, epoch: int, positions: Indices) -> Request:
         """What to index the views with. Loader processes so need no order, which takes 10 MB for a million images."""
@@ -197,7 +204,25 @@ class Views(TorchDataset[Batch]):
             partners = positions ^ 1
             partners[partners >= len(self)] = len(self) - 1  # the last of an odd number is mixed with itself
             places = np.concatenate([positions, partners])
+        if self._reads and len(positions):
+            self._bring_soon(epoch, int(positions[-1]))
         return Request(epoch, places, self.rows(epoch, places))
+
+    @property
+    def _reads(self) -> bool:
+        """Whether pictures are read for each view."""
+        return self._resident is None and self.split.pixels is None and self.split.presized is None
+
+    def _bring_soon(self, epoch: int, position: int) -> None:
+        """Has fetched, in the background, what this window and the next need."""
+        order = self._windows
+        if order is None:
+            return
+        number = order.number(epoch, position)
+        if self._soon != (epoch, number):
+            self._soon = (epoch, number)
+            rows = np.concatenate([order.members(epoch, number + ahead) for ahead in (0, 1)])
+            self.split.split.bring_soon(rows)
 
     @property
     def _mixing(self) -> bool:
@@ -237,6 +262,8 @@ class Views(TorchDataset[Batch]):
         self, epoch: int, wanted: Indices, unreadable: dict[int, str]
     ) -> tuple[Tensor | Singles, Indices]:
         """[B, 3, H, W] in 0..1, before mixing, or what a device makes them of; and the row of each view's image."""
+        if self._reads and len(wanted):
+            self.split.split.bring(wanted, partial(mark_reading, int(wanted[0])))
         if self._pipeline is not None:
             shown = list[int]()
             seen = self._seen(self._pipeline, epoch, wanted, unreadable, shown)

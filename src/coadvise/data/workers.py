@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader, Dataset
 
-from coadvise.errors import UserError
+from coadvise.errors import StorageError, UserError
 from coadvise.machine import available_cores, keep_freed_memory
 
 LOOK_EVERY = 5.0  # seconds without a batch after which the processes are checked
@@ -61,8 +61,8 @@ def worker_batches(dataset: Dataset[Any], workers: int, name: Callable[[int], st
         options: further ones of `DataLoader`.
 
     Raises:
-        UserError: a loader process was killed, crashed or hangs. What the data set raises: a UserError as it is,
-            anything else as a RuntimeError that holds the traceback.
+        UserError: a loader process was killed, crashed or hangs. What the data set raises: a UserError or a
+            StorageError as it is, anything else as a RuntimeError that holds the traceback.
     """
     workers = useful_workers(workers)
     if workers == 0:
@@ -112,7 +112,7 @@ class _Safe(Dataset[Any]):
     def __getitem__(self, request: Any) -> Any:
         try:
             return self.dataset[request]
-        except UserError as error:
+        except (UserError, StorageError) as error:
             return error
         except Exception:
             return RuntimeError(f"in a loader process: {traceback.format_exc()}")

@@ -107,7 +107,7 @@ def fingerprint(config: RunConfig, dataset: Dataset, teachers: Mapping[str, Path
     Args:
         teachers: the folders of the trained teachers by name.
     """
-    train = dataset.train
+    train, windows = dataset.train, dataset.train.split.windows()
     views = config.augment.model_dump(mode="json", exclude={"smoothing", "recycle"})
     libraries = ("pillow", "timm", "torch", "torchvision")  # that make views and logits
     return {
@@ -124,6 +124,7 @@ def fingerprint(config: RunConfig, dataset: Dataset, teachers: Mapping[str, Path
             **({"on_device": DEVICE_VIEWS} if config.data.views == "device" else {}),
             "seed": seed,
             **train.preprocessing,
+            **({} if windows is None else {"window": windows[1], "shards": _digest(windows[0].tobytes())}),
             **({"reduced": REDUCED} if any(width * height >= LARGE for width, height in train.sizes) else {}),
         },
         "teachers": {name: teacher_fingerprint(folder) for name, folder in teachers.items()},

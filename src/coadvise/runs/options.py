@@ -34,7 +34,7 @@ class Help:
 
 DATA_HELP = (
     "Folder with train/ and val/ or test/, folder of class folders, table of paths and labels, dataset of Hugging Face "
-    "(hf:NAME, or saved to disk), or 'digits'."
+    "(hf:NAME, or saved to disk), shards:URL, or 'digits'."
 )
 DataOption = Annotated[str, Help(DATA_HELP, DATA)]
 

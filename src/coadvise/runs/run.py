@@ -23,7 +23,7 @@ from coadvise.config.schema import AugmentConfig, ImageSize, RunConfig, plain_si
 from coadvise.data.balance import class_weights
 from coadvise.data.quarantine import Quarantine
 from coadvise.data.scanned import Changes, Dataset, changes_of
-from coadvise.data.sources import resolved
+from coadvise.data.sources import is_here, resolved
 from coadvise.data.views import Views
 from coadvise.distill.logit_cache import LogitCache, fingerprint, seed_folder
 from coadvise.distill.teachers import Teachers, load_teachers
@@ -263,7 +263,7 @@ def with_resolved_source(folder: Path, config: RunConfig) -> RunConfig:
     If that folder is gone the configuration stays: everything may have been moved, with a relative path still right.
     """
     there = written_data(folder).get("folder")
-    if not isinstance(there, str) or not Path(there).exists():
+    if not isinstance(there, str) or not is_here(there):
         return config
     return config.model_copy(update={"data": config.data.model_copy(update={"source": there})})
 

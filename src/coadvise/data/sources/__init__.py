@@ -1,4 +1,4 @@
-"""Where labelled pictures come from: a folder, a table, a dataset of Hugging Face, or a named source such as digits.
+"""Where labelled pictures come from: a folder, a table, a dataset of Hugging Face, shards, or a named source.
 
 To add a source, write a module with a `Split` of its own and a function that returns a `Source`, and list it in `NAMED`
 or choose it in `open_source`. Nothing outside this package knows where the bytes of a picture are.
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coadvise.config.schema import DataConfig, RunConfig
-from coadvise.data.sources import dataset, digits, folder, hub, table
+from coadvise.data.sources import dataset, digits, folder, hub, shards, table
 from coadvise.data.sources.split import (
     Source,
     Split,
@@ -24,7 +24,7 @@ from coadvise.data.sources.split import (
 from coadvise.errors import UserError
 
 __all__ = [
-    "NAMED", "Source", "Split", "evaluation_remarks", "evaluation_split", "few", "open_source", "resolved",
+    "NAMED", "Source", "Split", "evaluation_remarks", "evaluation_split", "few", "is_here", "open_source", "resolved",
     "short_name", "source_of", "typical_size",
 ]  # fmt: skip
 
@@ -51,7 +51,7 @@ def open_source(data: str | Path, how: DataConfig | None = None, seed: int = 0) 
     Args:
         data: a name in `NAMED`; a folder with train/ and one of val/, test/ or another usual name; a folder of class
             folders; a table, or a folder with metadata.csv or with train.txt and val.txt; hf:NAME, or a dataset of
-            Hugging Face in a folder or file.
+            Hugging Face in a folder or file; shards:URL.
         how: which classes and splits, and where they are.
         seed: decides which pictures are held out where the data have no splits.
 
@@ -68,6 +68,9 @@ def open_source(data: str | Path, how: DataConfig | None = None, seed: int = 0) 
             kept, own = classes_of(used), [used.get(name) for name in source.classes]
             train, val = (relabelled(split, own, kept) for split in (source.train, source.val))
             source = replace(source, classes=kept, train=train, val=val)
+    elif _in_shards(data):
+        _refuse_useless(data, how, "has its splits and classes already", ("splits", "depth", *_OF_COLUMNS))
+        source = shards.open_shards(str(data), how)
     elif (stored := hub.dataset_in(data, how)) is not None:
         _refuse_useless(data, how, "is a dataset", ("depth",))
         source = dataset.open_dataset(stored, how, seed)
@@ -109,6 +112,8 @@ def evaluation_split(data: str | Path, classes: Sequence[str], how: DataConfig |
         used = used_classes(source.classes, how.classes, how.exclude)
         known_classes(source.where, used, classes)
         return relabelled(source.val, [used.get(name) for name in source.classes], classes)
+    if _in_shards(data):
+        return shards.evaluation_split(str(data), classes, how)
     if (stored := hub.dataset_in(data, how)) is not None:
         return dataset.evaluation_split(stored, classes, how)
     if (found := table.table_in(Path(data))) is not None:
@@ -119,7 +124,7 @@ def evaluation_split(data: str | Path, classes: Sequence[str], how: DataConfig |
 def evaluation_remarks(data: str | Path, how: DataConfig | None = None) -> tuple[str, ...]:
     """What `evaluation_split` leaves out of `data`, in lines for the user."""
     how = how or DataConfig()
-    if str(data) in NAMED:
+    if str(data) in NAMED or _in_shards(data):
         return ()
     if (stored := hub.dataset_in(data, how)) is not None:
         return dataset.evaluation_remarks(stored, how)
@@ -130,6 +135,8 @@ def evaluation_remarks(data: str | Path, how: DataConfig | None = None) -> tuple
 
 def typical_size(data: str | Path) -> int:
     """The median shorter side, in pixels, of the first pictures below a folder; 0 where there are none."""
+    if _in_shards(data):
+        return shards.typical_size(str(data))
     if (stored := hub.dataset_in(data, DataConfig())) is not None:
         return dataset.typical_size(stored)
     found = table.table_in(Path(data))
@@ -140,13 +147,26 @@ def short_name(data: str | Path) -> str:
     """What to call data in a file name: the name of their folder, or of the table without its ending."""
     if str(data).startswith(hub.PREFIX):
         return hub.short_name(str(data))
+    if _in_shards(data):
+        return shards.short_name(str(data))
     path = Path(data).resolve()
     return path.stem if path.is_file() else path.name
 
 
 def resolved(data: str | Path) -> str:
     """`data` as it can be given from any directory: an absolute path, or a name."""
+    if _in_shards(data):
+        return shards.resolved(str(data))
     return str(data) if str(data) in NAMED or str(data).startswith(hub.PREFIX) else str(Path(data).resolve())
+
+
+def _in_shards(data: str | Path) -> bool:
+    return str(data).startswith(shards.PREFIX)
+
+
+def is_here(data: str) -> bool:
+    """Whether data, as `resolved` has them, are on this machine's disks."""
+    return Path(data.removeprefix(shards.PREFIX)).exists()
 
 
 _OF_COLUMNS = ("image_column", "label_column", "split_column", "root")
@@ -170,6 +190,6 @@ def _existing(data: str | Path) -> Path:
         what = "is a file" if root.exists() else "does not exist"
         raise UserError(
             f"data folder '{data}' {what}; give a folder of class folders, one with train/ and val/, a table "
-            f"({', '.join(folder.TABLE_ENDINGS)}), hf:NAME, or {' or '.join(map(repr, NAMED))}"
+            f"({', '.join(folder.TABLE_ENDINGS)}), hf:NAME, shards:URL, or {' or '.join(map(repr, NAMED))}"
         )
     return root

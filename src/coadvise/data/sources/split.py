@@ -3,7 +3,7 @@
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -57,6 +57,20 @@ class Split(ABC):
     @abstractmethod
     def subset(self, rows: Sequence[int] | Labels, labels: Labels | None = None) -> "Split":
         """Some of the pictures, in the order of `rows`, with their labels, or others."""
+
+    def facts(self, rows: Labels) -> npt.NDArray[np.void] | None:
+        """What is known of some pictures without reading them: the fields of `scan.Seen`, a width of 0 for unknown."""
+        return None
+
+    def windows(self) -> tuple[Labels, int] | None:
+        """Where pictures are best read shard by shard: each picture's shard, and how many are shuffled together."""
+        return None
+
+    def bring(self, rows: Labels, beat: Callable[[], None]) -> None:  # noqa: B027
+        """Fetches what holds some pictures that are read next, if they are elsewhere. Calls `beat` while it works."""
+
+    def bring_soon(self, rows: Labels) -> None:  # noqa: B027
+        """The same in the background, for pictures that are read later."""
 
     def names(self) -> list[str]:
         return [self.name(index) for index in range(len(self))]
