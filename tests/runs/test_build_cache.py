@@ -267,7 +267,7 @@ def test_jobs_share_the_work(
     monkeypatch.setattr("coadvise.runs.schedule.available_cores", lambda: 2)
     listener = Stopper(never)
     options: dict[str, Any] = {"overrides": given(finished), "cache": tmp_path / "cache"}
-    run = fit(tiny_images, tiny_preset, tmp_path / "run", jobs=2, listener=listener, **options)
+    run = fit(tiny_images, tiny_preset, tmp_path / "run", jobs=2, listener=listener, reuse=finished, **options)
     assert sorted(step for part, step in listener.steps if part == "logit cache") == [1, 2]
     assert shards(tmp_path / "cache") == shards(cache)
     alone = fit(tiny_images, tiny_preset, tmp_path / "alone", cache=cache, overrides=given(finished))

@@ -206,7 +206,7 @@ def test_networks_are_shared_by_rows_studies_and_caches(
     assert sorted(trained) == sorted(["teachers/conv", "teachers/inv", *students])
     assert sum(1 for teachers in calls if teachers) <= 2 * 2 * 3 + 6, "each set of teachers sees each view once"
     monkeypatch.chdir(tmp_path)
-    common |= {"out": "here/study", "overrides": ["data.workers=1", "engine.checkpoint_seconds=30"]}
+    common |= {"out": "here/study", "overrides": ["data.max_unreadable=0.2", "engine.checkpoint_seconds=30"]}
     options = StudyOptions.of(name="table7", data="here/images", **common)
     assert estimate_study(options, print, lambda network, seconds: None).seconds == 0
     other = StudyStopper(never)
