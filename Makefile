@@ -23,9 +23,10 @@ demo: setup
 test: setup
 	$(BIN)/pytest -n 2
 
-test-extras:  # what needs heavy packages, in an environment of its own
+test-extras:  # what needs heavy packages or many processes, in an environment of its own
 	$(MAKE) setup VENV=.venv-extras EXTRAS=dev,datasets,shards,s3-server,tensorboard,wandb,mlflow,ray,slurm,demo,browser
 	.venv-extras/bin/pytest -n 2 tests/extras
+	.venv-extras/bin/pytest -n 2 -m slow
 
 coverage: setup  # by branch
 	$(BIN)/pytest -n 2 --cov --cov-report term

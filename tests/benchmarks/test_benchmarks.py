@@ -85,7 +85,7 @@ def test_what_is_timed_on_a_device_are_views(tmp_path: Path) -> None:
     assert all(values.dtype == torch.float32 for values in calls["floor of the device's part"]())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "scan")) for name in NAMES])
 def test_every_benchmark_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "COMMANDS", ("presets", "fit /does/not/exist"))
     monkeypatch.setattr("benchmarks.floor.best_seconds", lambda call, setting: 1.0)  # large products take seconds

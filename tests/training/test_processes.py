@@ -158,6 +158,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_rank_that_comes_late_does_what_the_other_one_does(
     tiny_images: Path, preset: str, finished: Path, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def test_two_networks_at_a_time_are_trained_as_one_after_the_other(
     assert {part for part, _ in listener.steps} == set(PARTS)
 
 
+@pytest.mark.slow
 def test_a_script_is_not_run_again_by_the_processes_that_it_starts(
     tiny_images: Path, tiny_preset: str, tmp_path: Path
 ) -> None:
