@@ -61,7 +61,7 @@ class Ray(Cluster):
             reason = str(error).partition("\n")[0]
             raise UserError(
                 f"--on {on}: no Ray cluster answers at {address or 'this machine'} ({reason}); start one with "
-                "'ray start --head', or give another address"
+                "'ray start --head', or give another address; if it asks for a token, set RAY_AUTH_MODE=token"
             ) from None
 
     def _init(self, address: str | None) -> None:
