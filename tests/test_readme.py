@@ -148,6 +148,11 @@ def _percent(figure: dict[str, Any], key: str) -> str:
     return f"{100 * figure[key]:.1f}{spread} %"
 
 
+def _compared(name: str) -> dict[str, Any]:
+    """What `coadvise compare --json` printed of committed runs."""
+    return json.loads((ROOT / "results" / name / "compare.json").read_text())
+
+
 def _verdict(name: str) -> dict[str, Any]:
     verdict = last_of(read_records(ROOT / "results" / name), "verdict")
     assert verdict is not None
@@ -223,19 +228,28 @@ def test_what_is_said_of_the_default_for_photographs_is_what_its_records_say() -
 
 
 def test_three_splits_of_the_photographs_together_are_what_their_records_say() -> None:
-    verdicts = [_verdict(name) for name in ("trashnet-128", "trashnet-128-split1", "trashnet-128-split2")]
+    names = ("trashnet-128", "trashnet-128-split1", "trashnet-128-split2")
+    verdicts, together = [_verdict(name) for name in names], _compared("trashnet-128-splits")["pooled"]
     tops = [
         [row["top1"] for row in verdict["rows"] if row["part"] != "teachers" and row["answer"] == "class"]
         for verdict in verdicts
     ]
-    conv, inv, alone, advised = (f"{100 * fmean(of_splits):.1f}" for of_splits in zip(*tops, strict=True))
+    means = [fmean(of_splits) for of_splits in zip(*tops, strict=True)]
+    assert means == pytest.approx(list(together["top1"].values()))
+    conv, inv, alone, advised = (f"{100 * mean:.1f}" for mean in means)
     brief, page = (" ".join(text.replace("**", "").split()) for text in (README, RESULTS))
+    images, splits = (together[over] for over in ("over_images", "over_runs"))
+    over_images = f"{100 * images['low']:+.1f} to {100 * images['high']:+.1f}"
+    assert f"over three splits {100 * images['mean']:+.1f} points ({over_images}): alone {alone} %" in brief
     assert f"alone {alone} %, co-advised {advised} %, teachers {conv} and {inv} %" in brief
     assert f"conv {conv} %, inv {inv} %, alone {alone} %, co-advised {advised} %" in page
+    assert (
+        f"advice helped by {100 * splits['mean']:.1f} points ({over_images} over {together['images']:,} images" in page
+    )
+    assert f"{100 * splits['low']:+.1f} to {100 * splits['high']:+.1f} over splits" in page
     over = seed_interval([verdict["difference"]["mean"] for verdict in verdicts])
     assert over is not None
-    assert f"advice helped by {100 * over.mean:.1f} points" in page
-    assert f"{100 * over.low:+.1f} to {100 * over.high:+.1f} over splits" in page
+    assert (over.mean, over.low, over.high) == pytest.approx([splits[key] for key in ("mean", "low", "high")])
     for verdict in verdicts[1:]:
         assert verdict["sentence"] in RESULTS
         for row in verdict["rows"]:
@@ -255,6 +269,13 @@ def test_what_is_said_of_a_fine_tuned_teacher_is_what_its_record_says() -> None:
         for v in (verdict, before)
     ]
     assert "KL {:.2f} against {:.2f}".format(*kls) in page
+    differences = _compared("trashnet-128-finetuned")["runs"][1]["differences"]
+    conv, advised = (
+        (100 * found["mean"], 100 * (found["high"] - found["mean"]))
+        for found in map(differences.get, ("teachers/conv", "advised"))
+    )
+    assert "The teacher is {:.1f} points better (+/- {:.1f})".format(*conv) in page
+    assert f"its student {-advised[0]:.1f} points worse (+/- {advised[1]:.1f}" in page
 
 
 def test_what_check_finds_of_planted_labels_is_what_its_record_says() -> None:

@@ -195,3 +195,13 @@ def damages() -> st.SearchStrategy[Callable[[bytes], bytes]]:
     change = st.tuples(st.integers(0, 4), st.integers(0, 10**6), st.integers(1, 64), st.sampled_from(WORDS))
     several = st.lists(change, min_size=1, max_size=3)
     return several.map(lambda changes: lambda content: changed(content, changes))
+
+
+def assert_same_run(one: Path, other: Path, parts: Sequence[str]) -> None:
+    """Equal weights and records of each network, and the same verdict."""
+    for part in parts:
+        assert_same_weights(weights_of(one, part), weights_of(other, part))
+        for kind in ("train", "eval", "result"):
+            got, wanted = ([r for r in records(run, kind) if r["part"] == part] for run in (one, other))
+            assert got == wanted
+    assert records(one, "verdict") == records(other, "verdict")

@@ -20,7 +20,17 @@ from typer.core import TyperCommand
 from coadvise import __version__
 from coadvise.errors import Interrupted, LostProcessError, StorageError, UserError
 from coadvise.machine import stop_signals
-from coadvise.runs.options import DATA_HELP, OUTPUT, FitOptions, Help, RunOptions, StudyOptions, described
+from coadvise.runs.options import (
+    DATA_HELP,
+    OUTPUT,
+    FitOptions,
+    Help,
+    Options,
+    PlanOptions,
+    RunOptions,
+    StudyOptions,
+    described,
+)
 from coadvise.terminal import Terminal, shown
 
 if TYPE_CHECKING:
@@ -68,7 +78,7 @@ class GroupedCommand(TyperCommand):
                 formatter.write_dl(groups[heading])
 
 
-def command_of(options: type[RunOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command_of(options: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes a command of a function of an options object; its parameters are the options' fields, then its own."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -233,56 +243,23 @@ def check(
         print(json.dumps(result))
 
 
-@app.command()
-def plan(
-    preset: Annotated[str | None, typer.Argument(help="A name from 'coadvise presets' or a YAML file.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Changes to the preset, such as student.recipe.epochs=10.", show_default=False),
-    ] = None,
-    images: Annotated[int | None, typer.Option(help="Number of training images.")] = None,
-    classes: Annotated[int, typer.Option(help="Number of classes.")] = 1000,
-    pixels: Annotated[int | None, typer.Option(help="Side of the images. Default: the preset's.")] = None,
-    gpu: Annotated[
-        str | None, typer.Option(help="A GPU by its name. Default: this machine, as it was measured.")
-    ] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs of each node, which train a network together.")] = None,
-    nodes: Annotated[int, typer.Option(help="Number of machines.")] = 1,
-    seeds: Annotated[int, typer.Option(help="Number of students of each kind.")] = 1,
-    baseline: Annotated[bool, typer.Option("--baseline", help="Also the student without teachers.")] = False,
-    gpu_tflops: Annotated[float | None, typer.Option(help="An unlisted GPU: dense TFLOP/s.")] = None,
-    gpu_memory: Annotated[float | None, typer.Option(help="An unlisted GPU: memory, GB.")] = None,
-    gpu_bandwidth: Annotated[float | None, typer.Option(help="An unlisted GPU: bandwidth of its memory, GB/s.")] = None,
-    network: Annotated[float, typer.Option(help="What a node sends to another, Gbit/s.")] = 100.0,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure this machine first, two minutes; kept for later plans.")
-    ] = False,
-    calibration: Annotated[
-        Path | None, typer.Option(help="File of a calibration, to plan for the machine it was made on, or to write.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+@command_of(PlanOptions)
+def plan(options: PlanOptions, as_json: AsJson = False) -> None:
     """Foresee time, memory, loader cores and bytes of a training that is not begun, and what holds it up."""
-    from coadvise.costs.ask import Asked, question
+    from coadvise.costs.ask import question
     from coadvise.costs.table import lines, plain
 
-    if calibrate:
-        from coadvise.costs.calibrate import calibrate as measure
+    if options.calibrate:
+        from coadvise.costs.calibrate import calibrate
         from coadvise.costs.machine import save
 
-        path = save(measure(partial(print, file=sys.stderr)), calibration)
+        path = save(calibrate(partial(print, file=sys.stderr)), options.calibration)
         print(f"calibration: {path}", file=sys.stderr)
-        if preset is None:
+        if options.preset is None:
             return
-    if preset is None or images is None:
-        raise UserError("give a preset and --images N: coadvise plan photos --images 10000")
     from coadvise.costs.foresee import foresee
 
-    asked = Asked(
-        preset, images, overrides or (), classes, pixels, gpu, gpus, nodes, seeds, baseline, gpu_tflops, gpu_memory,
-        gpu_bandwidth, network, calibration,
-    )  # fmt: skip
-    found = foresee(question(asked))
+    found = foresee(question(options))
     for line in [json.dumps(plain(found))] if as_json else lines(found):
         show(line)
 

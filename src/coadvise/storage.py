@@ -276,3 +276,12 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bytes_text(size: float) -> str:
+    """As "1.2 GB", by powers of a thousand."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 999.5 or unit == "TB":
+            return f"{size:,.{0 if unit == 'B' or size >= 99.5 else 1}f} {unit}"
+        size /= 1000
+    raise AssertionError

@@ -9,10 +9,11 @@ import pytest
 
 from coadvise.cli import app
 from coadvise.costs import ask, machine
-from coadvise.costs.ask import Asked, question
+from coadvise.costs.ask import question
 from coadvise.costs.foresee import Question
 from coadvise.costs.machine import Calibration
 from coadvise.errors import UserError
+from coadvise.runs.options import PlanOptions
 
 
 @pytest.fixture
@@ -41,9 +42,10 @@ def test_a_calibration_is_kept_and_a_damaged_one_named(
     ("given", "said"),
     [
         ({"gpu": "H101"}, "unknown GPU 'H101', did you mean 'H100'"),
-        ({"tflops": 100.0}, "--gpu-tflops without --gpu-memory, --gpu-bandwidth"),
-        ({"tflops": 100.0, "memory": 0.0, "bandwidth": 1.0}, "--gpu-memory 0"),
+        ({"gpu_tflops": 100.0}, "--gpu-tflops without --gpu-memory, --gpu-bandwidth"),
+        ({"gpu_tflops": 100.0, "gpu_memory": 0.0, "gpu_bandwidth": 1.0}, "--gpu-memory 0"),
         ({"images": 0}, "--images 0; give 1 or more"),
+        ({"images": None}, "give a preset and --images N"),
         ({"classes": 1}, "--classes 1"),
         ({"pixels": 4}, "a side has 8 to 1024 pixels"),
         ({"nodes": 0}, "--nodes 0"),
@@ -59,10 +61,10 @@ def test_what_cannot_be_planned_is_refused(
     given: dict[str, object], said: str, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
-    own = {"calibration": None if {"gpu", "tflops"} & given.keys() else file}
+    own = {"calibration": None if {"gpu", "gpu_tflops"} & given.keys() else file}
     given = {key: file if value == "FILE" else value for key, value in given.items()}
     with pytest.raises(UserError) as error:
-        question(Asked(**{"preset": "photos", "images": 100, **own, **given}))
+        question(PlanOptions.of(**{"preset": "photos", "images": 100, **own, **given}))
     assert said in str(error.value)
 
 

@@ -15,13 +15,13 @@ from coadvise.costs.count import Counted
 from coadvise.costs.foresee import Foreseen, Question, largest_batch, network_of
 from coadvise.costs.gpus import gpu_named
 from coadvise.costs.machine import Calibration, of_calibration, of_sheet
-from coadvise.costs.table import bytes_text
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.distill.logit_cache import Form
 from coadvise.errors import UserError
 from coadvise.models.network import load_network
 from coadvise.runs.plan import TEACHER, Part
+from coadvise.storage import bytes_text
 from coadvise.training.checkpoint import Checkpoints, TrainingState
 from coadvise.training.engine import Engine
 from coadvise.training.metrics import Recorder

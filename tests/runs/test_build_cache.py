@@ -168,7 +168,7 @@ def test_more_epochs_and_seeds_are_added(finished: Path, cache: Path, tmp_path: 
 def test_a_disk_that_is_too_small_is_named(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=500))
-    with pytest.raises(UserError, match=r"2 epochs x 24 images.*: 0.6 kB, .*0.5 kB are free"):
+    with pytest.raises(UserError, match=r"2 epochs x 24 images.*: 576 B, .*500 B are free"):
         build_cache(finished, tmp_path / "other")
     assert not shards(tmp_path / "other")
 

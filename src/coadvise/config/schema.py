@@ -149,7 +149,7 @@ class DataConfig(_Section):
     per_class: int | None = Field(
         None,
         ge=1,
-        description="training images of a class, at most, chosen by the seed; fewer are among the same; null: all",
+        description="at most so many training images of each class, chosen by the seed; null: all",
     )
     workers: int = Field(0, ge=0, description="loader processes, at most one a core; 0 loads in the training process")
     max_unreadable: float = Field(
@@ -169,7 +169,7 @@ class DataConfig(_Section):
         16, ge=1, description="shards: how many of them are shuffled together; with all, the order is a folder's"
     )
     cache_gb: float = Field(
-        50, gt=0, description="shards: at most this is kept of what is fetched from elsewhere, on each node's disk; GB"
+        50, gt=0, description="shards: GB of each node's disk for those that are fetched from elsewhere"
     )
 
     def elsewhere(self) -> "DataConfig":

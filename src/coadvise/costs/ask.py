@@ -1,9 +1,5 @@
 """A plan's question from the options of the command line."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
 import torch
 
 from coadvise.config.reading import load_config
@@ -11,31 +7,13 @@ from coadvise.costs.foresee import Question, with_pixels
 from coadvise.costs.gpus import GPUS, gpu_named, gpu_of
 from coadvise.costs.machine import CALIBRATE, PCIE, Target, of_calibration, of_sheet, read
 from coadvise.errors import UserError
+from coadvise.runs.options import PlanOptions
 
 
-@dataclass(frozen=True)
-class Asked:
-    """As given; None and 0: not given."""
-
-    preset: str
-    images: int
-    overrides: Sequence[str] = ()
-    classes: int = 1000
-    pixels: int | None = None
-    gpu: str | None = None
-    gpus: int | None = None
-    nodes: int = 1
-    seeds: int = 1
-    baseline: bool = False
-    tflops: float | None = None
-    memory: float | None = None
-    bandwidth: float | None = None
-    network: float = 100.0
-    calibration: Path | None = None
-
-
-def question(asked: Asked) -> Question:
+def question(asked: PlanOptions) -> Question:
     """Raises UserError for what cannot be planned: a preset, a count, a GPU, figures of one, a calibration."""
+    if asked.preset is None or asked.images is None:
+        raise UserError("give a preset and --images N: coadvise plan photos --images 10000")
     counts = ("images", asked.images, 1), ("classes", asked.classes, 2), ("nodes", asked.nodes, 1)
     for name, value, least in (*counts, ("seeds", asked.seeds, 1)):
         if value < least:
@@ -56,8 +34,12 @@ def question(asked: Asked) -> Question:
     )  # fmt: skip
 
 
-def _target(asked: Asked) -> Target:
-    figures = {"--gpu-tflops": asked.tflops, "--gpu-memory": asked.memory, "--gpu-bandwidth": asked.bandwidth}
+def _target(asked: PlanOptions) -> Target:
+    figures = {
+        "--gpu-tflops": asked.gpu_tflops,
+        "--gpu-memory": asked.gpu_memory,
+        "--gpu-bandwidth": asked.gpu_bandwidth,
+    }
     given = {name: value for name, value in figures.items() if value is not None}
     if given and len(given) < len(figures):
         missing = ", ".join(name for name in figures if name not in given)

@@ -17,7 +17,7 @@ from coadvise.models import TokenModel
 from coadvise.models.network import Network, build_network, on_meta
 from coadvise.runs.network_job import loss_weights_of, recipe_of
 from coadvise.runs.plan import ADVISED, ALONE, START, TEACHER, Part, RunPlan, adaptation, run_parts
-from coadvise.runs.schedule import duration, phases, threads_of
+from coadvise.runs.schedule import Phase, duration, phases, threads_of
 from coadvise.training import probe
 from coadvise.training.checkpoint import checkpoint_bytes
 from coadvise.training.engine import Engine
@@ -119,24 +119,20 @@ def foresee(question: Question) -> Plan:
     """
     config = question.config
     parts = tuple(run_parts(config, question.seeds, question.baseline))
-    trained = [part for part in parts if adaptation(part, config) != "none"]
-    plan = RunPlan(Path(), config, parts, jobs=None)
-    alone = question.target.gpu or question.nodes > 1  # networks are then trained one after the other, each by all
+    # On GPUs and several nodes networks are trained one after the other, each by all.
+    alone = question.target.gpu or question.nodes > 1
+    planned = RunPlan(Path(), config, parts, jobs=None)
+    schedule = [Phase(parts, 1)] if alone else phases(planned, Engine(config.engine))
     found: dict[str, Foreseen] = {}
-    minutes, jobs = 0.0, 1
-    for phase in [None] if alone else phases(plan, Engine(config.engine)):
-        threads = threads_of(1 if phase is None else phase.jobs)
-        for part in trained if phase is None else [part for part in phase.parts if part in trained]:
+    for phase in schedule:
+        for part in (part for part in phase.parts if adaptation(part, config) != "none"):
             twin = next((one for one in found.values() if _kind(one.part) == _kind(part)), None)
-            found[part.name] = replace(twin, part=part) if twin else network_of(question, part, threads)
-        if phase is not None:
-            jobs = max(jobs, phase.jobs)
-            minutes += duration(phase, {name: one.minutes for name, one in found.items()})
-    minutes = minutes or sum(one.minutes for one in found.values())
+            found[part.name] = replace(twin, part=part) if twin else network_of(question, part, threads_of(phase.jobs))
+    minutes = {name: one.minutes for name, one in found.items()}
     networks = tuple(found.values())
-    largest = max((one.checkpoint for one in networks), default=0)
+    largest, jobs = max((one.checkpoint for one in networks), default=0), max(phase.jobs for phase in schedule)
     return Plan(
-        question, networks, minutes, jobs,
+        question, networks, sum(duration(phase, minutes) for phase in schedule), jobs,
         sizes.disk(config, question.images, question.classes, question.seeds, jobs * largest),
     )  # fmt: skip
 

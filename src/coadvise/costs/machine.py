@@ -15,7 +15,7 @@ import torch
 from coadvise.costs.gpus import Gpu
 from coadvise.costs.rates import Rates
 from coadvise.errors import UserError
-from coadvise.machine import available_cores, cache_folder, cache_path
+from coadvise.machine import available_cores, cache_folder, cache_path, processor_facts
 from coadvise.storage import write_text
 
 FORMAT = 1
@@ -138,11 +138,7 @@ def this_device() -> tuple[str, bool, float]:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    named = (line.partition(":")[2].strip() for line in processor_facts() if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
 
 

@@ -10,6 +10,10 @@ from coadvise.costs.foresee import Foreseen, Plan, Question
 from coadvise.costs.sizes import store_bytes
 from coadvise.data.scan import MEMORY_LIMIT
 from coadvise.runs.estimate import time_text
+from coadvise.storage import bytes_text
+
+_HEADS = ("time", "a step", "images", "memory", "fit", "cores", "sent")
+_WIDTHS = (11, 10, 8, 10, 8, 7, 10)
 
 
 def lines(plan: Plan) -> Iterator[str]:
@@ -23,10 +27,10 @@ def lines(plan: Plan) -> Iterator[str]:
         yield f"  {question.target.assumed}"
     width = max([len(one.part.title) for one in plan.networks] + [8])
     yield ""
-    head = f"{'time':>11}{'a step':>10}{'images':>8}{'memory':>10}{'fit':>8}{'cores':>7}{'sent':>10}  held up by"
-    yield f"{'':{width}}{head}"
+    yield " " * width + "".join(map(str.rjust, _HEADS, _WIDTHS)) + "  held up by"
     for one in plan.networks:
-        yield f"{one.part.title:{width}}{_row(question, one)}"
+        *cells, held = cells_of(question, one)
+        yield f"{one.part.title:{width}}" + "".join(map(str.rjust, cells, _WIDTHS)) + f"  {held}"
     several = f"{plan.jobs} networks at a time" if plan.jobs > 1 else "one network after the other"
     yield f"{'in all':{width}}{time_text(60 * plan.minutes):>11}  {several}"
     yield ""
@@ -39,12 +43,13 @@ def lines(plan: Plan) -> Iterator[str]:
     yield from (f"{', '.join(names)}: {what}" for what, names in _remedies(plan).items())
 
 
-def _row(question: Question, one: Foreseen) -> str:
+def cells_of(question: Question, one: Foreseen) -> tuple[str, ...]:
+    """A network's row: time, a step, images, memory, the images that fit, cores, bytes sent, what holds it up."""
     held = bottleneck(question, one)
     return (
-        f"{time_text(60 * one.minutes):>11}{_seconds(one.seconds):>10}{one.images:>8,}{bytes_text(one.memory):>10}"
-        f"{one.largest:>8,}{one.cores:>7.1f}{bytes_text(one.sent):>10}  {held.what}, {held.share:.0%}"
-    )
+        time_text(60 * one.minutes), _seconds(one.seconds), f"{one.images:,}", bytes_text(one.memory),
+        f"{one.largest:,}", f"{one.cores:.1f}", bytes_text(one.sent), f"{held.what}, {held.share:.0%}",
+    )  # fmt: skip
 
 
 def _where(question: Question) -> str:
@@ -90,15 +95,6 @@ def plain(plan: Plan) -> dict[str, Any]:
             for one in plan.networks
         ],
     }  # fmt: skip
-
-
-def bytes_text(size: float) -> str:
-    """As "1.2 GB", by powers of a thousand."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 999.5 or unit == "TB":
-            return f"{size:,.{0 if unit == 'B' or size >= 99.5 else 1}f} {unit}"
-        size /= 1000
-    raise AssertionError
 
 
 def _seconds(value: float) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from coadvise.machine import cache_folder, cache_path
+from coadvise.machine import cache_folder, cache_path, processor_facts
 
 PREFIX = "kernel-"  # of a library's file name
 COMPILERS = ("gcc", "cc", "clang")
@@ -129,10 +129,6 @@ def _openmp_runtime() -> Path | None:
 
 def _processor() -> str:
     """What ``-march=native`` means here: a cache in a shared home must not offer instructions that this CPU lacks."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return "\n".join(
-        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
-    )
+    told = ("model name", "flags", "Features", "CPU part")
+    known = "\n".join(sorted({line for line in processor_facts() if line.startswith(told)}))
+    return known or platform.processor() or platform.machine()

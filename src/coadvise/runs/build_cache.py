@@ -24,7 +24,7 @@ from coadvise.errors import Interrupted, UserError
 from coadvise.runs.executors.base import of_run, run_tasks
 from coadvise.runs.executors.local import Local
 from coadvise.runs.run import CONFIG, Run, check_images, check_no_run, check_run, with_resolved_source
-from coadvise.storage import MANIFEST
+from coadvise.storage import MANIFEST, bytes_text
 from coadvise.training.engine import Engine, resolve_auto
 from coadvise.training.listener import Listener, Silent
 from coadvise.training.metrics import Recorder
@@ -153,9 +153,9 @@ def _announce(run: Run, missing: int, seeds: Sequence[int]) -> None:
     size = missing * images * len(run.config.teachers) * form.bytes_an_answer
     free = shutil.disk_usage(run.cache).free
     what = f"views of {_epochs(missing, len(seeds))} x {images:,} images, {len(run.config.teachers)} teachers"
-    text = f"{PART} {run.cache}: {what}, {form.classes:,} classes, {form}: {_size(size)}"
+    text = f"{PART} {run.cache}: {what}, {form.classes:,} classes, {form}: {bytes_text(size)}"
     if size > free:
-        raise UserError(f"{text}, but only {_size(free)} are free; free some space, or choose another folder")
+        raise UserError(f"{text}, but only {bytes_text(free)} are free; free some space, or choose another folder")
     if run.engine.is_main:
         seconds = missing * images * _seconds_a_view(run, seeds[0]) / run.engine.processes
         run.listener.say(f"{text}, about {_duration(seconds)}")
@@ -265,11 +265,6 @@ def _seconds_a_view(run: Run, seed: int) -> float:
 
 def _epochs(epochs: int, seeds: int) -> str:
     return f"{epochs:,} epoch{'s' * (epochs > 1)}" + (f" ({seeds} seeds)" if seeds > 1 else "")
-
-
-def _size(size: float) -> str:
-    unit, factor = next((u, f) for u, f in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)) if size < 999.5 * f or u == "GB")
-    return f"{size / factor:.1f} {unit}" if size < 99.5 * factor else f"{size / factor:.0f} {unit}"
 
 
 def _duration(seconds: float) -> str:

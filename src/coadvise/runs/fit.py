@@ -158,9 +158,8 @@ def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]
     image_changes = check_images(folder, dataset, plan.allow_changes)
     changed += image_change_lines(image_changes)
     _check(plan, dataset, engine, outdated="train" in image_changes)
-    if (
-        plan.preset and plan.on == LOCAL and engine.processes == 1 and not (folder / CONFIG).exists()
-    ):  # not where it only goes on
+    new = not (folder / CONFIG).exists()
+    if new and plan.preset and plan.on == LOCAL and engine.processes == 1:
         for line in _foreseen(plan, dataset, engine):
             listener.say(line)
 
@@ -177,9 +176,9 @@ def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]
             )
         record = Recorder(folder, engine.is_main, listener.say)
         if cluster:
-            cluster.begin(record.take_once)
+            cluster.begin(record.take_missing)
         elif engine.is_main:
-            take_over(folder, record.take_once)
+            take_over(folder, record.take_missing)
         run = Run(folder, config, dataset, engine, record, listener, plan.cache)
         discard_outdated(run, image_changes)
         run.describe(sorted({part.seed for part in plan.parts}), changed)
@@ -243,9 +242,11 @@ def _train(run: Run, parts: Sequence[Part], jobs: int, cluster: Cluster | None) 
             train_part(run, part)
         return
     executor = cluster or Local(jobs, run.engine)
-    for part in [part for part in parts if cluster and is_done(run.folder, part)]:  # not worth a place in a queue
-        train_part(run, part)
-        parts = [other for other in parts if other != part]
+    if cluster:  # what is done is not worth a place in a queue
+        done = [part for part in parts if is_done(run.folder, part)]
+        for part in done:
+            train_part(run, part)
+        parts = [part for part in parts if part not in done]
     tasks = {part.name: of_run(run, partial(train_part, part=part), executor) for part in parts}
     teachers = [part.name for part in parts if part.role == TEACHER]
     after = {part.name: teachers for part in parts if part.role == ADVISED}

@@ -1,4 +1,4 @@
-"""The options of a run and of a study. Each is spelled once here, for Python and for the command line."""
+"""The options of a run, a study and a plan. Each is spelled once here, for Python and for the command line."""
 
 import re
 from dataclasses import MISSING, Field, dataclass, fields
@@ -12,7 +12,7 @@ from coadvise.errors import UserError
 NETWORKS = ("preset", "paper")
 LOCAL, RAY, SLURM = PLACES = ("local", "ray", "slurm")  # where networks are trained
 AUTO = "auto"
-DATA, TRAINING, OUTPUT = "Data", "Training", "Output"  # the groups of the help
+DATA, TRAINING, MACHINE, OUTPUT = "Data", "Training", "Machine", "Output"  # the groups of the help
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,25 @@ DataOption = Annotated[str, Help(DATA_HELP, DATA)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class Options:
+    """What all have in common."""
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of(cls, **given: Any) -> Self:
+        """Builds the options. Raises UserError for an unknown name, with the nearest known one."""
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise UserError(f"unknown option '{name}'{nearest(name, known)}; the options are {', '.join(known)}")
+        return cls(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
     """What `fit` and `run_study` have in common.
 
     Raises:
@@ -115,19 +133,6 @@ class RunOptions:
         """The number of networks to train at the same time; None for auto."""
         return None if self.jobs == AUTO else int(self.jobs)
 
-    def _set(self, **values: Any) -> None:
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-    @classmethod
-    def of(cls, **given: Any) -> Self:
-        """Builds the options. Raises UserError for an unknown name, with the nearest known one."""
-        known = [field.name for field in fields(cls)]
-        for name in given:
-            if name not in known:
-                raise UserError(f"unknown option '{name}'{nearest(name, known)}; the options are {', '.join(known)}")
-        return cls(**given)
-
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions(RunOptions):
@@ -197,14 +202,46 @@ class StudyOptions(RunOptions):
             raise UserError(f"networks={self.networks}{nearest(self.networks, NETWORKS)}; give {' or '.join(NETWORKS)}")
 
 
-def described(options: type[RunOptions]) -> list[tuple[Field[Any], Any, Help]]:
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(Options):
+    """The options of `plan`."""
+
+    preset: Annotated[str | None, Help("A name from 'coadvise presets' or a YAML file.", TRAINING, positional=True)] = (
+        None
+    )
+    overrides: Annotated[
+        tuple[str, ...],
+        Help("Changes to the preset, such as student.recipe.epochs=10.", TRAINING, positional=True),
+    ] = ()
+    images: Annotated[int | None, Help("Number of training images.", DATA)] = None
+    classes: Annotated[int, Help("Number of classes.", DATA)] = 1000
+    pixels: Annotated[int | None, Help("Side of the images. Default: the preset's.", DATA)] = None
+    seeds: Annotated[int, Help("Number of students of each kind.", TRAINING)] = 1
+    baseline: Annotated[bool, Help("Also the student without teachers.", TRAINING)] = False
+    gpu: Annotated[str | None, Help("A GPU by its name. Default: this machine, as it was measured.", MACHINE)] = None
+    gpus: Annotated[int | None, Help("GPUs of each node, which train a network together.", MACHINE)] = None
+    nodes: Annotated[int, Help("Number of machines.", MACHINE)] = 1
+    network: Annotated[float, Help("What a node sends to another, Gbit/s.", MACHINE)] = 100.0
+    gpu_tflops: Annotated[float | None, Help("An unlisted GPU: dense TFLOP/s.", MACHINE)] = None
+    gpu_memory: Annotated[float | None, Help("An unlisted GPU: memory, GB.", MACHINE)] = None
+    gpu_bandwidth: Annotated[float | None, Help("An unlisted GPU: bandwidth of its memory, GB/s.", MACHINE)] = None
+    calibrate: Annotated[
+        bool, Help("Measure this machine first, about two minutes; kept for later plans.", MACHINE)
+    ] = False
+    calibration: Annotated[
+        Path | None,
+        Help("File of a calibration, to plan for the machine it was made on, or to write.", MACHINE),
+    ] = None
+
+
+def described(options: type[Options]) -> list[tuple[Field[Any], Any, Help]]:
     """Every option in the order of the help: its field, its type and its help text. Positional ones come first."""
     hints = get_type_hints(options, include_extras=True)
     found = [(field, hints[field.name].__origin__, hints[field.name].__metadata__[0]) for field in fields(options)]
     return sorted(found, key=lambda option: (option[0].default is not MISSING, not option[2].positional))
 
 
-def help_text(options: type[RunOptions]) -> str:
+def help_text(options: type[Options]) -> str:
     """The options as a section of a docstring."""
     lines = [f"        {field.name}: {about.text}" for field, _, about in described(options)]
     return "\n".join(["\n    Options:", *lines, ""])

@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +193,7 @@ def over_alone(figure: Callable[[Finished, Part], ByImage]) -> Measure:
 
     def measured(rows: Sequence[Finished], context: Context) -> list[dict[int, Value]]:
         found: list[dict[int, Value]] = []
-        for before, row in pairwise([Finished(Path(), (), "", Path()), *rows]):
+        for before, row in zip([rows[0], *rows], rows, strict=False):
             alone = {part.seed: part for part in before.parts if part.role == ALONE}
             advised = [part for part in row.parts if part.role == ADVISED and part.seed in alone]
             found.append(

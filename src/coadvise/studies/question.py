@@ -174,11 +174,6 @@ class Study:
         """Whether the paper makes claims about these rows."""
         return any(claim.section for claim in self.claims)
 
-    @property
-    def judged(self) -> str:
-        """What the claims are called."""
-        return "The paper's claims" if self.of_the_paper else "What is judged"
-
     def of_paper(self) -> "Study":
         """The paper's rows alone."""
         return replace(self, rows=[row for row in self.rows if not row.beyond])
@@ -213,7 +208,7 @@ class Study:
             ]
             yield "  ".join([row.name.ljust(width), *cells]).rstrip()
         yield ""
-        yield f"{self.judged}, by section:" if self.of_the_paper else f"{self.judged}:"
+        yield "The paper's claims, by section:" if self.of_the_paper else "What is judged:"
         for claim in self.claims:
             yield f"  {claim.section:14} {claim.text}"
 

@@ -133,10 +133,10 @@ def _train(plan: StudyPlan, engine: Engine, options: StudyOptions, listener: Lis
     outdated = {run.folder for run in runs if check_images(run.folder, datasets[run.folder], run.allow_changes)}
     _check_given(runs, datasets, engine)
     missing = [run for run in runs if run.folder in outdated or not all(is_done(run.folder, p) for p in run.parts)]
-    together = missing
-    if options.on == LOCAL:
+    on_cluster, together = options.on != LOCAL, missing
+    if not on_cluster:
         together = missing[: len(missing) - _one_by_one([_students_missing(run) for run in missing], jobs)]
-    if together if options.on != LOCAL else jobs > 1 and len(together) > 1:
+    if together and (on_cluster or (jobs > 1 and len(together) > 1)):
         tasks = {names[run.folder]: partial(_make_here, replace(run, jobs=1), names[run.folder]) for run in together}
         after = {names[r.folder]: [names[f] for f in runs_of_teachers(r) if f in names] for r in together}
         with cluster_of(options.on, study_folder(options), runs[0].config, engine, options.given_jobs) as cluster:

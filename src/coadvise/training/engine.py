@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from functools import cache
-from pathlib import Path
 from types import FrameType
 from typing import Self
 
@@ -26,7 +25,7 @@ from coadvise.config.schema import EngineConfig, RunConfig
 from coadvise.data.device_views import views_place
 from coadvise.data.views import Batch
 from coadvise.errors import LostProcessError, UserError
-from coadvise.machine import keep_freed_memory, stop_signals
+from coadvise.machine import keep_freed_memory, processor_facts, stop_signals
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 ANSWER_SECONDS = 3.0  # in which a rank that is alive reports that it got no answer either
@@ -301,11 +300,7 @@ def _cuda_has_bfloat16() -> bool:
 
 def _cpu_has_bfloat16() -> bool:
     """Whether the processor has bfloat16 instructions. Emulated, a training step takes some twenty times as long."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return False
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "").split()
+    flags = next((line for line in processor_facts() if line.startswith(("flags", "Features"))), "").split()
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 

@@ -60,10 +60,16 @@ class Recorder:
         for follower in self.followers:
             follower(record)
 
-    def take_once(self, record: dict[str, Any]) -> None:
-        """As `take`, unless the record is there already."""
-        if record["kind"] == REWIND or record not in read_records(self.path.parent):
-            self.take(record)
+    def take_missing(self, records: Iterable[dict[str, Any]]) -> None:
+        """As `take` of each in order, but for those that are there already."""
+        there = set(map(json.dumps, read_records(self.path.parent)))
+        for record in records:
+            if record["kind"] == REWIND:
+                self.take(record)
+                there = set(map(json.dumps, read_records(self.path.parent)))
+            elif (line := json.dumps(record)) not in there:
+                self.take(record)
+                there.add(line)
 
     def rewind(self, part: str, step: int) -> None:
         """Removes what `part` recorded after `step`, its result and its exports: training will make them again."""

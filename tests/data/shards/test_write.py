@@ -103,7 +103,7 @@ def test_an_end_in_between_leaves_no_index_and_the_same_command_goes_on(
         with pytest.raises(StorageError):
             written(image_folder, tmp_path)
     assert not (tmp_path / "index.json").exists()
-    with pytest.raises(UserError, match="or let that end"):
+    with pytest.raises(UserError, match="or wait until that has ended"):
         open_source(f"shards:{tmp_path}")
     assert 0 < written(image_folder, tmp_path).made < len([*once.rglob("*.tar")])
     assert contents(tmp_path) == contents(once)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Stopper, assert_same_weights, command, never, records, weights_of
+from tiny import Stopper, assert_same_run, command, never, records
 
 from coadvise import fit
 from coadvise.config.schema import EngineConfig
@@ -46,12 +46,7 @@ def test_two_networks_at_a_time_are_trained_as_one_after_the_other(
 ) -> None:
     listener = Stopper(never)
     two = fit(tiny_images, tiny_preset, tmp_path / "two", baseline=True, jobs=2, listener=listener)
-    for part in PARTS:
-        assert_same_weights(weights_of(two, part), weights_of(finished, part))
-        for kind in ("train", "eval", "result"):
-            got, wanted = ([r for r in records(run, kind) if r["part"] == part] for run in (two, finished))
-            assert got == wanted
-    assert records(two, "verdict") == records(finished, "verdict")
+    assert_same_run(two, finished, PARTS)
     assert {part for part, _ in listener.steps} == set(PARTS)
 
 

@@ -17,6 +17,7 @@ Beat = Callable[[], None]  # called while something takes long
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # seconds between attempts, each drawn from half to one and a half of this
 FIRST_WAITS = WAITS[:3]  # before anything has been read: the address is probably wrong
 SILENCE = 20  # seconds without an answer, less than `data.workers.PATIENCE`
+_FORBIDDEN, _NOT_WRITTEN = (401, 403), (405, 501)  # of HTTP
 _REFUSED = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "UnauthorizedSSOTokenError")
 
 
@@ -109,9 +110,10 @@ class Place:
             except (FileNotFoundError, PermissionError, UserError):
                 raise
             except Exception as error:  # of many kinds, from several packages
-                if getattr(error, "status", None) in (401, 403) or type(error).__name__ in _REFUSED:
+                status = getattr(error, "status", None)  # of HTTP
+                if status in _FORBIDDEN or type(error).__name__ in _REFUSED:
                     raise PermissionError(reason(error)) from None
-                if isinstance(error, NotImplementedError) or getattr(error, "status", None) in (405, 501):
+                if status in _NOT_WRITTEN or isinstance(error, NotImplementedError):  # fsspec's, of http
                     raise PermissionError("such an address can only be read") from None
                 if wait is None:
                     raise StorageError(_failed(f"'{self.url}/{name}'", "reached", error)) from None

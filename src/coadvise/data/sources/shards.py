@@ -199,7 +199,7 @@ def _opened(data: str) -> tuple[Place, Index]:
     except FileNotFoundError:
         raise UserError(
             f"there are no shards at '{place.url}' (no {INDEX}); write them with 'coadvise shard DATA --out "
-            f"{place.url}', or let that end"
+            f"{place.url}', or wait until that has ended"
         ) from None
     except PermissionError as error:
         raise UserError(

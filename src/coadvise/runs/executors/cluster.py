@@ -35,6 +35,7 @@ from coadvise.training.engine import Engine
 RETRIES = 3
 POLL_SECONDS = 0.2
 _ENDS = {kind.__name__: kind for kind in (UserError, StorageError, Interrupted, LostProcessError)}
+Take = Callable[[Sequence[dict[str, Any]]], None]  # of records
 _SHOWN_EVERY = 0.5  # seconds between two reports of progress
 
 
@@ -116,7 +117,7 @@ class Cluster(ABC):
     def folder(self) -> Path:
         return self._me.folder
 
-    def begin(self, take: Callable[[dict[str, Any]], None] = lambda record: None) -> None:
+    def begin(self, take: Take = lambda records: None) -> None:
         """Takes over from a command that died. Called by the one that has the run directory; see `take_over`."""
         if self.folder.is_dir():
             self.end_earlier()
@@ -177,11 +178,11 @@ def _lines(journal: Path, start: int = 0) -> tuple[list[tuple[str, Any]], int]:
     return [tuple(json.loads(line)) for line in whole.splitlines()], start + len(whole)
 
 
-def take_over(folder: Path, take: Callable[[dict[str, Any]], None]) -> None:
+def take_over(folder: Path, take: Take) -> None:
     """Revokes the tickets of a command that died, so that no task of it writes, and takes what they have recorded.
 
     Args:
-        take: gets the records in their order, also those that the dead command had taken already.
+        take: gets the records of each task in their order, also those that the dead command had taken already.
     """
     tasks = folder / TASKS
     if not tasks.is_dir():
@@ -189,9 +190,7 @@ def take_over(folder: Path, take: Callable[[dict[str, Any]], None]) -> None:
     for owner in tasks.glob("*.owner"):
         owner.unlink()
     for journal in sorted(tasks.glob("*.jsonl")):
-        for kind, content in _lines(journal)[0]:
-            if kind == "record":
-                take(*content)
+        take([record for kind, content in _lines(journal)[0] if kind == "record" for record in content])
     shutil.rmtree(tasks)
 
 
