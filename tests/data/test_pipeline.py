@@ -1,6 +1,7 @@
 """DeiT's pipeline is timm's but for the resizing's rounding; each view is a function of its seed."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -143,6 +144,28 @@ def test_a_reduced_picture_gives_the_view_of_the_whole_one(monkeypatch: pytest.M
     assert (one - other).abs().mean() * 255 < 1
     pixels = Pipeline(PLAIN, (16, 24)).views([(whole[0].image, 0)], 1)
     assert torch.equal(pixels, one[:1]), "an image that is not reduced needs no more"
+
+
+def test_nobody_else_s_draws_change_a_view() -> None:
+    """Other threads draw from Python's generator while views are made; what it gives next is not changed either."""
+    images, pipeline = [*zip(textures(20), range(20), strict=True)], Pipeline(DEIT, 32)
+    before = random.getstate()
+    expected = pipeline.views(images, 20)
+    assert random.getstate() == before
+    stop = threading.Event()
+
+    def draw() -> None:
+        while not stop.is_set():
+            random.random()
+
+    other = threading.Thread(target=draw)
+    other.start()
+    try:
+        found = [pipeline.views(images, 20) for _ in range(20)]
+    finally:
+        stop.set()
+        other.join()
+    assert all(torch.equal(expected, views) for views in found)
 
 
 def test_images_of_any_size_and_form() -> None:

@@ -121,7 +121,7 @@ def test_a_run_ends_in_an_outage_and_goes_on_to_the_numbers_of_one_without(
     s3.fault = lambda number, method, path: "cut" if path.endswith(".tar") and number > began + 25 else ""
     began = len(s3.seen)
     data = {"data": "shards:s3://pictures/set", "preset": preset, "out": tmp_path / "run", "jobs": 1}
-    with pytest.raises(StorageError, match=r"train/\d+.tar' cannot be reached: .*run the same command again") as end:
+    with pytest.raises(StorageError, match=r"/\d+.tar' cannot be reached: .*run the same command again") as end:
         fit(**data, overrides=words)
     assert end.value.exit_code == 74
     s3.fault = lambda number, method, path: ""

@@ -1,8 +1,10 @@
 """DeiT's views of single images: random resized crop, flip and RandAugment as timm makes them, each from a seed.
 
-timm draws from the global generators, which are seeded for each image and restored after the last. timm chooses the
-crop; PyTorch resizes it, on bytes and several times faster than Pillow. It rounds its weights to 16 bits, so single
-pixels differ by a few grey levels, and the mean by a hundredth of one.
+timm draws from Python's global generator, in whose place it finds one of ours meanwhile: other threads draw from
+Python's at any time, such as one that waits before it asks a server again. NumPy's and PyTorch's global generators are
+seeded for each image and restored after the last. timm chooses the crop; PyTorch resizes it, on bytes and several times
+faster than Pillow. It rounds its weights to 16 bits, so single pixels differ by a few grey levels, and the mean by a
+hundredth of one.
 """
 
 from coadvise import torchvision_guard  # noqa: F401  # isort: skip  (before anything that imports torchvision)
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.data import create_transform
+from timm.data import auto_augment, create_transform, transforms
 from timm.data.auto_augment import AugmentOp, AugMixAugment, AutoAugment, RandAugment, posterize
 from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpolation
 from torch import Tensor
@@ -32,6 +34,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # DeiT fills with it what a shift or rota
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+_DRAWS = random.Random()  # timm's, while views are made
 Operation = tuple[str, float]  # of RandAugment: the name of timm's function, and its argument, 0 where it has none
 
 
@@ -87,7 +90,7 @@ class Pipeline:
             count: B.
         """
         out = torch.empty(count, 3, self.height, self.width)
-        with _global_generators_restored():
+        with _generators():
             for row, (image, seed) in zip(out, images, strict=True):
                 view = torch.from_numpy(self._view(image, seed)).permute(2, 0, 1)
                 row.copy_(view.contiguous()).div_(255)  # one after the other, while it is in the processor's cache
@@ -95,17 +98,16 @@ class Pipeline:
 
     def drawn(self, images: Iterable[tuple[Pixels, int]]) -> list[Drawn]:
         """What `views` draws for images [H, W, 3] from their seeds, and the region that each view shows."""
-        with _global_generators_restored():
+        with _generators():
             return [self._drawn(image, seed) for image, seed in images]
 
     def need(self, seed: int) -> Need:
         """What a view needs of a picture: so many pixels that its region is not enlarged more than it has to be."""
 
         def need(width: int, height: int) -> tuple[float, float]:
-            state = random.getstate()
-            random.seed(seed)
-            _, _, down, across = self._region(width, height)
-            random.setstate(state)
+            with _own_draws():
+                _DRAWS.seed(seed)
+                _, _, down, across = self._region(width, height)
             wide, tall = self._inner(width, height)
             return width * wide / across, height * tall / down
 
@@ -118,7 +120,7 @@ class Pipeline:
         )
 
     def _region(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Top, left, height and width of a random region, by timm from Python's global generator."""
+        """Top, left, height and width of a random region, by timm from `_DRAWS`."""
         aspect = self.width / self.height if self.fit == "crop" else width / height
         low, high = self._crop.ratio
         blank = torch.empty(3, height, width, device="meta")  # timm asks it for its size
@@ -126,7 +128,7 @@ class Pipeline:
         return top, left, down, across
 
     def _drawn(self, image: Pixels, seed: int) -> Drawn:
-        _seed_global_generators(seed)
+        _seed_generators(seed)
         size = (image.shape[1], image.shape[0])
         top, left, height, width = self._region(*size)
         wide, tall = self._inner(*size)
@@ -141,7 +143,7 @@ class Pipeline:
 
     def _view(self, image: DecodedImage | Image.Image | Pixels, seed: int) -> Pixels:
         """[H, W, 3]."""
-        _seed_global_generators(seed)
+        _seed_generators(seed)
         if isinstance(image, np.ndarray):
             size = (image.shape[1], image.shape[0])
             top, left, height, width = self._region(*size)
@@ -211,18 +213,30 @@ def _posterize(image: Image.Image, bits: int, **about: Any) -> Image.Image:
     return posterize(image, bits, **about) if bits > 0 else Image.new(image.mode, image.size)
 
 
-def _seed_global_generators(seed: int) -> None:
-    random.seed(seed)
+def _seed_generators(seed: int) -> None:
+    _DRAWS.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
 
 
 @contextmanager
-def _global_generators_restored() -> Iterator[None]:
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def _own_draws() -> Iterator[None]:
+    """timm's `random` is `_DRAWS`."""
+    before = transforms.random, auto_augment.random
+    transforms.random = auto_augment.random = _DRAWS
     try:
         yield
     finally:
-        random.setstate(python_state)
+        transforms.random, auto_augment.random = before
+
+
+@contextmanager
+def _generators() -> Iterator[None]:
+    """Python's global generator is left alone, NumPy's and PyTorch's are restored."""
+    numpy_state, torch_state = np.random.get_state(), torch.get_rng_state()
+    try:
+        with _own_draws():
+            yield
+    finally:
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)

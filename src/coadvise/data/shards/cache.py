@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -100,32 +100,48 @@ class FileCache:
             if self.path(file).exists() or not _is(writing, part):
                 return
             try:
-                self._make_room(file.bytes, part)
+                while not self._made_room(file.bytes, part):  # others that are fetched fill it
+                    beat()
+                    time.sleep(0.05)
                 for last in (False, True):
                     if (fault := _copied(file, where, read, part, beat)) is None:
                         break
                     if last:
                         raise changed(where, file, fault)
-                part.rename(self.path(file))
+                with self._counted():
+                    part.rename(self.path(file))
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
 
-    def _make_room(self, need: int, part: Path) -> None:
-        """Deletes the files not used for longest until there is room, which is then taken."""
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Nobody else takes room or renames, so that every file is counted, and once."""
         with (self.folder / ".lock").open("a") as file:
             lock(file)
+            yield
+
+    def _made_room(self, need: int, part: Path) -> bool:
+        """Deletes the files not used for longest until there is room, which is then taken.
+
+        Returns whether it was: not if what others are fetching leaves none. They took room before, and need no more.
+        """
+        with self._counted():
             others = [path for path in self.folder.iterdir() if path not in (part, self.folder / ".lock")]
-            known = sorted((s.st_mtime_ns, s.st_size, path) for path in others if (s := _about(path)) is not None)
-            total = need + sum(size for _, size, _ in known)
+            parts = [path for path in others if path.suffix == ".part" and not _removed(path)]
+            taken = sum(about.st_size for path in parts if (about := _about(path)) is not None)
+            if taken and taken + need > self.most:
+                return False
+            whole = ((_about(path), path) for path in others if path.suffix != ".part")
+            known = sorted((about.st_mtime_ns, about.st_size, path) for about, path in whole if about is not None)
+            total = taken + need + sum(size for _, size, _ in known)
             for _, size, path in known:
                 if total <= self.most:
                     break
-                if path.suffix == ".part" and not _abandoned(path):
-                    continue
                 path.unlink(missing_ok=True)
                 total -= size
             os.truncate(part, need)
+            return True
 
 
 def _copied(file: Kept, where: str, read: Read, part: Path, beat: Beat) -> str | None:
@@ -163,11 +179,13 @@ def _locked(file: IO[bytes]) -> bool:
     return True
 
 
-def _abandoned(part: Path) -> bool:
-    """Whether the process that fetched it has died."""
+def _removed(part: Path) -> bool:
+    """Removes what a process left that has died."""
     with contextlib.suppress(FileNotFoundError), part.open("rb") as file:
-        return _locked(file)
-    return False
+        if not _locked(file):
+            return False
+        part.unlink()
+    return True
 
 
 def _is(file: IO[bytes], path: Path) -> bool:
