@@ -278,6 +278,18 @@ def test_what_is_said_of_a_fine_tuned_teacher_is_what_its_record_says() -> None:
     assert f"its student {-advised[0]:.1f} points worse (+/- {advised[1]:.1f}" in page
 
 
+def test_the_comparison_with_one_token_is_what_its_record_says() -> None:
+    found = ROOT / "results/one-token-trashnet"
+    assert (found / "one-token.md").read_text().strip() in RESULTS
+    rows = json.loads((found / "one-token.json").read_text())["rows"]
+    for row in rows:
+        results = [r for r in read_records(found / row["run"]) if r["kind"] == "result"]
+        assert [r["top1"]["class"] for r in results] == [row["one_token"]]
+    alone = _compared("trashnet-128-splits")["pooled"]["top1"]["alone"]
+    peer = fmean(row["one_token"] for row in rows)
+    assert f"has {100 * alone:.1f} %, the one of timm {100 * peer:.1f} %" in " ".join(RESULTS.split())
+
+
 def test_what_check_finds_of_planted_labels_is_what_its_record_says() -> None:
     record = json.loads((ROOT / "results/label-suspects/curve.json").read_text())
     ways = record["recall"].values()

@@ -12,7 +12,6 @@ from coadvise.distill.loss import co_advise_loss
 from coadvise.distill.teachers import Teacher
 from coadvise.models.network import load_network
 from coadvise.training.listener import Silent
-from coadvise.training.metrics import read_records
 
 
 def test_timms_loss_is_eq_1_with_one_teacher_on_one_token(finished: Path) -> None:
@@ -45,21 +44,3 @@ def test_a_peer_is_trained_and_compared_with_the_students_of_a_run(finished: Pat
     assert (twice, images) == (over_images, 12)
     assert over_pairs is not None
     assert any(f"| finished | 0 | {pair.teacher:.1%} |" in line for line in lines([pair]))
-
-
-def test_what_the_log_says_of_two_splits_is_what_their_records_say() -> None:
-    root = Path(__file__).parents[2]
-    runs = {"trashnet128": "trashnet-128", "trashnet128-seed1": "trashnet-128-split1"}
-    ours, peers = [], []
-    for name, run in runs.items():
-        (peer,) = (r for r in read_records(root / "results/one-token-trashnet" / name) if r["kind"] == "result")
-        peers.append(peer["top1"]["class"])
-        of_run = read_records(root / "results" / run)
-        ours += [r["top1"]["class"] for r in of_run if r["kind"] == "result" and r["role"] == "advised"]
-    said = " ".join((root / "docs/LOG.md").read_text().split())
-    one, other = (f"{100 * peer:.1f}" for peer in peers)
-    first, second = (f"{100 * own:.1f}" for own in ours)
-    gains = [f"{100 * (own - peer):+.1f}" for own, peer in zip(ours, peers, strict=True)]
-    assert (
-        f"one token {one} and {other} %, co-advised {first} and {second} %, so {gains[0]} and {gains[1]} points" in said
-    )
