@@ -34,6 +34,7 @@ from coadvise.machine import lock
 from coadvise.storage import read_model, storing, write_text
 
 FORMAT = 1
+HALF = torch.finfo(torch.float16).max
 CACHE, LOCK = "cache.json", ".lock"
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -68,13 +69,14 @@ class Form:
         return "float16" if self.dense else f"the {self.top_k} largest in float16"
 
     def pack(self, teacher: str, logits: Tensor) -> Arrays:
-        """Logits [B, K] of one teacher as arrays to store, of B rows each. Raises UserError if float16 overflows."""
-        if not torch.isfinite(logits.half()).all():
-            largest = logits.abs().max().item()
+        """Logits [B, K] of one teacher as arrays to store, of B rows each. Raises UserError for infinite ones."""
+        if not torch.isfinite(logits).all():
             raise UserError(
-                f"teacher '{teacher}' has logits up to {largest:g}, float16 holds up to 65504; train it again at a "
-                "lower learning rate, or leave out --cache"
+                f"teacher '{teacher}' has logits that are no numbers; train it again at a lower learning rate"
             )
+        too_large = logits.abs().amax(1, keepdim=True) > HALF
+        within = (logits - logits.amax(1, keepdim=True)).clamp(min=-HALF)  # gives the same probabilities
+        logits = torch.where(too_large, within, logits)
         if self.dense:
             return {teacher: logits.half().cpu().numpy()}
         values, classes = logits.topk(self.top_k)
@@ -82,7 +84,7 @@ class Form:
         return {
             f"{teacher}.values": values.half().cpu().numpy(),
             f"{teacher}.classes": classes.cpu().numpy().astype(self._class_type),
-            f"{teacher}.others": others.clamp(-65504, 65504).half().cpu().numpy(),
+            f"{teacher}.others": others.clamp(-HALF, HALF).half().cpu().numpy(),
         }
 
     def unpack(self, teacher: str, arrays: Mapping[str, npt.NDArray[Any]], rows: npt.NDArray[np.int64]) -> Tensor:
