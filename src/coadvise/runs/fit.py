@@ -24,6 +24,7 @@ from coadvise.runs.executors.base import of_run, run_tasks
 from coadvise.runs.executors.cluster import Cluster, take_over
 from coadvise.runs.executors.local import Local
 from coadvise.runs.executors.places import cluster_of
+from coadvise.runs.experience import expectation
 from coadvise.runs.lock import lock_folder
 from coadvise.runs.network_job import check_part, is_done, is_trained, train_part
 from coadvise.runs.options import LOCAL, FitOptions, help_text
@@ -125,7 +126,7 @@ def estimate_fit(plan: RunPlan, say: Callable[[str], None], tell: Callable[[str,
     config = plan.config
     source, data = plan.source or source_of(config), config.data
     dataset = scan(source, data.image_size, config.in_memory, fit=data.fit)
-    for line in describe(dataset):
+    for line in _introduction(plan, dataset):
         say(line)
     with Engine(config.engine) as engine:
         return forecast(plan, dataset, engine, tell)
@@ -153,7 +154,7 @@ def training(plan: RunPlan, engine: Engine, listener: Listener) -> Iterator[Run]
         listener = Silent()
     source, data = plan.source or source_of(config), config.data
     dataset = scan(source, data.image_size, config.in_memory, data.presize, listener.say, data.fit)
-    for line in describe(dataset) if plan.introduce else ():
+    for line in _introduction(plan, dataset) if plan.introduce else ():
         listener.say(line)
     image_changes = check_images(folder, dataset, plan.allow_changes)
     changed += image_change_lines(image_changes)
@@ -252,6 +253,13 @@ def _train(run: Run, parts: Sequence[Part], jobs: int, cluster: Cluster | None) 
     after = {part.name: teachers for part in parts if part.role == ADVISED}
     follow = run.record.follow if executor.tasks_write else run.record.take
     run_tasks(tasks, executor, run.engine, run.listener, after, follow)
+
+
+def _introduction(plan: RunPlan, dataset: Dataset) -> Iterator[str]:
+    yield from describe(dataset)
+    if any(part.role == ADVISED for part in plan.parts):
+        known = expectation(dataset.train.per_class(len(dataset.classes)))
+        yield from (known,) if known else ()
 
 
 def describe(dataset: Dataset) -> Iterator[str]:
