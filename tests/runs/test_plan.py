@@ -9,6 +9,7 @@ from tiny import make_images
 
 import coadvise
 from coadvise import fit
+from coadvise.config.reading import load_config
 from coadvise.errors import UserError
 from coadvise.machine import available_cores
 from coadvise.runs import plan as plan_module
@@ -43,8 +44,8 @@ def test_a_plan_names_folder_and_networks(tiny_images: Path, tiny_preset: str) -
     assert plan.config.cache is None
     cached = plan_fit(FitOptions.of(data=tiny_images, preset=tiny_preset, cache="c"))
     assert cached.config.cache is not None
-    with pytest.raises(UserError, match="--cache DIR"):
-        plan_fit(FitOptions.of(data=tiny_images, preset=tiny_preset, overrides=["cache.top_k=5"]))
+    of_preset = plan_fit(FitOptions.of(data=tiny_images, preset=tiny_preset, out="run", overrides=["cache.top_k=5"]))
+    assert of_preset.cache == Path("run/cache"), "where 'coadvise cache' puts it"
 
 
 def test_the_default_preset_follows_images_and_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +67,12 @@ def test_the_default_preset_follows_images_and_machine(tmp_path: Path, monkeypat
 def test_a_faster_preset_is_the_next_one() -> None:
     assert [faster_preset(name) for name in ("photos", "photos-small")] == ["photos-small", "small-images"]
     assert [faster_preset(name) for name in ("small-images", "mine.yaml")] == [None, None]
+    assert faster_preset("photos-small-patient") == "photos-small"
+
+
+def test_a_patient_preset_has_the_teachers_of_the_other() -> None:
+    patient, plain = (load_config(f"photos-small{end}") for end in (plan_module.PATIENT, ""))
+    assert patient.teachers == plain.teachers
+    assert patient.student.recipe.epochs > plain.student.recipe.epochs
+    assert patient.cache is not None
+    assert patient.augment.recycle

@@ -145,7 +145,8 @@ class FitOptions(RunOptions):
         Path | None,
         Help(
             "Folder of stored teacher logits. Missing ones are computed first; students then learn from the stored "
-            "logits (float16), and no teacher runs during their training.",
+            "logits (float16), and no teacher runs during their training. Default: RUN/cache if the preset has a "
+            "cache, else none.",
             TRAINING,
         ),
     ] = None

@@ -10,11 +10,11 @@ from pathlib import Path
 from coadvise.config.reading import load_config, with_cache
 from coadvise.config.schema import RunConfig
 from coadvise.data.sources import NAMED, Source, short_name, source_of, typical_size
-from coadvise.errors import UserError
 from coadvise.machine import available_cores
 from coadvise.runs.options import LOCAL, FitOptions, RunOptions
 
 PHOTOS, PHOTOS_SMALL, SMALL_IMAGES = BY_TIME = ("photos", "photos-small", "small-images")  # the slowest first
+PATIENT = "-patient"  # what the name of a preset ends with that trains another's student for longer
 MOST_ON_A_CORE = 7_500  # training images; at 2,500 an hour on two cores PHOTOS_SMALL takes six hours for so many
 TEACHER, ADVISED, ALONE, START = "teacher", "advised", "alone", "start"
 _KIND_NAMES = {"conv": "conv teacher", "inv": "involution teacher"}
@@ -90,16 +90,14 @@ class RunPlan:
 def plan_fit(options: FitOptions) -> RunPlan:
     """Plans a run. Raises UserError for a folder, preset, key or value that cannot be used; writes nothing."""
     preset, config, source = configured(options)
-    if options.cache is None and config.cache is not None:
-        raise UserError("this configuration advises students by stored logits (cache); give --cache DIR")
     if options.cache is not None and config.cache is None:
         config = with_cache(config)  # logits are rounded, so it changes the results
-    name = f"{short_name(options.data)}-{Path(preset).stem}-seed{config.seed}"
+    folder = options.out or Path("runs", f"{short_name(options.data)}-{Path(preset).stem}-seed{config.seed}")
     return RunPlan(
-        folder=options.out or Path("runs", name),
+        folder=folder,
         config=config,
         parts=tuple(run_parts(config, options.seeds, options.baseline)),
-        cache=options.cache,
+        cache=options.cache or (folder / "cache" if config.cache is not None else None),
         reuse=options.reuse,
         jobs=options.given_jobs,
         on=options.on,
@@ -148,6 +146,8 @@ def default_preset(data: str | Path, overrides: Sequence[str] = ()) -> str:
 
 def faster_preset(preset: str) -> str | None:
     """The next of the presets for photographs, which takes less time; None if there is none."""
+    if preset.endswith(PATIENT):
+        return preset.removesuffix(PATIENT)
     return BY_TIME[BY_TIME.index(preset) + 1] if preset in BY_TIME[:-1] else None
 
 
