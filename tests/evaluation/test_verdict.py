@@ -93,7 +93,7 @@ def test_comparison_pairs_the_seeds_both_have() -> None:
     assert comparison({0: hits[0]}, {0: hits[1]})[1] is None
 
 
-def test_the_best_teacher_is_named_if_it_is_significantly_better_than_the_students() -> None:
+def test_the_best_teacher_is_named_if_it_differs_significantly_from_the_students() -> None:
     right = np.arange(400) % 100
     students = {0: right < 60, 1: right < 64}
     conv, inv = ("conv teacher", "teachers/conv"), ("involution teacher", "teachers/inv")
@@ -101,3 +101,5 @@ def test_the_best_teacher_is_named_if_it_is_significantly_better_than_the_studen
     assert [text in said for text in ("involution teacher", "+13.0 points", "--part teachers/inv")] == [True] * 3
     assert teacher_remark({conv: right < 50, inv: right < 62}, students) is None, "as good"
     assert teacher_remark({conv: np.roll(right, 7) < 63}, students) is None, "within chance"
+    said = teacher_remark({conv: right < 50, inv: right < 40}, students) or ""
+    assert said.startswith("The co-advised student is more accurate than its teachers: than the conv teacher by +12.0")

@@ -46,8 +46,13 @@ def test_differences_are_paired_where_the_pictures_are_the_same(finished: Path, 
     assert other["changes"] == ["augment.smoothing: 0.1 -> 0.2"]
     assert found["pooled"]["images"] == 12, "both score the same pictures, which count once"
     assert found["pooled"]["over_images"]["mean"] == pytest.approx((3 + 5) / 2 / 12)
+    conv, inv = (one["top1"][f"teachers/{name}"] for name in ("conv", "inv"))
+    lead = found["lead"]
+    assert (lead["runs"], lead["images"]) == (2, 12)
+    assert lead["over_runs"]["mean"] == pytest.approx(10 / 12 - max(conv, inv)) == lead["over_images"]["mean"]
     page = (tmp_path / "page.html").read_text()
     assert "augment.smoothing: 0.1 -&gt; 0.2" in page
+    assert lead["sentence"] in page
     assert found["pooled"]["sentence"].split(":")[0] in page
 
 

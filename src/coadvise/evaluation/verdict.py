@@ -89,12 +89,15 @@ ONE_SEED = (
 
 
 def teacher_remark(teachers: Mapping[tuple[str, str], Hits], advised: Mapping[int, Hits]) -> str | None:
-    """A sentence if the most accurate teacher, by (name, part), is better than the students it advised.
+    """A sentence on the most accurate teacher, by (name, part), and the students that it advised.
 
     None if the difference is not significant over the test images.
     """
     (name, part), hits = max(teachers.items(), key=lambda item: item[1].mean())
     ahead = paired_interval([hits], list(advised.values()))
+    if ahead.high < 0:
+        behind = Interval(-ahead.mean, -ahead.high, -ahead.low)
+        return f"The co-advised student is more accurate than its teachers: than the {name} by {behind}."
     if ahead.low <= 0:
         return None
     than = f"The {name} is more accurate than the co-advised student: {ahead}"

@@ -32,11 +32,12 @@ def render(result: Mapping[str, Any], runs: Sequence[Path]) -> str:
 
 
 def _lead(result: Mapping[str, Any]) -> str:
-    pooled = result["pooled"]
-    if not pooled:
-        return "Two or more of them need a baseline (--baseline) for a sentence about all."
-    pictures = f"{count(pooled['images'])} pictures of {pooled['runs']} runs"
-    return f"Over {pictures}; a picture that several runs score counts once."
+    pooled, lead = result["pooled"], result["lead"]
+    said = "Two or more of them need a baseline (--baseline) for a sentence about advice."
+    if pooled:
+        pictures = f"{count(pooled['images'])} pictures of {pooled['runs']} runs"
+        said = f"Over {pictures}; a picture that several runs score counts once."
+    return said + (f" {lead['sentence']}" if lead else "")
 
 
 def _names(result: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from coadvise.advice import CLASS
 from coadvise.config.reading import differences, read_config
 from coadvise.errors import UserError
 from coadvise.evaluation.scores import correct, load_predictions
-from coadvise.evaluation.verdict import paired_interval, seed_interval, sentence
+from coadvise.evaluation.verdict import Interval, paired_interval, seed_interval, sentence
 from coadvise.report.compare import render
 from coadvise.runs.plan import ADVISED, ALONE, TEACHER
 from coadvise.runs.run import CONFIG, check_run, written_data
@@ -52,7 +52,8 @@ def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> dict[s
     Returns:
         In "runs" a row each with its accuracies (shares), and for all but the first "differences", by network the
         difference to the first run's, paired over images, or None where the scored pictures are not the same, and
-        "changes", what differs in the configuration. In "pooled" advice over all runs that have a baseline.
+        "changes", what differs in the configuration. In "pooled" advice over all runs that have a baseline, and in
+        "lead" the co-advised students against their most accurate teacher, over all runs.
 
     Raises:
         UserError: fewer than two runs, one that is not finished, or a page that cannot be written.
@@ -80,7 +81,7 @@ def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> dict[s
             }
             row["changes"] = differences(config, read_config(run.folder / CONFIG))
         rows.append(row)
-    result = {"runs": rows, "pooled": _pooled(opened)}
+    result = {"runs": rows, "pooled": _advice(opened), "lead": _lead(opened)}
     if out is not None:
         write_text(Path(out), render(result, folders))
     return result
@@ -106,31 +107,65 @@ def _opened(folder: Path) -> Opened:
     return Opened(folder, means, str(data.get("folder", "")), names, labels)
 
 
-def _pooled(runs: Sequence[Opened]) -> dict[str, Any] | None:
-    """What advice is worth over all runs with a baseline; a picture that several runs score counts once.
-
-    Their differences are averaged by picture first, since two observations of one picture are not independent.
-    """
+def _advice(runs: Sequence[Opened]) -> dict[str, Any] | None:
+    """What advice is worth over all runs with a baseline."""
     with_baseline = [run for run in runs if ALONE in run.hits]
     if len(with_baseline) < 2:
         return None
+    over_images, over_runs, images = _pooled(with_baseline, ALONE)
+    return {
+        **_about(over_images, over_runs, images, len(with_baseline)),
+        "sentence": sentence(over_images, over_runs, images, "runs"),
+        "top1": {name: _mean(with_baseline, name) for name in _in_all(with_baseline)},
+    }
+
+
+def _lead(runs: Sequence[Opened]) -> dict[str, Any] | None:
+    """How far the co-advised student is ahead of its most accurate teacher, over all runs."""
+    teachers = [name for name in _in_all(runs) if name not in (ADVISED, ALONE)]
+    if len(runs) < 2 or not teachers:
+        return None
+    best = max(teachers, key=lambda name: _mean(runs, name))
+    over_images, over_runs, images = _pooled(runs, best)
+    said = f"over {images} test images" + (f", {over_runs} over runs" if over_runs else "")
+    return {
+        "teacher": best, **_about(over_images, over_runs, images, len(runs)),
+        "sentence": f"The co-advised student minus the {_title(best)} teacher: {over_images} {said}.",
+    }  # fmt: skip
+
+
+def _pooled(runs: Sequence[Opened], other: str) -> tuple[Interval, Interval | None, int]:
+    """The co-advised students minus another network, over images and over runs, and the number of images.
+
+    The differences of a picture that several runs score are averaged first, since two observations of one picture are
+    not independent.
+    """
     gains: dict[tuple[str, str], list[float]] = {}
-    for run in with_baseline:
-        for name, gain in zip(run.names, run.hits[ADVISED] - run.hits[ALONE], strict=True):
+    for run in runs:
+        for name, gain in zip(run.names, run.hits[ADVISED] - run.hits[other], strict=True):
             gains.setdefault((run.data, name), []).append(float(gain))
     means = np.array([np.mean(values) for values in gains.values()])
-    over_images = paired_interval([means], [np.zeros_like(means)])
-    over_runs = seed_interval([float((run.hits[ADVISED] - run.hits[ALONE]).mean()) for run in with_baseline])
-    text = sentence(over_images, over_runs, len(means), "runs")
+    over_runs = seed_interval([float((run.hits[ADVISED] - run.hits[other]).mean()) for run in runs])
+    return paired_interval([means], [np.zeros_like(means)]), over_runs, len(means)
+
+
+def _about(over_images: Interval, over_runs: Interval | None, images: int, runs: int) -> dict[str, Any]:
     return {
-        "runs": len(with_baseline), "images": len(means), "over_images": asdict(over_images),
-        "over_runs": asdict(over_runs) if over_runs else None, "sentence": text,
-        "top1": {
-            name: float(np.mean([run.hits[name].mean() for run in with_baseline]))
-            for name in with_baseline[0].hits
-            if all(name in run.hits for run in with_baseline)
-        },
+        "runs": runs, "images": images, "over_images": asdict(over_images),
+        "over_runs": asdict(over_runs) if over_runs else None,
     }  # fmt: skip
+
+
+def _in_all(runs: Sequence[Opened]) -> list[str]:
+    return [name for name in runs[0].hits if all(name in run.hits for run in runs)]
+
+
+def _mean(runs: Sequence[Opened], name: str) -> float:
+    return float(np.mean([run.hits[name].mean() for run in runs]))
+
+
+def _title(name: str) -> str:
+    return name.removeprefix("teachers/")
 
 
 def comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:
@@ -138,7 +173,7 @@ def comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:
     rows = result["runs"]
     names = list(dict.fromkeys(name for row in rows for name in row["top1"]))
     width = max(len(row["run"]) for row in rows)
-    yield f"{'':{width}} {'images':>6} " + " ".join(f"{name.removeprefix('teachers/'):>16}" for name in names)
+    yield f"{'':{width}} {'images':>6} " + " ".join(f"{_title(name):>16}" for name in names)
     for row in rows:
         cells = [f"{100 * row['top1'][name]:.1f}%" if name in row["top1"] else "-" for name in names]
         yield f"{row['run']:{width}} {row['images']:6} " + " ".join(f"{cell:>16}" for cell in cells)
@@ -150,10 +185,12 @@ def comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:
         for change in row.get("changes", ()):
             yield f"  {change}"
     if pooled := result["pooled"]:
-        tops = ((name.removeprefix("teachers/"), 100 * top1) for name, top1 in pooled["top1"].items())
+        tops = ((_title(name), 100 * top1) for name, top1 in pooled["top1"].items())
         means = ", ".join(f"{name} {top1:.1f}%" for name, top1 in tops)
         yield f"all {pooled['runs']} runs with a baseline together: {means}"
         yield pooled["sentence"]
+    if lead := result["lead"]:
+        yield lead["sentence"]
 
 
 def _points(found: Mapping[str, float] | None) -> str:
