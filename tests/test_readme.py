@@ -17,6 +17,7 @@ from coadvise.config.reading import load_config, read_config
 from coadvise.data.sources import open_source
 from coadvise.evaluation.verdict import seed_interval
 from coadvise.runs.conclude import verdict_table
+from coadvise.runs.experience import GAINS
 from coadvise.runs.plan import MOST_ON_A_CORE
 from coadvise.studies import runner
 from coadvise.studies.plan import study_config
@@ -225,6 +226,27 @@ def test_what_is_said_of_the_default_for_photographs_is_what_its_records_say() -
     conv, inv, alone, advised = said.values()
     assert f"alone {alone} %, co-advised {advised} %, its teachers {conv} and {inv} %" in brief
     assert f"{MOST_ON_A_CORE:,} images a core" in " ".join((ROOT / "docs/TRAINING.md").read_text().split())
+
+
+def test_when_to_co_advise_is_said_from_the_records() -> None:
+    names = ("digits", "clothing", "trashnet", None, "cifar10-500")
+    page = RESULTS.partition("## When to co-advise")[2].partition("\n## ")[0]
+    said = [line.split(" | ") for line in page.splitlines() if line.startswith("| ") and " % |" in line]
+    for name, (_, pictures, *cells) in zip(names, said, strict=True):
+        if name is None:
+            together = _compared("trashnet-128-splits")["pooled"]
+            tops, gain = together["top1"], together["over_images"]["mean"]
+        else:
+            rows = [row for row in _verdict(name)["rows"] if row["answer"] == "class"]
+            tops = {row["name"]: row["top1"] for row in rows}
+            gain = _verdict(name)["difference"]["mean"]
+        *_, alone, advised = tops.values()
+        best = max([*tops.values()][:2])
+        assert [*map(str.strip, cells)] == [
+            f"{100 * alone:.1f} %", f"{100 * advised:.1f} %", f"{100 * gain:+.1f}", f"{100 * best:.1f} % |",
+        ]  # fmt: skip
+        known = {gained.record: gained.pictures for gained in GAINS}
+        assert pictures.split(",")[0] == str(known[name or "trashnet-128"])
 
 
 def test_three_splits_of_the_photographs_together_are_what_their_records_say() -> None:
