@@ -312,7 +312,6 @@ def test_a_users_errors_are_one_line_each(
     refused(fit("--jobs", "0", "--dry-run"), "jobs=0")
     refused(cli("study", "table7", "--jobs", "0"), "jobs=0")
     refused(fit("engine.device=cuda"), "engine.device=cpu")
-    refused(fit("cache.top_k=5"), "--cache DIR")
     refused(fit("student.weight=2", out=finished), f"'{finished}'", "student.weight: 1.0 -> 2.0")
     assert contents(finished) == before
     other = make_images(tmp_path / "other", 2, 1, classes=("cat", "dog"))

@@ -300,6 +300,25 @@ def test_what_is_said_of_a_fine_tuned_teacher_is_what_its_record_says() -> None:
     assert f"its student {-advised[0]:.1f} points worse (+/- {advised[1]:.1f}" in page
 
 
+def test_what_patience_brings_is_what_the_records_say() -> None:
+    found, before = _compared("trashnet-128-patient-splits"), _compared("trashnet-128-splits")
+    page = RESULTS.partition("### With three times the patience")[2].partition("\n### ")[0]
+    records = sorted((ROOT / "results").glob("trashnet-128-patient*/metrics.jsonl"))
+    assert len(records) == len(found["runs"])
+    for record, row, short in zip(records, found["runs"], before["runs"], strict=False):
+        tops = [row["top1"][name] for name in ("teachers/conv", "teachers/inv")]
+        tops += [short["top1"]["advised"], row["top1"]["advised"]]
+        assert f"| {' | '.join(f'{100 * top:.1f} %' for top in tops)} |" in page
+        assert last_of(read_records(record.parent), "result")["top1"]["class"] == row["top1"]["advised"]
+        config, preset = read_config(record.parent / "config.yaml"), load_config("photos-small-patient")
+        for part in ("augment", "teachers", "student", "cache"):
+            assert getattr(config, part) == getattr(preset, part)
+    assert found["lead"]["sentence"] in page
+    over = found["lead"]["over_images"]
+    gain = f"{100 * over['mean']:+.1f} points ({100 * over['low']:+.1f} to {100 * over['high']:+.1f})"
+    assert f"above its best teacher, by {gain}" in RESULTS
+
+
 def test_the_comparison_with_one_token_is_what_its_record_says() -> None:
     found = ROOT / "results/one-token-trashnet"
     assert (found / "one-token.md").read_text().strip() in RESULTS

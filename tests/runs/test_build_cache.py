@@ -120,8 +120,8 @@ def test_students_learn_as_from_teachers_that_round(
 def test_many_classes_are_kept_in_part(tmp_path: Path, tiny_preset: str) -> None:
     images = make_images(tmp_path / "images", train=3, val=1, classes=[f"c{n}" for n in range(8)])
     one = ["teachers.conv.recipe.epochs=1", "teachers.inv.recipe.epochs=1", "cache.top_k=2"]
-    run = fit(images, tiny_preset, tmp_path / "run", overrides=one, cache=tmp_path / "cache")
-    arrays = LogitCache(tmp_path / "cache" / "seed-0", {}).read(0)
+    run = fit(images, tiny_preset, tmp_path / "run", overrides=one)  # a preset with a cache has it in its run
+    arrays = LogitCache(run / "cache" / "seed-0", {}).read(0)
     assert arrays["conv.values"].shape == arrays["conv.classes"].shape == (24, 2)
     assert arrays["conv.others"].shape == (24,)
     assert {r["part"] for r in records(run, "result")} == {"teachers/conv", "teachers/inv", STUDENT}
@@ -130,7 +130,7 @@ def test_many_classes_are_kept_in_part(tmp_path: Path, tiny_preset: str) -> None
     with pytest.raises(UserError, match=r"the 3 largest .* -> the 2 largest"):
         build_cache(run, three)
     with pytest.raises(UserError, match=r"standardise needs .* all 8 logits, and cache\.top_k=2"):
-        fit(images, tiny_preset, tmp_path / "z", overrides=[*one, "student.standardise=true"], cache=tmp_path / "cache")
+        fit(images, tiny_preset, tmp_path / "z", overrides=[*one, "student.standardise=true"])
     assert not (tmp_path / "z").exists()
 
 
