@@ -39,7 +39,7 @@ def address(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         command("demo", finished, "--port", str(port)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "TMPDIR": str(uploads), "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
-    too_long = Timer(300, demo.kill)
+    too_long = Timer(900, demo.kill)
     too_long.start()
     try:
         assert demo.stdout is not None

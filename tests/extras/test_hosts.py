@@ -74,7 +74,7 @@ def start(port: int, *arguments: str | Path) -> Pair:
 def end(pair: Pair) -> list[str]:
     """What both said on stderr, once they have ended by themselves."""
     try:
-        return [process.communicate(timeout=120)[1] for process in pair]
+        return [process.communicate(timeout=300)[1] for process in pair]
     finally:
         for process in pair:
             if process.poll() is None:
