@@ -48,8 +48,7 @@ def address(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield f"http://127.0.0.1:{port}"
         assert [*uploads.rglob("*.png")], "there was something to remove"
         demo.send_signal(signal.SIGINT)
-        assert demo.communicate() == ("stopped\n", "")
-        assert demo.returncode == 0
+        assert (*demo.communicate(), demo.returncode) == ("stopped\n", "", 0)
         assert not [*uploads.iterdir()]
     finally:
         demo.kill()

@@ -6,6 +6,7 @@ It needs Gradio (the extra `demo`). Only this module imports it.
 import os
 import signal
 import socket
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,10 +61,9 @@ def serve(run: Path, part: str | None, host: str, port: int, listener: Listener)
         config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         listener.say(f"http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C stops it)")
-        try:
+        with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[at])
-        except KeyboardInterrupt:
-            listener.say("stopped")
+        listener.say("stopped")
 
 
 def listening(host: str, port: int) -> socket.socket:
