@@ -247,6 +247,11 @@ def test_when_to_co_advise_is_said_from_the_records() -> None:
         ]  # fmt: skip
         known = {gained.record: gained.pictures for gained in GAINS}
         assert pictures.split(",")[0] == str(known[name or "trashnet-128"])
+        assert best > advised, "the convolution teacher stays ahead in every row"
+    gains = [float(cells[-2]) for name, cells in zip(names, said, strict=True) if name != "digits"]
+    assert f"worth {min(gains):.0f} to {max(gains):.0f} points on photographs" in page
+    tuned = max(row["top1"] for row in _verdict("trashnet-128-finetuned")["rows"] if row["name"].startswith("conv"))
+    assert f"has {100 * tuned:.1f} % on waste" in page
 
 
 def test_three_splits_of_the_photographs_together_are_what_their_records_say() -> None:
@@ -313,6 +318,10 @@ def test_what_patience_brings_is_what_the_records_say() -> None:
         config, preset = read_config(record.parent / "config.yaml"), load_config("photos-small-patient")
         for part in ("augment", "teachers", "student", "cache"):
             assert getattr(config, part) == getattr(preset, part)
+    steps = [[r for r in read_records(p.parent) if r["kind"] == "train" and "students" in r["part"]] for p in records]
+    images = 2022 // 32 * 32  # of an epoch; what does not fill a batch is left out
+    minutes = [sum(images / r["images_per_second"] for r in of_run) / 60 for of_run in steps]
+    assert f"took {min(minutes):.0f} to {max(minutes):.0f} minutes" in " ".join(page.split())
     assert found["lead"]["sentence"] in page
     over = found["lead"]["over_images"]
     gain = f"{100 * over['mean']:+.1f} points ({100 * over['low']:+.1f} to {100 * over['high']:+.1f})"

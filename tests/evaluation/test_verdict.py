@@ -102,4 +102,4 @@ def test_the_best_teacher_is_named_if_it_differs_significantly_from_the_students
     assert teacher_remark({conv: right < 50, inv: right < 62}, students) is None, "as good"
     assert teacher_remark({conv: np.roll(right, 7) < 63}, students) is None, "within chance"
     said = teacher_remark({conv: right < 50, inv: right < 40}, students) or ""
-    assert said.startswith("The co-advised student is more accurate than its teachers: than the conv teacher by +12.0")
+    assert said.startswith("The co-advised student is more accurate than its best teacher, the conv teacher: +12.0")

@@ -14,6 +14,7 @@ from coadvise import UserError
 from coadvise.cli import main
 from coadvise.evaluation.scores import save_predictions
 from coadvise.evaluation.verdict import paired_interval
+from coadvise.runs.compare import Opened, _lead
 
 LABELS = torch.arange(12) % 3
 
@@ -87,3 +88,13 @@ def test_it_is_printed_and_bad_input_is_named(
     (second / "metrics.jsonl").write_text("\n".join(line for line in records if '"result"' not in line) + "\n")
     with pytest.raises(UserError, match="has no finished co-advised student yet"):
         coadvise.compare([first, second])
+
+
+def test_the_probe_of_a_start_is_no_teacher(tmp_path: Path) -> None:
+    hits = {name: np.arange(10) < right for name, right in (("teachers/conv", 6), ("start", 9), ("advised", 8))}
+    names, labels = tuple(map(str, range(10))), np.zeros(10, np.int64)
+    runs = [Opened(tmp_path, {n: h.astype(float) for n, h in hits.items()}, data, names, labels) for data in "ab"]
+    lead = _lead(runs)
+    assert lead is not None
+    assert (lead["teacher"], lead["images"]) == ("teachers/conv", 20)
+    assert lead["over_runs"]["mean"] == pytest.approx(0.2)

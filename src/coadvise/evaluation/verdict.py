@@ -94,13 +94,12 @@ def teacher_remark(teachers: Mapping[tuple[str, str], Hits], advised: Mapping[in
     None if the difference is not significant over the test images.
     """
     (name, part), hits = max(teachers.items(), key=lambda item: item[1].mean())
-    ahead = paired_interval([hits], list(advised.values()))
-    if ahead.high < 0:
-        behind = Interval(-ahead.mean, -ahead.high, -ahead.low)
-        return f"The co-advised student is more accurate than its teachers: than the {name} by {behind}."
-    if ahead.low <= 0:
+    students = [*advised.values()]
+    if (lead := paired_interval(students, [hits])).low > 0:
+        return f"The co-advised student is more accurate than its best teacher, the {name}: {lead}."
+    if (lead := paired_interval([hits], students)).low <= 0:
         return None
-    than = f"The {name} is more accurate than the co-advised student: {ahead}"
+    than = f"The {name} is more accurate than the co-advised student: {lead}"
     return f"{than}; use it in predict and export with --part {part}."
 
 

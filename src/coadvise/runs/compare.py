@@ -14,7 +14,7 @@ from coadvise.errors import UserError
 from coadvise.evaluation.scores import correct, load_predictions
 from coadvise.evaluation.verdict import Interval, paired_interval, seed_interval, sentence
 from coadvise.report.compare import render
-from coadvise.runs.plan import ADVISED, ALONE, TEACHER
+from coadvise.runs.plan import ADVISED, ALONE, START, TEACHER
 from coadvise.runs.run import CONFIG, check_run, written_data
 from coadvise.storage import write_text
 from coadvise.training.metrics import read_records
@@ -122,7 +122,7 @@ def _advice(runs: Sequence[Opened]) -> dict[str, Any] | None:
 
 def _lead(runs: Sequence[Opened]) -> dict[str, Any] | None:
     """How far the co-advised student is ahead of its most accurate teacher, over all runs."""
-    teachers = [name for name in _in_all(runs) if name not in (ADVISED, ALONE)]
+    teachers = [name for name in _in_all(runs) if name not in (ADVISED, ALONE, START)]
     if len(runs) < 2 or not teachers:
         return None
     best = max(teachers, key=lambda name: _mean(runs, name))

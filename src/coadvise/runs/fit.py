@@ -256,10 +256,11 @@ def _train(run: Run, parts: Sequence[Part], jobs: int, cluster: Cluster | None) 
 
 
 def _introduction(plan: RunPlan, dataset: Dataset) -> Iterator[str]:
+    """The data, and what advice on such data has gained."""
     yield from describe(dataset)
-    if any(part.role == ADVISED for part in plan.parts):
-        known = expectation(dataset.train.per_class(len(dataset.classes)))
-        yield from (known,) if known else ()
+    known = expectation(dataset.train.per_class(len(dataset.classes)))
+    if known and any(part.role == ADVISED for part in plan.parts):
+        yield known
 
 
 def describe(dataset: Dataset) -> Iterator[str]:

@@ -145,9 +145,9 @@ def default_preset(data: str | Path, overrides: Sequence[str] = ()) -> str:
 
 
 def faster_preset(preset: str) -> str | None:
-    """The next of the presets for photographs, which takes less time; None if there is none."""
-    if preset.endswith(PATIENT):
-        return preset.removesuffix(PATIENT)
+    """The next preset that takes less time; None if there is none."""
+    if (plain := preset.removesuffix(PATIENT)) != preset and plain in BY_TIME:
+        return plain
     return BY_TIME[BY_TIME.index(preset) + 1] if preset in BY_TIME[:-1] else None
 
 
