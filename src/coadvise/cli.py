@@ -322,7 +322,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     data: Annotated[
         str | None,
-        typer.Option(help="Score on this folder, table or dataset. Default: the run's own validation images."),
+        typer.Option(help="Score on this folder, table or dataset. Default: the images that the run was scored on."),
     ] = None,
     layout: Annotated[
         str | None,
@@ -404,11 +404,11 @@ def predict(
         images, unreadable = readable(images)
     if attention is not None:
         student.draw_attention(images, attention)
-    predictions = student.predict(images, answer) if images else []
     if csv is not None:
         from coadvise.deploy.opinions import write_opinions
 
         write_opinions(student, run, images, csv)
+    predictions = student.predict(images, answer) if images else []
     if as_json:
         rows: list[dict[str, Any]] = [
             {"image": str(i), "label": p.label, "probabilities": p.probabilities}

@@ -3,7 +3,10 @@
 import ctypes
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 try:
@@ -83,6 +86,20 @@ STOPS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # the last two come from ba
 def stop_signals() -> tuple[signal.Signals, ...]:
     """The signals on which a run saves its step and stops: those that the system has."""
     return tuple(getattr(signal, name) for name in STOPS if hasattr(signal, name))
+
+
+@contextmanager
+def on_stop_signals(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """The signals to stop call `handler` meanwhile; nothing changes where another thread than the main one asks."""
+    try:
+        before = {name: signal.signal(name, handler) for name in stop_signals()}
+    except ValueError:  # only the main thread may handle signals
+        before = {}
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            signal.signal(name, old)
 
 
 def shortcomings() -> list[str]:

@@ -101,6 +101,8 @@ def test_all_faults_at_once() -> None:
         "data.image_size=wide",
         "data.fit=foo",
         "augment.smoothing=1",
+        "augment.crop_scale=[0.9, 0.1]",
+        "augment.crop_scale=[-1, 0.5]",
     ],
 )
 def test_what_would_train_nothing_or_the_wrong_way_is_refused(override: str) -> None:
@@ -110,6 +112,22 @@ def test_what_would_train_nothing_or_the_wrong_way_is_refused(override: str) -> 
     assert load_config("digits", ["data.image_size=16", "data.presize=16"]).data.presize == 16
     with pytest.raises(UserError, match="views=device needs presized images; give presize too"):
         load_config("digits", ["data.views=device"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("teachers.total.model=resnet_small", "'total' is the sum of all losses"),
+        ("student.recipe.betas=[1.5, 0.9]", "betas.0' is 1.5"),
+        ("student.recipe.head_epochs=40", "student.recipe.head_epochs=40 leaves none of the 40 epochs"),
+        ("teachers.conv.adapt=none", "adapt=none needs a start"),
+        ("data.class_weights={a: 2}", "give data.balance=loss too"),
+        ("engine.trackers=[wandb, wandb]", "names one twice"),
+    ],
+)
+def test_what_would_have_no_effect_or_fail_later_is_refused(override: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_config("digits", ["student.recipe.epochs=40", override])
 
 
 def test_an_image_size_is_a_square_or_a_pair() -> None:
@@ -166,6 +184,7 @@ def test_what_does_not_choose_classes_is_written_as_before_one_could() -> None:
         ("augment.rand_augment=rand-m5=x", "augment.rand_augment", "rand-m5=x"),
         ("student.model_kwargs.new.deep={a: [1]}", "student.model_kwargs.new.deep.a", [1]),
         ("teachers.conv.augment.erase=0.25", "teachers.conv.augment.erase", 0.25),
+        ("data.label_column='1'", "data.label_column", "1"),
         ("teachers.conv.start=/some where/else", "teachers.conv.start", "/some where/else"),
     ],
 )
@@ -181,6 +200,22 @@ def test_later_overrides_win_and_seed_and_source_come_last() -> None:
     config = load_config("digits", ["seed=1", "seed=2", "data.source=a"], source="b")
     assert (config.seed, config.data.source) == (2, "b")
     assert load_config("digits", ["seed=1"], seed=0).seed == 0
+
+
+def test_a_file_that_is_no_preset_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    for text, said in (
+        ("seed: 3\na: [1,\n", "is not YAML: .*, at line 3, character 1"),
+        ("", "is empty; it must hold keys and values"),
+        ("words", "holds something else; it must hold"),
+        ("seed: 3\nstudent: {model: a, recipe: 3}\nteachers: {c: {model: b}}", "'student.recipe' is 3: give keys and"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=said):
+            load_config(str(path))
+    path.write_text("seed: 3", encoding="utf-16")
+    with pytest.raises(UserError, match="is not UTF-8; save it so"):
+        preset_text(str(path))
 
 
 @pytest.mark.parametrize("first", [0, 1])

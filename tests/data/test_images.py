@@ -60,6 +60,24 @@ def test_turned_photographs_are_put_upright(tmp_path: Path, orientation: int, fo
     assert np.array_equal(pixels(tmp_path / "x"), undo[orientation](COLOURS))
 
 
+@pytest.mark.parametrize("odd", [(282, "72"), (271, 2.5), (296, "inch")])  # a resolution, a maker and a unit
+def test_an_odd_tag_does_not_keep_a_photograph_sideways(tmp_path: Path, odd: tuple[int, object]) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    content = bytearray(exif.tobytes())
+    (tmp_path / "x").write_bytes(encoded(Image.fromarray(COLOURS), "JPEG", exif=_with_tag(bytes(content), *odd)))
+    assert pixels(tmp_path / "x").shape == (5, 7, 3)
+
+
+def _with_tag(exif: bytes, tag: int, value: object) -> bytes:
+    """An EXIF block of one tag with a second one, of another type than its own."""
+    text = f"{value}\0".encode()[:4].ljust(4, b"\0")
+    assert exif.startswith(b"Exif\0\0MM\0*\0\0\0\x08\0\x01")
+    first = exif[16:28]
+    entries = sorted([first, tag.to_bytes(2, "big") + (2).to_bytes(2, "big") + (4).to_bytes(4, "big") + text])
+    return exif[:14] + b"\0\x02" + b"".join(entries) + b"\0\0\0\0"
+
+
 def test_a_16_bit_image_is_turned_and_scaled(tmp_path: Path) -> None:
     wide = (COLOURS[..., 0].astype(np.uint16) * 257) | 0x00FF
     exif = Image.Exif()
@@ -222,13 +240,16 @@ def photograph(width: int, height: int) -> Image.Image:
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 @pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("tag", ["exif", "xmp"])
 def test_a_large_jpeg_is_decoded_at_a_reduced_size_that_is_ample(
-    orientation: int, fit: Fit, monkeypatch: pytest.MonkeyPatch
+    tag: str, orientation: int, fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(images, "LARGE", 304 * 200)
     exif = Image.Exif()
     exif[274] = orientation
-    content = encoded(photograph(304, 200), "JPEG", quality=92, exif=exif)
+    xmp = f'<x:xmpmeta><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'.encode()
+    by_xmp = {"xmp": xmp, "exif": b""} if tag == "xmp" else {"exif": exif}
+    content = encoded(photograph(304, 200), "JPEG", quality=92, **by_xmp)
     size = (16, 24)
     need = partial(fitted_size, size=size, fit=fit)
     whole, reduced = decode_image(content, ""), decode_image(content, "", need)

@@ -15,7 +15,8 @@ from torch import Tensor
 from coadvise.config.schema import AugmentConfig, Fit
 from coadvise.data import images as decoding
 from coadvise.data.images import PADDING, decode_image, fitted, to_array
-from coadvise.data.pipeline import Pipeline, allow_no_bits
+from coadvise.data.pipeline import Pipeline, allow_no_bits, check_notation
+from coadvise.errors import UserError
 
 PLAIN = AugmentConfig(kind="deit", rand_augment="")
 DEIT = AugmentConfig(kind="deit")
@@ -173,3 +174,11 @@ def test_images_of_any_size_and_form() -> None:
     views = Pipeline(PLAIN, 16).views(zip(images, range(5), strict=True), 5)
     assert views.shape == (5, 3, 16, 16)
     assert torch.allclose(views * 255, torch.tensor([10.0, 200, 30])[:, None, None].expand_as(views), atol=1)
+
+
+def test_a_notation_that_timm_does_not_read_is_refused() -> None:
+    for notation in ("rand-m9-mstd0.5-inc1", "augmix-m5-w4-d2", "original"):
+        check_notation(AugmentConfig(kind="deit", rand_augment=notation))
+    for notation in ("foo", "rand-m9-x3"):
+        with pytest.raises(UserError, match="is not timm's notation; give one such as rand-m9-mstd0"):
+            check_notation(AugmentConfig(kind="deit", rand_augment=notation))

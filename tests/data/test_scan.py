@@ -47,6 +47,23 @@ def test_unreadable_images_are_left_out_and_never_replaced(tmp_path: Path, in_me
     assert [scanned.picture(row).getpixel((0, 0))[0] for row in range(16)] == good
 
 
+def test_a_disk_that_did_not_answer_costs_no_picture(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(make_images(tmp_path, train=4, val=2))
+    read = images_module.read_file
+
+    def failing(path: Path) -> bytes:
+        if str(path).endswith("/0.png"):
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("coadvise.data.sources.folder.FolderSplit.read", lambda split, row: failing(split.path(row)))
+        assert len(scan(source, 16, in_memory=True).train.unreadable) == 3
+    assert not scan(source, 16, in_memory=True).train.unreadable
+
+
 def test_a_class_or_split_without_a_readable_image_is_named_with_its_own_fault(tmp_path: Path) -> None:
     root = make_images(tmp_path, train=2, val=1)
     (root / "train" / "blue" / "0.png").write_bytes(b"")  # a fault elsewhere

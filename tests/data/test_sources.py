@@ -200,6 +200,11 @@ def test_a_class_in_place_of_its_parent_and_a_choice_of_one_class_are_explained(
     assert "data.depth=3, but folders are 1 deep" in opened(tmp_path / "data", depth=3).remarks[0]
 
 
+def test_trains_may_be_a_class(tmp_path: Path) -> None:
+    source = opened(lay_out(tmp_path, {"bus": 5, "car": 5, "train": 5}), 0.2, 0)
+    assert source.classes == ("bus", "car", "train")
+
+
 def test_no_such_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name, what in (("missing", "does not exist"), ("file", "is a file")):

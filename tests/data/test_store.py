@@ -16,7 +16,7 @@ from samples import files
 
 from coadvise.data import store as store_module
 from coadvise.data.sources.split import Keys, Split
-from coadvise.data.store import Decode, Decoded, Seen, Store, fingerprint, open_store, presized
+from coadvise.data.store import Decode, Decoded, Seen, Store, UnreadNow, fingerprint, open_store, presized
 
 
 def made(seed: int, count: int) -> list[tuple]:
@@ -71,6 +71,24 @@ def test_a_store_gives_back_what_was_put_in_and_is_made_once(seed: int, count: i
         elsewhere = pickle.loads(pickle.dumps(again))
         assert all(holds(store, images) for store in (first, again, elsewhere))
         assert len(first) == sum(array is not None for _, array in images)
+
+
+def test_what_could_not_be_read_once_is_tried_again(tmp_path: Path) -> None:
+    images, keys = made(3, 6), keys_of(3, 6)
+    (passing, lasting), good = (UnreadNow("'0.png': no answer"), "'1.png': broken"), images[2:]
+    first = open_store(tmp_path, keys, "kind", decoder([(passing, None), (lasting, None), *good]))
+    assert first.faults[0] == passing
+    asked: list[int] = []
+
+    def decode(rows: np.ndarray) -> Decoded:
+        asked.extend(rows.tolist())
+        return [[images[0], (lasting, None), *good][row] for row in rows]
+
+    second = open_store(tmp_path, keys, "kind", decode)
+    assert {0, 1} <= set(asked), "what was read is not read again"
+    assert len(asked) == len(first.faults)
+    assert holds(second, [images[0], (lasting, None), *good])
+    assert holds(open_store(tmp_path, keys, "kind", never), [images[0], (lasting, None), *good])
 
 
 @given(st.integers(0, 10**6), st.data())

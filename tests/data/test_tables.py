@@ -105,6 +105,19 @@ def test_images_are_found_wherever_they_lie(folder: Path, paths: str) -> None:
     assert labels(opened(table, root=str(folder))) == dict(PAIRS)
 
 
+def test_two_spellings_of_a_path_are_one_picture(folder: Path) -> None:
+    (name, label), *others = PAIRS
+    rows = [(name, label), (f"images/../{name}", "another"), *others]
+    remarks = opened(write_csv(folder / "t.csv", ("path", "label"), rows)).remarks
+    assert any("more than one label" in line or "two labels" in line or "disagree" in line for line in remarks), remarks
+
+
+def test_a_line_of_json_ends_where_json_says(folder: Path) -> None:
+    rows = [{"path": path, "label": f"{label}\u2028x"} for path, label in PAIRS]
+    (folder / "t.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    assert set(opened(folder / "t.jsonl").classes) == {f"{label}\u2028x" for _, label in PAIRS}
+
+
 def test_a_folder_with_metadata_or_with_lists(folder: Path) -> None:
     write_csv(folder / "metadata.csv", ("file_name", "label"), PAIRS)
     assert labels(opened(folder)) == dict(PAIRS)

@@ -17,6 +17,11 @@ from coadvise.deploy import quantise  # noqa: E402
 from coadvise.deploy.onnx_file import in_onnx_runtime  # noqa: E402
 
 
+def test_ranges_are_taken_from_any_number_of_images(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantise, "BATCH", 10)  # of 24 or 36 training images
+    assert export(run, tmp_path / "int8.onnx", int8=True, allow_loss=True)["int8"]["images"] == 12
+
+
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "run")

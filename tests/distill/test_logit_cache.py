@@ -86,12 +86,13 @@ def test_logits_too_large_for_float16_keep_their_probabilities(classes: int) -> 
     logits = torch.randn(4, classes, generator=torch.Generator().manual_seed(0))
     logits[1] *= 1e6
     logits[2] -= 1e5
+    logits[3] += 3_000  # float16 would keep even numbers alone
     form, rows = Form(classes, 3), np.arange(4)
     found = form.unpack("inv", form.pack("inv", logits), rows)
     torch.testing.assert_close(found.softmax(1).amax(1), logits.softmax(1).amax(1), rtol=0.05, atol=0)
     assert torch.equal(found.argmax(1), logits.argmax(1))
-    others = form.unpack("inv", form.pack("inv", logits[[0, 3]]), rows[:2])
-    assert torch.equal(found[[0, 3]], others), "what fits is stored as it is"
+    assert torch.equal(found[:1], form.unpack("inv", form.pack("inv", logits[:1]), rows[:1]))
+    assert found[0].max() == logits[0].max().half(), "what fits is stored as it is"
 
 
 def test_what_is_stored_is_read_again_and_not_stored_twice(cache: LogitCache) -> None:

@@ -95,11 +95,13 @@ def test_comparison_pairs_the_seeds_both_have() -> None:
 
 def test_the_best_teacher_is_named_if_it_differs_significantly_from_the_students() -> None:
     right = np.arange(400) % 100
-    students = {0: right < 60, 1: right < 64}
+    students = {0: right < 61, 1: right < 62}
     conv, inv = ("conv teacher", "teachers/conv"), ("involution teacher", "teachers/inv")
     said = teacher_remark({conv: right < 70, inv: right < 75}, students) or ""
-    assert [text in said for text in ("involution teacher", "+13.0 points", "--part teachers/inv")] == [True] * 3
+    assert [text in said for text in ("involution teacher", "+13.5 points", "--part teachers/inv")] == [True] * 3
     assert teacher_remark({conv: right < 50, inv: right < 62}, students) is None, "as good"
     assert teacher_remark({conv: np.roll(right, 7) < 63}, students) is None, "within chance"
+    apart = {0: right < 52, 1: right < 75}
+    assert teacher_remark({conv: right < 60}, apart) is None, "two students differ too much"
     said = teacher_remark({conv: right < 50, inv: right < 40}, students) or ""
-    assert said.startswith("The co-advised student is more accurate than its best teacher, the conv teacher: +12.0")
+    assert said.startswith("The co-advised student is more accurate than its best teacher, the conv teacher: +11.5")

@@ -261,10 +261,7 @@ def test_a_damaged_shard_ends_the_run_which_continues_once_it_is_deleted(
     assert shards(own) == shards(cache)
 
 
-def test_jobs_share_the_work(
-    finished: Path, tiny_images: Path, tiny_preset: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("coadvise.runs.schedule.available_cores", lambda: 2)
+def test_jobs_share_the_work(finished: Path, tiny_images: Path, tiny_preset: str, cache: Path, tmp_path: Path) -> None:
     listener = Stopper(never)
     options: dict[str, Any] = {"overrides": given(finished), "cache": tmp_path / "cache"}
     run = fit(tiny_images, tiny_preset, tmp_path / "run", jobs=2, listener=listener, reuse=finished, **options)

@@ -70,6 +70,13 @@ def test_runs_of_other_pictures_are_pooled_and_not_paired(finished: Path, tmp_pa
     assert found["pooled"]["sentence"].endswith(" over runs.")
 
 
+def test_a_copy_of_a_run_counts_once(finished: Path, tmp_path: Path) -> None:
+    first, second = (made(finished, tmp_path / name, 9 + 2 * (name == "b"), 6) for name in "ab")
+    copy = shutil.copytree(first, tmp_path / "copy")
+    assert coadvise.compare([first, copy])["pooled"]["over_runs"] is None
+    assert coadvise.compare([first, second, copy])["pooled"] == coadvise.compare([first, second])["pooled"]
+
+
 def test_it_is_printed_and_bad_input_is_named(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,8 +89,14 @@ def test_it_is_printed_and_bad_input_is_named(
     assert lines[2].split()[1:] == ["12", *lines[1].split()[2:4], "91.7%", "50.0%"]
     with pytest.raises(UserError, match="give two or more run directories"):
         coadvise.compare([first])
+    with pytest.raises(UserError, match="is given twice"):
+        coadvise.compare([first, second, first / ".." / "a"])
     with pytest.raises(UserError, match="is not a folder; create it"):
         coadvise.compare([first, second], tmp_path / "nowhere" / "page.html")
+    shutil.move(second / "predictions", tmp_path / "kept")
+    with pytest.raises(UserError, match="computes the predictions of"):
+        coadvise.compare([first, second])
+    shutil.move(tmp_path / "kept", second / "predictions")
     records = (second / "metrics.jsonl").read_text().splitlines()
     (second / "metrics.jsonl").write_text("\n".join(line for line in records if '"result"' not in line) + "\n")
     with pytest.raises(UserError, match="has no finished co-advised student yet"):

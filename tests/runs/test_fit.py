@@ -40,8 +40,9 @@ from coadvise.evaluation.scores import load_predictions, log_probabilities, pred
 from coadvise.evaluation.tables import score_lines
 from coadvise.models.network import create_network, load_network
 from coadvise.runs.evaluate import evaluate_run
-from coadvise.runs.fit import describe
-from coadvise.runs.plan import ADVISED, ALONE, Part, run_parts
+from coadvise.runs.fit import describe, estimate_fit
+from coadvise.runs.options import FitOptions
+from coadvise.runs.plan import ADVISED, ALONE, Part, plan_fit, run_parts
 from coadvise.runs.run import trained_parts
 from coadvise.training.engine import Engine
 
@@ -304,6 +305,32 @@ def test_a_bad_configuration_is_named_and_nothing_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_refuses_what_a_run_refuses(
+    finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    def asked(**options: Any) -> None:
+        options = {"data": tiny_images, "preset": tiny_preset, "out": tmp_path / "run", **options}
+        estimate_fit(plan_fit(FitOptions.of(**options)), lambda line: None, lambda part, seconds: None)
+
+    for options, said in (
+        ({"out": finished, "overrides": ["student.recipe.epochs=9"]}, "holds another run"),
+        ({"overrides": ["teachers.conv.start=nowhere/at/all"]}, "nowhere"),
+        ({"overrides": ["data.balance=loss", "data.class_weights={purple: 2}"]}, "purple"),
+        ({"reuse": tmp_path}, "give --reuse the folder of a run"),
+    ):
+        with pytest.raises(UserError, match=said):
+            asked(**options)
+
+
+def test_a_command_with_fewer_options_still_reports_what_is_there(
+    finished: Path, tiny_images: Path, tiny_preset: str, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    fit(tiny_images, tiny_preset, run)
+    before, after = (records(folder, "verdict")[-1] for folder in (finished, run))
+    assert (after["sentence"], len(after["rows"])) == (before["sentence"], len(before["rows"]))
+
+
 def test_what_is_wrong_with_the_data_is_said_in_two_lines(tmp_path: Path) -> None:
     images = make_images(tmp_path, train=9, val=2)
     usual = [*describe(scan(open_source(images), 16, in_memory=False))]
@@ -316,7 +343,7 @@ def test_what_is_wrong_with_the_data_is_said_in_two_lines(tmp_path: Path) -> Non
     shutil.copy(images / "train" / "red" / "0.png", images / "train" / "green" / "1.png")
     files, classes = [*describe(scan(open_source(images), 16, in_memory=False))][4:]
     assert files.startswith("files: 4 file(s) cannot be read and are left out ('train/blue/0.png'")
-    assert "and 1 more in data.json), so scores are over 6 validation images" in files
+    assert "and 1 more in data.json); 1 of" in files, "no scored one"
     assert "1 of the 6 validation images are also training images" in files
     assert "1 image(s) have two labels" in files
     assert classes.startswith("classes are of unequal size: 'green' has 9 training images, 'red' 2")

@@ -68,6 +68,7 @@ def test_a_faster_preset_is_the_next_one() -> None:
     assert [faster_preset(name) for name in ("photos", "photos-small")] == ["photos-small", "small-images"]
     assert [faster_preset(name) for name in ("small-images", "mine.yaml")] == [None, None]
     assert faster_preset("photos-small-patient") == "photos-small"
+    assert faster_preset("small-images-patient") == "small-images"
     assert faster_preset("mine-patient") is None
 
 

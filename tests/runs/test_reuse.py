@@ -155,7 +155,12 @@ def test_a_canonical_configuration_leaves_out_what_has_no_effect() -> None:
     warmer = ("teachers.conv.temperature=9", "student.recipe.epochs=1")
     assert canonical(TEACHER, teacher="conv") == canonical(TEACHER, *warmer, teacher="conv")
     assert canonical(TEACHER, teacher="conv") != canonical(TEACHER, *warmer, teacher="inv")
-    for unused in (warmer[0], "student.weight=2", "student.combine=mean"):  # a student alone has one loss term
+    for unused in (
+        warmer[0],
+        "student.weight=2",
+        "student.combine=mean",
+        "student.standardise=true",
+    ):  # a student alone has one loss term
         assert canonical(ALONE) == canonical(ALONE, unused)
         assert canonical(ADVISED) != canonical(ADVISED, unused)
     for one, other, same in (

@@ -94,8 +94,10 @@ def test_networks_trained_on_a_device_that_is_not_there_run_on_one_that_is(monke
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert Engine(for_this_machine(trained)).device.type == "cpu"
     assert for_this_machine(trained).precision == "auto"
-    own = EngineConfig(device="cpu", precision="bfloat16")
-    assert for_this_machine(own) == own
+    by_default = EngineConfig(device="auto", precision="bfloat16")  # what a run by `auto` on a GPU keeps
+    assert for_this_machine(by_default).precision == "auto"
+    exact = EngineConfig(device="cpu", precision="float32")
+    assert for_this_machine(exact).precision == "float32"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert for_this_machine(trained) == trained
 

@@ -11,7 +11,7 @@ from coadvise.config.schema import AugmentConfig, EngineConfig, ModelConfig
 from coadvise.data.scan import scan
 from coadvise.data.sources import open_source
 from coadvise.data.views import Views
-from coadvise.errors import UserError
+from coadvise.errors import Interrupted, UserError
 from coadvise.models.network import Network, build_network
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Silent
@@ -43,6 +43,15 @@ def test_only_the_head_is_trained_and_it_answers_for_most_training_images(image_
         answers = network.eval()(torch.from_numpy(split.pixels).float() / 255)["class"].argmax(1)
     assert (answers.numpy() == split.labels).mean() > 0.8  # made images are tinted by their class
     assert found.top1 > 0.6
+
+
+def test_it_stops_when_it_is_asked_to(image_folder: Path) -> None:
+    split = scan(open_source(image_folder), 16, in_memory=True).train
+    with Engine(EngineConfig(device="cpu")) as engine:
+        engine.stop_requested = True
+        views = Views(split, MIXED.unmixed, 3, 16, seed=0)
+        with pytest.raises(Interrupted, match="before the probe of teachers/conv was done"):
+            probe("teachers/conv", network_of(("a", "b", "c")), views, engine, 0, None, Silent().progress)
 
 
 def test_a_head_that_is_no_linear_layer_is_refused() -> None:

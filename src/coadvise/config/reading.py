@@ -1,6 +1,7 @@
 """Reads a configuration: a preset or a YAML file plus `a.b=c` overrides. Says what is wrong with it, or differs."""
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
@@ -12,7 +13,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from coadvise.advice import CLASS
-from coadvise.config.schema import AugmentConfig, CacheConfig, RunConfig, TeacherConfig, names_model
+from coadvise.config.schema import (
+    AugmentConfig,
+    CacheConfig,
+    RunConfig,
+    StudentConfig,
+    TeacherConfig,
+    names_model,
+)
 from coadvise.errors import UserError
 
 MOST_YAML = 2**17  # bytes of a configuration, and values in it after its aliases are expanded
@@ -25,7 +33,10 @@ def preset_names() -> list[str]:
 
 def preset_text(name: str) -> str:
     """The YAML of a preset or a preset file, with its header."""
-    return (_presets() / f"{name}.yaml" if name in preset_names() else Path(name)).read_text()
+    try:
+        return (_presets() / f"{name}.yaml" if name in preset_names() else Path(name)).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"'{name}' is not UTF-8; save it so") from None
 
 
 def load_config(
@@ -87,13 +98,25 @@ def _check_intended(config: RunConfig) -> None:
     for token in config.student.label_tokens:
         if token not in (CLASS, *config.loss_weights.by_token) and (meant := nearest(token, known)):
             raise UserError(f"unknown token '{token}' of student.label_tokens{meant}")
-    networks = {"student": config.student, **{f"teachers.{name}": given for name, given in config.teachers.items()}}
+    networks: dict[str, StudentConfig | TeacherConfig] = {"student": config.student}
+    networks |= {f"teachers.{name}": given for name, given in config.teachers.items()}
     for part, network in networks.items():
         if "img_size" in network.model_kwargs:
             raise UserError(
                 f"{part}.model_kwargs.img_size={network.model_kwargs['img_size']}: all networks get images of the "
                 "same size; set data.image_size"
             )
+        if network.recipe.epochs <= network.recipe.head_epochs:
+            raise UserError(
+                f"{part}.recipe.head_epochs={network.recipe.head_epochs} leaves none of the {network.recipe.epochs} "
+                f"epochs for the rest of the network; give fewer, or more {part}.recipe.epochs"
+            )
+    if config.data.class_weights != "auto" and config.data.balance == "none":
+        raise UserError("data.class_weights has no effect with data.balance=none; give data.balance=loss too")
+    if config.data.views == "device" and config.in_memory:
+        raise UserError("data.views=device is of augment.kind=deit, and no views here are of that kind; leave it out")
+    if len({*config.engine.trackers}) < len(config.engine.trackers):
+        raise UserError(f"engine.trackers={', '.join(config.engine.trackers)} names one twice; give each once")
 
 
 def read_config(path: Path) -> RunConfig:
@@ -160,9 +183,10 @@ def _read_yaml(path: Any, what: str) -> dict[str, Any]:
         TypeError,
         RecursionError,
     ) as error:  # ValueError: a date of no calendar
-        raise UserError(f"{what} is not YAML: {' '.join(str(error).split()) or type(error).__name__}") from None
+        raise UserError(f"{what} is not YAML: {_why(error)}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{what} must hold keys and values, not {type(values).__name__}")
+        holds = "is empty" if values is None else "holds something else"
+        raise UserError(f"{what} {holds}; it must hold keys and values, such as those of 'coadvise presets digits'")
     teachers = values.get("teachers")
     for teacher in teachers.values() if isinstance(teachers, dict) else ():
         if isinstance(teacher, dict):
@@ -171,6 +195,12 @@ def _read_yaml(path: Any, what: str) -> dict[str, Any]:
     if isinstance(engine, dict) and engine.pop("tensorboard", False) is True:  # files from before `trackers`
         engine["trackers"] = ["tensorboard"]
     return values
+
+
+def _why(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    said = str(getattr(error, "problem", None) or error or type(error).__name__)
+    return " ".join(said.split()) + (f", at line {mark.line + 1}, character {mark.column + 1}" if mark else "")
 
 
 def _with_start(teacher: dict[str, Any]) -> None:
@@ -203,9 +233,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         _unshared(value, count())
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         raise UserError(f"'{override}': the value is not YAML") from None
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a word
+    if isinstance(value, str) and value == text.strip():  # YAML 1.1 reads 1e-3 as a word; in quotes it is one
         with suppress(ValueError):
-            value = float(value)
+            value = float(value) if math.isfinite(float(value)) else value
     network, _, key = path.rpartition(".")
     named = key == "start" and network.startswith("teachers.") and isinstance(value, str) and names_model(value)
     if named:
@@ -230,6 +260,7 @@ def _set(values: dict[str, Any], path: str, value: Any) -> None:
 _ASKED = {
     "tuple_type": "give a list, such as [a, b]",
     "dict_type": "give keys and values, such as {a: b}",
+    "model_type": "give keys and values, such as {a: b}",
     "string_type": "give text; put quotes around numbers, yes and no",
 }
 

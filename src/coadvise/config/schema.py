@@ -192,6 +192,12 @@ class DataConfig(_Section):
         return self
 
 
+def _shares(given: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < given[0] <= given[1] <= 1:
+        raise ValueError("give two shares of the area above 0 and at most 1, the smaller first")
+    return given
+
+
 class AugmentConfig(_Section):
     """How training views are made.
 
@@ -202,7 +208,9 @@ class AugmentConfig(_Section):
 
     kind: Literal["light", "deit", "none"] = Field("light", description="see above; none leaves images as they are")
     rand_augment: str = Field("rand-m9-mstd0.5-inc1", description="deit only; timm's notation")
-    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="deit only; share of the area")
+    crop_scale: Annotated[tuple[float, float], AfterValidator(_shares)] = Field(
+        (0.08, 1.0), description="deit only; share of the area"
+    )
     flip: bool = Field(True, description="mirror left and right with probability 1/2")
     shift: float = Field(0.125, ge=0, le=0.5, description="light only; at most this share of the side")
     zoom: float = Field(0.0, ge=0, lt=1, description="light only; the side is scaled by up to 1 ± this")
@@ -235,7 +243,9 @@ class RecipeConfig(_Section):
     min_learning_rate: float = Field(1e-5, ge=0, description="end of the cosine")
     warmup_epochs: float = Field(3.0, ge=0, description="first epochs, in which the learning rate rises linearly")
     weight_decay: float = Field(0.05, ge=0, description="of all weights but biases, norms, tokens and positions")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="of AdamW"
+    )
     clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 is off")
     ema: float = Field(0.0, ge=0, lt=1, description="decay per step of the averaged weights; 0 is off")
     evaluations: int = Field(10, ge=1, description="how many times the validation images are scored during training")
@@ -259,8 +269,8 @@ class ModelConfig(_Section):
 
 
 def _token_name(name: str) -> str:
-    if name == AVERAGE:
-        raise ValueError("a teacher's name is that of its token, and 'average' is the average of all tokens")
+    if taken := {AVERAGE: "the average of all tokens", "total": "the sum of all losses"}.get(name):
+        raise ValueError(f"a teacher's name is that of its token, and '{name}' is {taken}")
     try:
         return check_names([name])[0]
     except UserError as error:
@@ -377,7 +387,7 @@ class TeacherConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _something_to_adapt(self) -> Self:
-        if self.start is None and self.adapt not in (None, "none"):
+        if self.start is None and self.adapt is not None:
             raise ValueError(f"adapt={self.adapt} needs a start, such as start=resnet18.a1_in1k; leave it out")
         return self
 

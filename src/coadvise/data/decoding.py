@@ -21,20 +21,21 @@ from coadvise.data.images import (
     Need,
     Pixels,
     UnreadableImageError,
+    UnreadNowError,
     Values,
     decode_image,
     digest_of,
-    fault,
     first_bits,
     fitted,
     fitted_size,
     is_whole,
     open_image,
     to_array,
+    unreadable,
     upright_size,
 )
 from coadvise.data.sources.split import Labels, Split
-from coadvise.data.store import Decoded, Outcome, Seen
+from coadvise.data.store import Decoded, Outcome, Seen, UnreadNow
 from coadvise.machine import available_cores
 
 T = TypeVar("T")
@@ -72,7 +73,7 @@ def read_bytes(split: Split, index: int) -> bytes:
     try:
         return split.read(index)
     except OSError as error:
-        raise UnreadableImageError(fault(split.name(index), error)) from None
+        raise unreadable(split.name(index), error) from None
 
 
 def decoded(
@@ -92,7 +93,7 @@ def _decode_one(split: Split, keep: Keep | None, index: int) -> tuple[Outcome, P
     try:
         content, found = decoded(split, index, *((keep.need, keep.values) if keep else ()))
     except UnreadableImageError as error:
-        return str(error), None
+        return (UnreadNow if isinstance(error, UnreadNowError) else str)(error), None
     seen = Seen(*found.size, digest_of(content, content, len(content)), first_bits(content), found.span)
     kept = keep is not None and (keep.wide or found.span is None)
     return seen, keep.make(found.image) if keep and kept else None

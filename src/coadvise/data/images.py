@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from coadvise.config.schema import Fit, ImageSize, sides, size_text
 from coadvise.errors import UserError
@@ -42,6 +42,21 @@ class UnreadableImageError(UserError):
     """A picture that cannot be read or decoded; `str` gives its name and the reason."""
 
 
+class UnreadNowError(UnreadableImageError):
+    """The same where another attempt may succeed: a disk or server that does not answer, too little memory."""
+
+
+LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
+def unreadable(name: str, error: Exception) -> UnreadableImageError:
+    """The error of a picture that could not be read or decoded."""
+    passing = isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno is not None and not isinstance(error, LASTING)
+    )
+    return (UnreadNowError if passing else UnreadableImageError)(fault(name, error))
+
+
 class DecodedImage(NamedTuple):
     """A decoded picture: `image` is upright RGB, maybe reduced.
 
@@ -60,7 +75,7 @@ def read_image(path: Path, need: Need | None = None, values: Values | None = Non
     try:
         content = read_file(path)
     except OSError as error:
-        raise UnreadableImageError(fault(str(path), error)) from None
+        raise unreadable(str(path), error) from None
     return decode(content, str(path), need, values)
 
 
@@ -111,7 +126,7 @@ def decode_image(content: bytes, name: str, need: Need | None = None, values: Va
             upright = upright_rgb(image, values)
             return DecodedImage(upright, whole or upright.size, _span(image))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, EOFError and others
-        raise UnreadableImageError(fault(name, error)) from None
+        raise unreadable(name, error) from None
 
 
 def _reduce(image: Image.Image, need: Need) -> tuple[int, int] | None:
@@ -247,10 +262,30 @@ def _middle(image: Image.Image, tall: int, wide: int) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block says nothing about the pixels
+    """Not by Pillow's `exif_transpose`: it writes the EXIF block anew, and gives up where another tag is odd."""
+    image.load()  # some formats say it after the pixels
+    turn = _TURNS.get(_orientation(image))
+    if turn is None:
         return image
+    turned = image.transpose(turn)
+    for key in _TELLING:  # or it would be turned again
+        turned.info.pop(key, None)
+    return turned
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8, as EXIF or else XMP says; 1 where neither can be read, which says nothing about the pixels."""
+    with suppress(Exception):
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+_TELLING = {"exif", "xmp", "XML:com.adobe.xmp"}  # Pillow decodes a PNG that has none of them to look for more
 
 
 def _rgb(image: Image.Image, values: Values | None) -> Image.Image:
@@ -300,8 +335,5 @@ def is_whole(image: Image.Image, begin: bytes, end: bytes, size: int) -> bool:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height after `upright_rgb`, by the header."""
-    if "exif" in image.info:
-        with suppress(Exception):  # as `_upright` has it
-            if image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
-                return image.height, image.width
-    return image.size
+    sideways = _TELLING & image.info.keys() and _orientation(image) in (5, 6, 7, 8)
+    return (image.height, image.width) if sideways else image.size

@@ -29,6 +29,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from coadvise.config.schema import AugmentConfig, Fit, ImageSize, sides
 from coadvise.data.images import PADDING, DecodedImage, Need, Pixels, fitted_size
+from coadvise.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # DeiT fills with it what a shift or rotation leaves empty
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -228,6 +229,17 @@ def _own_draws() -> Iterator[None]:
         yield
     finally:
         transforms.random, auto_augment.random = before
+
+
+def check_notation(augment: AugmentConfig) -> None:
+    """Raises UserError for a `rand_augment` that timm does not read."""
+    try:
+        Pipeline(augment, 32)
+    except (AssertionError, ValueError, LookupError):
+        raise UserError(
+            f"augment.rand_augment={augment.rand_augment} is not timm's notation; give one such as "
+            "rand-m9-mstd0.5-inc1, augmix-m5-w4-d2 or original"
+        ) from None
 
 
 @contextmanager

@@ -5,7 +5,8 @@ A store is a folder with `FINGERPRINT.json`, `FINGERPRINT.table`, a row of numbe
 memory, which processes share. The JSON file is renamed into place last. The fingerprint is a hash of every picture's
 name and stamp (for a file its size, times, inode and mode), of the code that decodes, and of Pillow's version. If some
 pictures changed, a new store is made: the others' rows come from the old one, which is deleted unless a process uses
-it. Each time a store is opened it is compared with its sha256; a damaged store is made again.
+it. Each time a store is opened it is compared with its sha256; a damaged store is made again. So are the rows of
+pictures that could not be read, where a disk or server that did not answer may do so now.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +31,7 @@ from coadvise.data.images import Pixels, Values
 from coadvise.data.sources.split import Keys
 from coadvise.machine import available_cores, lock
 
-FORMAT = 3
+FORMAT = 4
 _BLOCK = 64 * 2**20  # bytes hashed at a time, by one thread
 _ROW = np.dtype([
     ("key", "<u8"), ("width", "<i4"), ("height", "<i4"), ("digest", "<u8"), ("content", "<u8"), ("span", "<f8", (2,)),
@@ -42,7 +44,7 @@ class Seen(NamedTuple):
     """A picture that can be read: its size in pixels, and the first 64 bits of two sha256.
 
     Attributes:
-        digest: see `scan.digest_of`.
+        digest: see `images.digest_of`.
         content: of all its bytes; 0 if not all were read.
         span: the smallest and largest value of a picture of more than 8 bits.
     """
@@ -52,6 +54,10 @@ class Seen(NamedTuple):
     digest: int
     content: int = 0
     span: Values | None = None
+
+
+class UnreadNow(str):
+    """Why a picture could not be read, where another attempt may succeed."""
 
 
 Outcome = str | Seen  # of a picture; a text is why it cannot be read
@@ -68,10 +74,12 @@ class Store:
     Attributes:
         path: the file of pixels.
         faults: why pictures cannot be read, by their row in the split.
+        again: whether some of these are worth another attempt.
     """
 
     path: Path
     faults: dict[int, str]
+    again: bool = False
 
     def __len__(self) -> int:
         return len(self._shapes)
@@ -118,7 +126,7 @@ class Store:
         return _map(self.path, np.dtype(np.uint8))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "faults": self.faults}
+        return {"path": self.path, "faults": self.faults, "again": self.again}
 
     def contents(self, find: Callable[[list[int]], Iterable[int]]) -> Keys:
         """`Seen.content` of every readable picture; those that were not known are kept from now on.
@@ -159,6 +167,7 @@ def fingerprint(keys: Keys, kind: str) -> str:
 def _maker(kind: str) -> str:
     """What decodes, and how."""
     codecs = [f"{name} {features.version(name)}" for name in ("pil", "jpg", "libjpeg_turbo", "zlib", "webp", "libtiff")]
+    codecs.append(f"heif {version('pillow-heif') if images.HEIF else None}")
     code = [Path(module).read_text() for module in (images.__file__, __file__)]
     return hashlib.sha256(json.dumps([FORMAT, kind, codecs, code]).encode()).hexdigest()
 
@@ -178,10 +187,11 @@ def open_store(folder: Path, keys: Keys, kind: str, decode: Decode) -> Store:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
         lock(file, shared=True)
-        if (store := _read(folder, name)) is not None:  # several processes may read at the same time
-            return store
-        lock(file)
-        if (store := _read(folder, name)) is not None:
+        store = _read(folder, name)  # several processes may read at the same time
+        if store is None or store.again:
+            lock(file)
+            store = _read(folder, name)
+        if store is not None and not store.again:
             return store
         try:
             _write(folder, name, keys, _maker(kind), decode)
@@ -230,7 +240,13 @@ def _write(folder: Path, name: str, keys: Keys, maker: str, decode: Decode) -> N
     table.tofile(table_file)
     about.write_text(
         json.dumps(
-            {"format": FORMAT, "maker": maker, "faults": faults, "sha256": [*map(_digests, (pixels, table_file))]}
+            {
+                "format": FORMAT,
+                "maker": maker,
+                "faults": faults,
+                "again": any(isinstance(fault, UnreadNow) for fault in faults.values()),
+                "sha256": [*map(_digests, (pixels, table_file))],
+            }
         )
     )
     for ending in _ENDINGS:
@@ -275,7 +291,7 @@ def _read(folder: Path, name: str) -> Store | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads(about.read_text())
         if found["format"] == FORMAT and found["sha256"] == [*map(_digests, (pixels, table))]:
-            store = Store(pixels, {int(row): fault for row, fault in found["faults"].items()})
+            store = Store(pixels, {int(row): fault for row, fault in found["faults"].items()}, found["again"])
             held = os.open(pixels, os.O_RDONLY)
             lock(held, shared=True)  # until it is released no process deletes the file
             weakref.finalize(store, os.close, held)

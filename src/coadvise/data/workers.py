@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -71,7 +72,7 @@ def worker_batches(dataset: Dataset[Any], workers: int, name: Callable[[int], st
     notes = RawArray("d", [0.0, -1.0, 0.0] * workers)
     loader = DataLoader(
         _Safe(dataset), batch_size=None, num_workers=workers, timeout=LOOK_EVERY, worker_init_fn=partial(_begin, notes),
-        **options,
+        multiprocessing_context="fork" if sys.platform == "linux" else None, **options,
     )  # fmt: skip
     others = multiprocessing.active_children()
     batches = _start(loader)

@@ -1,6 +1,6 @@
 """A model card from a run's record: what the network is, how sure its verdict is, and what it was trained on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def card(
         f"# {title}",
         *_what(part, network, config),
         *_verdict(part, result, verdict, len(labels)),
-        *_classes(network, logits, labels),
+        *_classes(data["classes"], logits, labels),
         *_training(part, config, data),
         *_limits(network, len(labels)),
         *_use(name, network, needs_coadvise),
@@ -70,7 +70,7 @@ def card(
 
 def _what(part: str, network: Network, config: RunConfig) -> Iterator[str]:
     about = network.about
-    kind = "A teacher" if part.startswith("teachers/") else "A vision transformer student"
+    kind = "A teacher" if part.startswith("teachers/") else "A student"
     advice = ""
     if part.startswith("students/advised"):
         teachers = ", ".join(f"{name} ({teacher.model})" for name, teacher in config.teachers.items())
@@ -97,11 +97,11 @@ def _verdict(part: str, result: Record, verdict: Record | None, images: int) -> 
     yield "\n".join(lines)
 
 
-def _classes(network: Network, logits: Tensor, labels: Tensor) -> Iterator[str]:
-    if len(network.classes) > MOST_CLASSES or logits.shape[1] != len(network.classes):
+def _classes(classes: Sequence[str], logits: Tensor, labels: Tensor) -> Iterator[str]:
+    if len(classes) > MOST_CLASSES:
         return
     lines = ["| class | images | precision | recall |", "| --- | --- | --- | --- |"]
-    for name, score in zip(network.classes, class_scores(confusion(logits, labels)), strict=True):
+    for name, score in zip(classes, class_scores(confusion(logits, labels)), strict=True):
         lines.append(f"| {name} | {score.images} | {100 * score.precision:.1f} % | {100 * score.recall:.1f} % |")
     yield "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -85,6 +86,8 @@ def export(
     run, out = Path(run), Path(out)
     _check(out, preprocess, int8, allow_loss)
     student = load_from_run(run, part)
+    if preprocess and student.network.values is not None:
+        raise UserError("--preprocess takes images of 8 bits, and this network's have more; leave out --preprocess")
     answering = student.answering(answer)
     if answer == AVERAGE and len(student.tokens) == 1:
         (answer,) = student.tokens
@@ -238,7 +241,9 @@ def to_pt2(network: nn.Module, images: Tensor, about: Mapping[str, Any]) -> byte
     file = io.BytesIO()
     with torch.no_grad():
         program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.export.save(program, file, extra_files={"coadvise": json.dumps(about)})
+    with warnings.catch_warnings():  # of a group of tensors, whatever is saved
+        warnings.filterwarnings("ignore", "No complete tensor found in the group")
+        torch.export.save(program, file, extra_files={"coadvise": json.dumps(about)})
     return file.getvalue()
 
 

@@ -12,7 +12,7 @@ from coadvise.advice import AVERAGE
 from coadvise.deploy.predict import Answering, TrainedStudent, load_from_run
 from coadvise.errors import CodeNotKeptError, UserError
 from coadvise.runs.run import check_run, trained_parts
-from coadvise.storage import write_text
+from coadvise.storage import write_bytes
 
 BATCH = 64  # images at a time
 
@@ -66,4 +66,4 @@ def write_opinions(student: TrainedStudent, run: Path, images: Sequence[Path], o
                 for cell in (classes[name][int(best[place])], f"{values[place].item():.4f}")
             ]
             rows.writerow([str(image), *cells])
-    write_text(out, table.getvalue())
+    write_bytes(out, table.getvalue().encode(errors="backslashreplace"))  # a name may not be valid Unicode

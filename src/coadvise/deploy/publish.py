@@ -19,7 +19,7 @@ from coadvise.data.scanned import PREPROCESSING
 from coadvise.deploy.card import card
 from coadvise.deploy.predict import TrainedStudent, load_from_run
 from coadvise.errors import UserError
-from coadvise.evaluation.scores import load_predictions
+from coadvise.evaluation.scores import finished_predictions
 from coadvise.models.module import ModuleTeacher
 from coadvise.models.network import Network, checked_about, create_network
 from coadvise.models.token_vit import TokenViT
@@ -127,10 +127,10 @@ def _write_folder(run: Path, student: TrainedStudent, name: str) -> Path:
     temperatures = {key: value for key, value in network.temperatures.items() if whole or key == CLASS}
     records, config = read_records(run), read_config(run / CONFIG)
     data = json.loads((run / DATA).read_text())
-    logits, labels = load_predictions(run, student.part)
     result = last_of(records, "result", student.part)
     if result is None:
         raise UserError(f"'{run}' is not finished; run the same 'coadvise fit' again")
+    logits, labels = finished_predictions(run, student.part)
     folder = run / "hub"
     with replacing_folder(folder) as made:
         write_weights(made / WEIGHTS, model.state_dict(), {"format": "pt"})

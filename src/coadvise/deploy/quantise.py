@@ -7,18 +7,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from coadvise.config.reading import read_config
 from coadvise.data.loader import still_batches
 from coadvise.data.scan import scan_split
 from coadvise.data.scanned import ScannedSplit
-from coadvise.data.sources import Split, source_of
+from coadvise.data.sources import Split
 from coadvise.data.sources.split import evenly
 from coadvise.deploy.onnx_file import IMAGES, Call, Model, in_onnx_runtime, shares_right, to_bytes
 from coadvise.deploy.predict import TrainedStudent
 from coadvise.errors import UserError
-from coadvise.runs.run import CONFIG, with_resolved_source
+from coadvise.models.network import class_map
+from coadvise.runs.run import CONFIG, own_pictures
 
 CALIBRATED_ON, SCORED_ON = 200, 5000  # pictures, evenly chosen
 BATCH = 25  # pictures whose activations are held at a time
@@ -40,16 +42,21 @@ def in_int8(
         UserError: It loses more than a point, or the run's pictures are not at hand.
     """
     config, size = read_config(run / CONFIG), student.image_size
-    source = source_of(with_resolved_source(run, config))
+    source = own_pictures(run, config).source
+    own = class_map(student.network.classes, source.classes)  # a given teacher's may be more, or in another order
+    if own is None:
+        raise UserError(f"the network does not know all classes of '{source.where}'; leave out --int8")
 
     def some(split: Split, most: int) -> ScannedSplit:
         chosen = split.subset(evenly(len(split), most))
         return scan_split(chosen, size, config.in_memory, student.fit, student.network.values)
 
-    small = quantised(network, still_batches(some(source.train, CALIBRATED_ON), size, BATCH))
+    ranged = some(source.train, CALIBRATED_ON)
+    batch = BATCH if len(ranged) % BATCH == 0 else 1  # ONNX Runtime collects batches of one size
+    small = quantised(network, still_batches(ranged, size, batch))
     call = in_onnx_runtime(to_bytes(small))
     scored = some(source.scored, SCORED_ON)
-    before, after = shares_right((float_call, call), still_batches(scored, size), scored.labels)
+    before, after = shares_right((float_call, call), still_batches(scored, size), np.array(own)[scored.labels])
     if before - after > LOSS and not allow_loss:
         raise UserError(
             f"int8 loses {100 * (before - after):.1f} points of top-1: {after:.1%} in place of {before:.1%} on "

@@ -16,9 +16,8 @@ from coadvise.advice import AVERAGE
 from coadvise.config.reading import read_config
 from coadvise.config.schema import size_text
 from coadvise.data.images import UnreadableImageError, decode, fitted_size, open_image
-from coadvise.data.scan import scan
 from coadvise.data.scanned import Dataset
-from coadvise.data.sources import short_name, source_of
+from coadvise.data.sources import short_name
 from coadvise.deploy.opinions import opinions
 from coadvise.deploy.predict import TrainedStudent
 from coadvise.errors import UserError
@@ -26,7 +25,7 @@ from coadvise.evaluation.nearest import Nearest
 from coadvise.models.attention import attention_maps
 from coadvise.report.attention import darkened
 from coadvise.runs.plan import TEACHER, Part
-from coadvise.runs.run import CONFIG, image_change_lines, image_changes, with_resolved_source, written_data
+from coadvise.runs.run import CONFIG, own_pictures, written_data
 from coadvise.training.listener import Listener
 from coadvise.training.metrics import last_of, read_records
 
@@ -84,7 +83,7 @@ class Viewer:
         """Looks at the run's own pictures. Returns what the page says of them."""
         began = time.monotonic()
         try:
-            dataset = _pictures(run)
+            dataset = own_pictures(run, read_config(run / CONFIG))
             self.nearest = Nearest(self.student.network, dataset.train, listener.progress)
         except UserError as error:
             why = str(error).partition("; ")[0]  # what follows is for whoever trains
@@ -181,12 +180,3 @@ def _looks(student: TrainedStudent) -> bool:
     except UserError:  # a Mixer or a ResNet
         return False
     return True
-
-
-def _pictures(run: Path) -> Dataset:
-    """The run's own pictures. Raises UserError if they are not at hand or have changed since."""
-    config = with_resolved_source(run, read_config(run / CONFIG))
-    dataset = scan(source_of(config), config.data.image_size, config.in_memory, fit=config.data.fit)
-    if changes := image_changes(run, dataset):
-        raise UserError(f"the data changed since the run: {' and '.join(image_change_lines(changes))}")
-    return dataset

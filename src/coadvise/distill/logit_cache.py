@@ -35,6 +35,7 @@ from coadvise.storage import read_model, storing, write_text
 
 FORMAT = 1
 HALF = torch.finfo(torch.float16).max
+COARSE = 64.0  # float16 keeps smaller logits to within 1/64
 CACHE, LOCK = "cache.json", ".lock"
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -74,9 +75,9 @@ class Form:
             raise UserError(
                 f"teacher '{teacher}' has logits that are no numbers; train it again at a lower learning rate"
             )
-        too_large = logits.abs().amax(1, keepdim=True) > HALF
-        within = (logits - logits.amax(1, keepdim=True)).clamp(min=-HALF)  # gives the same probabilities
-        logits = torch.where(too_large, within, logits)
+        # Float16 rounds large numbers coarsely, to 2 at 3,000; the same probabilities have a largest logit of 0.
+        below = (logits - logits.amax(1, keepdim=True)).clamp(min=-HALF)
+        logits = torch.where(logits.abs().amax(1, keepdim=True) > COARSE, below, logits)
         if self.dense:
             return {teacher: logits.half().cpu().numpy()}
         values, classes = logits.topk(self.top_k)

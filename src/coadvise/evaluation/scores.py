@@ -18,6 +18,7 @@ from coadvise.config.schema import ImageSize
 from coadvise.data.loader import still_batches
 from coadvise.data.scanned import ScannedSplit
 from coadvise.distill.loss import average_probabilities
+from coadvise.errors import UserError
 from coadvise.models.network import class_map
 from coadvise.storage import DamagedError, storing, write_weights
 from coadvise.training.engine import Engine
@@ -225,6 +226,14 @@ def load_predictions(run: Path, part: str) -> tuple[dict[str, Tensor], Tensor]:
         raise DamagedError(f"{path}: there are no labels in it")
     labels = tensors.pop("labels")
     return {name.removeprefix("logits."): values for name, values in tensors.items()}, labels
+
+
+def finished_predictions(run: Path, part: str) -> tuple[dict[str, Tensor], Tensor]:
+    """The same of a run that should be finished. Raises UserError where they are missing or damaged."""
+    try:
+        return load_predictions(run, part)
+    except DamagedError as error:
+        raise UserError(f"{error}; the same 'coadvise fit' computes the predictions of '{run}' again") from None
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -91,15 +91,17 @@ ONE_SEED = (
 def teacher_remark(teachers: Mapping[tuple[str, str], Hits], advised: Mapping[int, Hits]) -> str | None:
     """A sentence on the most accurate teacher, by (name, part), and the students that it advised.
 
-    None if the difference is not significant over the test images.
+    None if the difference is not significant over the test images and, of several students, over seeds.
     """
     (name, part), hits = max(teachers.items(), key=lambda item: item[1].mean())
     students = [*advised.values()]
-    if (lead := paired_interval(students, [hits])).low > 0:
-        return f"The co-advised student is more accurate than its best teacher, the {name}: {lead}."
-    if (lead := paired_interval([hits], students)).low <= 0:
+    lead, over_seeds = paired_interval(students, [hits]), seed_interval([s.mean() - hits.mean() for s in students])
+    away = direction([lead, *([over_seeds] if over_seeds else [])])
+    if away == 0:
         return None
-    than = f"The {name} is more accurate than the co-advised student: {lead}"
+    if away > 0:
+        return f"The co-advised student is more accurate than its best teacher, the {name}: {lead}."
+    than = f"The {name} is more accurate than the co-advised student: {paired_interval([hits], students)}"
     return f"{than}; use it in predict and export with --part {part}."
 
 

@@ -53,7 +53,7 @@ def source_to_check(data: str, run: str | Path | None, overrides: Sequence[str])
                 f"'{override}': checking data takes data.KEY=value and seed=N alone, as 'coadvise fit' does"
             )
     if run is None:
-        return source_of(load_config(default_preset(data), overrides, source=data))
+        return source_of(load_config(default_preset(data, overrides), overrides, source=data))
     check_run(Path(run))
     return source_of(load_config(str(Path(run, CONFIG)), overrides, source=data))
 

@@ -181,6 +181,7 @@ class Findings:
         source = self.pictures.source
         counts = ", ".join(f"{sum(self.per_class(name))} {name}" for name in source.splits)
         yield f"{source.where}: {len(self.pictures)} readable images ({counts}), {len(self.classes)} classes"
+        yield from source.remarks
         yield (
             f"{_count(len(self.pictures.unreadable), 'unreadable file')}, "
             f"{_count(len(self.exact), 'group')} of identical files ({len(self.two_labels)} under two labels), "

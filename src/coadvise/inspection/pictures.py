@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from coadvise.data.decoding import threaded
-from coadvise.data.images import Pixels, UnreadableImageError, decode, fault, open_image
+from coadvise.data.images import Pixels, UnreadableImageError, decode, decode_image, fault, open_image
 from coadvise.data.sources import Source, Split
 from coadvise.errors import UserError
 from coadvise.inspection.features import Floats, cheap_features
@@ -151,7 +151,9 @@ def _look_at(split: Split, describe: Callable[[Image.Image], Any], row: int) -> 
     except Exception as error:  # Pillow's readers raise many types
         return fault(name, error)
     try:
-        image = decode(content, name)
+        image, _, span = decode_image(content, name)
+        if span is not None:  # the values of all pictures are not known yet; what is alike has the same ones
+            image = decode(content, name, values=span)
     except UnreadableImageError as error:
         return str(error)
     shown = describe(image)

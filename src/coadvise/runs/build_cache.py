@@ -22,7 +22,7 @@ from coadvise.distill.logit_cache import Arrays, Form, LogitCache, fingerprint, 
 from coadvise.distill.teachers import Teachers
 from coadvise.errors import Interrupted, UserError
 from coadvise.runs.executors.base import of_run, run_tasks
-from coadvise.runs.executors.local import Local
+from coadvise.runs.executors.local import Local, check_jobs
 from coadvise.runs.run import CONFIG, Run, check_images, check_no_run, check_run, with_resolved_source
 from coadvise.storage import MANIFEST, bytes_text
 from coadvise.training.engine import Engine, resolve_auto
@@ -77,6 +77,7 @@ def build_cache(
     source = source_of(config)
     cache = Path(out or folder / "cache")
     with Engine(config.engine) as engine:
+        check_jobs(jobs, engine)
         if not engine.is_main:  # only one process talks
             listener = Silent()
         dataset = scan(
@@ -114,7 +115,7 @@ def check_caches(
         )
     for seed in seeds:
         same = fingerprint(config, dataset, {}, seed)
-        ignored = {"teachers", "data"} if images_changed else {"teachers"}
+        ignored = {"teachers", "data", "views"} if images_changed else {"teachers"}
         LogitCache(seed_folder(folder, seed), same).check(same.keys() - ignored)
 
 

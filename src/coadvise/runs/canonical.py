@@ -46,7 +46,8 @@ def canonical_config(config: RunConfig, role: str, teacher: str = "") -> RunConf
     if role == ALONE:  # teachers decide which tokens it has
         advice = config.loss_weights.advice
         tokens = {n: _NO_TEACHER.model_copy(update={"token": _token(n, a.tokens(n))}) for n, a in advice.items()}
-        student = config.student.model_copy(update={"weight": 1.0, "combine": "sum"})  # weights of an only term
+        only_term = {"weight": 1.0, "combine": "sum", "standardise": False}
+        student = config.student.model_copy(update=only_term)
         return config.model_copy(update={"teachers": tokens, "student": student, "cache": None})
     return config
 

@@ -11,11 +11,11 @@ import numpy.typing as npt
 from coadvise.advice import CLASS
 from coadvise.config.reading import differences, read_config
 from coadvise.errors import UserError
-from coadvise.evaluation.scores import correct, load_predictions
+from coadvise.evaluation.scores import correct, finished_predictions
 from coadvise.evaluation.verdict import Interval, paired_interval, seed_interval, sentence
 from coadvise.report.compare import render
 from coadvise.runs.plan import ADVISED, ALONE, START, TEACHER
-from coadvise.runs.run import CONFIG, check_run, written_data
+from coadvise.runs.run import CONFIG, DATA, check_run, written_data
 from coadvise.storage import write_text
 from coadvise.training.metrics import read_records
 
@@ -61,6 +61,10 @@ def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> dict[s
     folders = [Path(run) for run in runs]
     if len(folders) < 2:
         raise UserError("give two or more run directories to compare")
+    if twice := [folder for n, folder in enumerate(folders) if folder.resolve() in map(Path.resolve, folders[:n])]:
+        raise UserError(f"'{twice[0]}' is given twice; give each run once")
+    if out is not None and Path(out).suffix != ".html":
+        raise UserError(f"'{out}' must end in .html")
     if out is not None and not Path(out).absolute().parent.is_dir():
         raise UserError(f"'{Path(out).parent}' is not a folder; create it, or choose another path")
     opened = [_opened(folder) for folder in folders]
@@ -93,15 +97,18 @@ def _opened(folder: Path) -> Opened:
     by_kind: dict[str, list[Hits]] = {}
     labels: npt.NDArray[np.int64] | None = None
     roles = {record["part"]: record["role"] for record in read_records(folder) if record["kind"] == "result"}
-    for part, role in roles.items():
-        logits, found = load_predictions(folder, part)
+    kinds = (TEACHER, ADVISED, ALONE, START)  # in which order they are shown; the record's is that of their training
+    for part, role in sorted(roles.items(), key=lambda item: kinds.index(item[1])):
+        logits, found = finished_predictions(folder, part)
         hits = correct(logits, found)[CLASS].numpy().astype(float)
         of_kind = by_kind.setdefault(part if role == TEACHER else role, [])
         of_kind.append(hits)
         labels = found.numpy()
     splits = data.get("splits", {})
     names = tuple((splits.get("test") or splits.get("val") or {}).get("paths", ()))
-    if labels is None or ADVISED not in by_kind or len(names) != len(labels):
+    if labels is not None and len(names) != len(labels):
+        raise UserError(f"'{folder / DATA}' does not name the pictures that '{folder}' was scored on; restore it")
+    if labels is None or ADVISED not in by_kind:
         raise UserError(f"'{folder}' has no finished co-advised student yet; run the same 'coadvise fit' again")
     means = {name: np.mean(hits, axis=0) for name, hits in by_kind.items()}
     return Opened(folder, means, str(data.get("folder", "")), names, labels)
@@ -112,6 +119,7 @@ def _advice(runs: Sequence[Opened]) -> dict[str, Any] | None:
     with_baseline = [run for run in runs if ALONE in run.hits]
     if len(with_baseline) < 2:
         return None
+    with_baseline = _different(with_baseline)
     over_images, over_runs, images = _pooled(with_baseline, ALONE)
     return {
         **_about(over_images, over_runs, images, len(with_baseline)),
@@ -122,6 +130,7 @@ def _advice(runs: Sequence[Opened]) -> dict[str, Any] | None:
 
 def _lead(runs: Sequence[Opened]) -> dict[str, Any] | None:
     """How far the co-advised student is ahead of its most accurate teacher, over all runs."""
+    runs = _different(runs)
     teachers = [name for name in _in_all(runs) if name not in (ADVISED, ALONE, START)]
     if len(runs) < 2 or not teachers:
         return None
@@ -132,6 +141,12 @@ def _lead(runs: Sequence[Opened]) -> dict[str, Any] | None:
         "teacher": best, **_about(over_images, over_runs, images, len(runs)),
         "sentence": f"The co-advised student minus the {_title(best)} teacher: {over_images} {said}.",
     }  # fmt: skip
+
+
+def _different(runs: Sequence[Opened]) -> list[Opened]:
+    """Without runs whose co-advised students are another run's, by a copy or --reuse: they count once."""
+    firsts = {(run.data, run.names, run.hits[ADVISED].tobytes()): id(run) for run in reversed(runs)}
+    return [run for run in runs if id(run) in firsts.values()]
 
 
 def _pooled(runs: Sequence[Opened], other: str) -> tuple[Interval, Interval | None, int]:

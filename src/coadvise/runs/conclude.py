@@ -34,6 +34,7 @@ from coadvise.evaluation.verdict import (
 )
 from coadvise.models.network import load_network
 from coadvise.report import write_report
+from coadvise.runs.network_job import is_done
 from coadvise.runs.plan import ADVISED, ALONE, START, TEACHER, Part, adaptation
 from coadvise.runs.run import CONFIG, Run, trained_parts, with_resolved_source, written_pictures
 from coadvise.storage import storing
@@ -47,6 +48,7 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
     """Measures speed (of the class head, as in deployment), compares, writes verdict and report."""
     if not run.engine.is_main:
         return
+    parts = [*parts, *_finished_beside(run.folder, parts)]
     results = {part.name: last_of(read_records(run.folder), "result", part.name) for part in parts}
     networks = {part.name: load_network(run.folder / part.name).for_inference() for part in parts}
     for network in networks.values():
@@ -94,19 +96,28 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
     run.listener.say(f"report: {report}")
 
 
+def _finished_beside(folder: Path, parts: Sequence[Part]) -> list[Part]:
+    """Students that earlier commands of the run trained and this one does not ask for: more seeds, a baseline."""
+    found, asked = [], {part.name for part in parts}
+    for name in trained_parts(folder):
+        role, _, seed = name.removeprefix("students/").rpartition("-")
+        if name not in asked and role in (ADVISED, ALONE) and is_done(folder, part := Part(name, role, int(seed))):
+            found.append(part)
+    return found
+
+
 def renew_report(folder: Path) -> Path:
     """Makes a finished run's report anew from its record, with pictures where those it was scored on are at hand."""
     config, read, attention = read_config(folder / CONFIG), None, None
     with suppress(UserError):
         source = source_of(with_resolved_source(folder, config))
         rows = {one_line(name): row for row, name in enumerate(source.scored.names())}
-        listed = written_pictures(folder)["val" if source.test is None else "test"]
+        listed = written_pictures(folder).get("val" if source.test is None else "test", [])
         names = [line.split(" ", 2)[2] for line in listed if not line.startswith("-")]
-        if rows.keys() >= {*names}:
+        advised = [part for part in trained_parts(folder) if part.startswith("students/advised-")]
+        if names and advised and rows.keys() >= {*names}:
             scored = source.scored.subset([rows[name] for name in names])
-            student = load_network(
-                folder / next(part for part in trained_parts(folder) if part.startswith("students/advised-"))
-            )
+            student = load_network(folder / advised[0])
             fit, values = config.data.fit, student.values
             split = ScannedSplit(scored, scored.labels, None, (), Counter(), fit=fit, values=values)
             read, attention = split.read, partial(darkened_by_token, student, split)
@@ -207,7 +218,7 @@ def _difference(over_images: Interval, over_seeds: Interval | None, seeds: int) 
 def _hits(
     parts: Sequence[Part], role: str, predictions: Mapping[str, tuple[Mapping[str, Tensor], Tensor]]
 ) -> dict[str, dict[int, Hits]]:
-    """Which validation images each output head gets right, by seed. Heads that a seed lacks are left out."""
+    """Which of the scored images each output head gets right, by seed. Heads that a seed lacks are left out."""
     hits: dict[str, dict[int, Hits]] = {}
     for part in parts:
         if part.role == role:

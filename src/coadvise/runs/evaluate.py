@@ -1,4 +1,4 @@
-"""Scores the finished networks of a run again: on its own validation images or others, unchanged or corrupted."""
+"""Scores the finished networks of a run again: on the images it was scored on or others, unchanged or corrupted."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -14,7 +14,7 @@ from coadvise.config.reading import nearest, read_config
 from coadvise.config.schema import RunConfig
 from coadvise.data.loader import still_batches
 from coadvise.data.scan import scan_split
-from coadvise.data.sources import Split, evaluation_remarks, evaluation_split, few, source_of
+from coadvise.data.sources import Split, evaluation_remarks, evaluation_split, few
 from coadvise.data.sources.split import evenly
 from coadvise.errors import CodeNotKeptError, UserError
 from coadvise.evaluation.agreement import agreements, divergences
@@ -24,7 +24,7 @@ from coadvise.evaluation.robustness import corruption_scores, count_cases, file_
 from coadvise.evaluation.scores import class_scores, confusion, in_order, predict_each, scores
 from coadvise.evaluation.shifts import FOLDER, IMAGENET_C, LAYOUTS, corrupted_splits, layout_of, subset, subset_split
 from coadvise.models.network import load_network
-from coadvise.runs.run import CONFIG, check_run, trained_parts, trained_tokens, with_resolved_source
+from coadvise.runs.run import CONFIG, check_run, own_pictures, trained_parts, trained_tokens
 from coadvise.training.engine import Engine, for_this_machine
 from coadvise.training.listener import Listener, Silent
 
@@ -113,8 +113,8 @@ def evaluate_run(
     """Scores every trained network of a run.
 
     Args:
-        data: a folder of class folders, one with val/ or test/, or a table; ImageNet-A, -R or -C; None: the run's own
-            validation images.
+        data: a folder of class folders, one with val/ or test/, or a table; ImageNet-A, -R or -C; None: the images
+            that the run was scored on.
         layout: "folder", "imagenet-a", "imagenet-r" or "imagenet-c"; None: recognised by the folder's names.
         corruptions: also score on these images under each corruption at these severities.
         images: score on this many images, evenly chosen; None: all.
@@ -176,7 +176,7 @@ def _image_set(
 ) -> tuple[str, Split, tuple[str, ...]]:
     """What to call the images, the images to score on, and the classes to choose from."""
     if data is None:
-        source = source_of(with_resolved_source(ready.run, ready.config))
+        source = own_pictures(ready.run, ready.config).source
         kind = "validation" if source.test is None else "test"
         return (
             f"{ready.config.data.source} ({kind})",

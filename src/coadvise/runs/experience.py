@@ -1,4 +1,4 @@
-"""What advice gained in runs whose records the project keeps (`results/`), by how many pictures a class they had."""
+"""What advice gained in our runs of the presets as they are (`results/`), by how many pictures a class they had."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from coadvise.data.balance import class_weights, unbalanced
+from coadvise.data.pipeline import check_notation
 from coadvise.data.quarantine import check_share
 from coadvise.data.scan import scan
 from coadvise.data.scanned import Dataset, scored_and_trained_on, under_two_labels
@@ -22,7 +23,7 @@ from coadvise.runs.conclude import conclude
 from coadvise.runs.estimate import Forecast, forecast, is_worth_timing
 from coadvise.runs.executors.base import of_run, run_tasks
 from coadvise.runs.executors.cluster import Cluster, take_over
-from coadvise.runs.executors.local import Local
+from coadvise.runs.executors.local import Local, check_jobs
 from coadvise.runs.executors.places import cluster_of
 from coadvise.runs.experience import expectation
 from coadvise.runs.lock import lock_folder
@@ -113,7 +114,7 @@ def run_fit(plan: RunPlan, listener: Listener | None = None) -> Path:
 
 
 def estimate_fit(plan: RunPlan, say: Callable[[str], None], tell: Callable[[str, float], None]) -> Forecast:
-    """How long a run will take here, wherever it is to be trained. Writes nothing.
+    """How long a run will take here, wherever it is to be trained. Writes nothing, and refuses what `fit` refuses.
 
     Not counted: evaluation, compilation, filling a cache. Views are timed from image files, even if the run would keep
     presized images.
@@ -125,10 +126,13 @@ def estimate_fit(plan: RunPlan, say: Callable[[str], None], tell: Callable[[str,
     plan = replace(_resolved(plan), on=LOCAL)
     config = plan.config
     source, data = plan.source or source_of(config), config.data
+    check_folder(plan.folder, config, plan.allow_changes)
     dataset = scan(source, data.image_size, config.in_memory, fit=data.fit)
     for line in _introduction(plan, dataset):
         say(line)
+    outdated = "train" in check_images(plan.folder, dataset, plan.allow_changes)
     with Engine(config.engine) as engine:
+        _check(plan, dataset, engine, outdated)
         return forecast(plan, dataset, engine, tell)
 
 
@@ -214,6 +218,10 @@ def _check(plan: RunPlan, dataset: Dataset, engine: Engine, outdated: bool) -> N
         what = SPLIT_WORDS[name]
         if lost := split.unreadable:
             check_share(what, len(lost), len(split) + len(lost), config.data.max_unreadable, lost[0])
+    check_jobs(plan.jobs or 1, engine)
+    for augment in (config.augment, *(teacher.augment for teacher in config.teachers.values())):
+        if augment and augment.kind == "deit":
+            check_notation(augment)
     class_weights(config.data, dataset.classes, dataset.train.per_class(len(dataset.classes)))
     sizes = [check_part(part, folder, config, dataset, engine, outdated) for part in plan.parts]
     check_space(folder, sizes, max(phase.jobs for phase in phases(plan, engine)))
@@ -287,8 +295,8 @@ def _faults(dataset: Dataset) -> Iterator[str]:
     if lost := [fault for split in dataset.splits.values() for fault in split.unreadable]:
         more = f" and {len(lost) - 3} more in {DATA}" if len(lost) > 3 else ""
         files.append(
-            f"{len(lost)} file(s) cannot be read and are left out ({', '.join(lost[:3])}{more}), so scores are over "
-            f"{len(dataset.scored)} {scored_are} images"
+            f"{len(lost)} file(s) cannot be read and are left out ({', '.join(lost[:3])}{more})"
+            + (f", so scores are over {len(dataset.scored)} {scored_are} images" if dataset.scored.unreadable else "")
         )
     if both := scored_and_trained_on(dataset):
         scored, trained = both[0]

@@ -152,9 +152,10 @@ def _calibration(
 ) -> dict[str, dict[str, float]]:
     """Temperatures fitted on val, and the calibration error with them where finished networks are scored.
 
-    Empty without a test split: nothing is fitted on what is scored.
+    Empty without a test split, since nothing is fitted on what is scored, and for a given teacher of other classes,
+    whose answers would be scaled for all of them.
     """
-    if run.dataset.test is None:
+    if run.dataset.test is None or tuple(network.classes) != tuple(run.dataset.classes):
         return {}
     temperatures = fit_temperatures(*_answers(run, part, network, run.dataset.val))
     return {"temperature": temperatures, "calibrated_ece": calibrated_errors(scored, labels, temperatures)}

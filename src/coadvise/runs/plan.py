@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coadvise.config.reading import load_config, with_cache
-from coadvise.config.schema import RunConfig
+from coadvise.config.reading import load_config, parse_arguments, with_cache
+from coadvise.config.schema import DataConfig, RunConfig
 from coadvise.data.sources import NAMED, Source, short_name, source_of, typical_size
 from coadvise.machine import available_cores
 from coadvise.runs.options import LOCAL, FitOptions, RunOptions
@@ -139,7 +139,9 @@ def default_preset(data: str | Path, overrides: Sequence[str] = ()) -> str:
     """The preset of a named source; `small-images` for images of up to 96 pixels; larger ones have one for a GPU."""
     if (named := NAMED.get(str(data))) is not None:
         return named.preset
-    if typical_size(data) <= 96:
+    given = parse_arguments(overrides).get("data") or {}
+    where = DataConfig(**{key: str(given[key]) for key in ("root", "image_column") if key in given})
+    if typical_size(data, where) <= 96:
         return SMALL_IMAGES
     return PHOTOS if "engine.device=cpu" not in overrides and _has_gpu() else PHOTOS_SMALL
 

@@ -22,8 +22,9 @@ from coadvise.config.reading import HARMLESS_KEYS, differences, read_config
 from coadvise.config.schema import AugmentConfig, ImageSize, RunConfig, plain_size
 from coadvise.data.balance import class_weights
 from coadvise.data.quarantine import Quarantine
+from coadvise.data.scan import scan
 from coadvise.data.scanned import Changes, Dataset, changes_of
-from coadvise.data.sources import is_here, resolved
+from coadvise.data.sources import is_here, resolved, source_of
 from coadvise.data.views import Views
 from coadvise.distill.logit_cache import LogitCache, fingerprint, seed_folder
 from coadvise.distill.teachers import Teachers, load_teachers
@@ -32,7 +33,7 @@ from coadvise.models.network import Network
 from coadvise.models.tokens import TokenModel
 from coadvise.runs.lock import LOCK
 from coadvise.runs.plan import Part
-from coadvise.storage import MANIFEST, contents, storing, write_lines, write_text
+from coadvise.storage import MANIFEST, bytes_text, contents, storing, write_lines, write_text
 from coadvise.training.checkpoint import KEEP, Checkpoints
 from coadvise.training.engine import Engine
 from coadvise.training.listener import Listener
@@ -112,7 +113,7 @@ class Run:
                 write_text(self.folder / DATA, json.dumps(about, indent=1))
             Quarantine(self.folder, self.dataset.train, self.config.data.max_unreadable).begin()
         cache = str(self.cache) if self.cache else None
-        self.record.add("run", **_run_record(self.engine, seeds), changed=changed, cache=cache)
+        self.record.add("run", **made_here(self.engine), seeds=seeds, changed=changed, cache=cache)
 
 
 # ---- the directory ----
@@ -168,7 +169,7 @@ def check_no_run(folder: Path, instead: str) -> None:
 
 
 def _with_current_paths(folder: Path, old: RunConfig, new: RunConfig) -> RunConfig:
-    """The old configuration, with the paths of `new` where both lead to the same folder or the same weights.
+    """The old configuration, with the paths of `new` where both lead to the same data or the same teacher.
 
     A path may be written differently, or be relative to another working directory.
     """
@@ -205,13 +206,9 @@ def check_space(folder: Path, checkpoints: list[int], jobs: int) -> None:
     free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
     if free + there < needed:
         raise UserError(
-            f"'{folder}' needs {_megabytes(max(checkpoints))} a checkpoint, {_megabytes(needed)} in all; "
-            f"{_megabytes(free)} are free on its disk; free some space, or choose another --out"
+            f"'{folder}' needs {bytes_text(max(checkpoints))} a checkpoint, {bytes_text(needed)} in all; "
+            f"{bytes_text(free)} are free on its disk; free some space, or choose another --out"
         )
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.3g} MB"
 
 
 @contextmanager
@@ -313,6 +310,17 @@ def check_images(folder: Path, dataset: Dataset, allow_changes: bool = False) ->
     return changes
 
 
+def own_pictures(folder: Path, config: RunConfig) -> Dataset:
+    """The pictures of a run. Raises UserError if they are not at hand or have changed since."""
+    config = with_resolved_source(folder, config)
+    dataset = scan(source_of(config), config.data.image_size, config.in_memory, fit=config.data.fit)
+    if changes := image_changes(folder, dataset):
+        raise UserError(
+            f"the data changed since '{folder}' was trained: {' and '.join(image_change_lines(changes))}; restore them"
+        )
+    return dataset
+
+
 def image_change_lines(changes: dict[str, Changes]) -> list[str]:
     return [f"{SPLIT_WORDS[split]} images: {change}" for split, change in changes.items()]
 
@@ -343,7 +351,8 @@ def discard_outdated(run: Run, changes: dict[str, Changes]) -> None:
     run.engine.barrier()
 
 
-def _run_record(engine: Engine, seeds: list[int]) -> dict[str, Any]:
+def made_here(engine: Engine) -> dict[str, Any]:
+    """Which program of which versions makes something now, on what."""
     packages = ("torch", "timm", "torchvision", "lightning-fabric", "numpy")
     program = Path(sys.argv[0]).name
     return {
@@ -352,7 +361,6 @@ def _run_record(engine: Engine, seeds: list[int]) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "device": engine.describe(),
         "processes": engine.processes,
-        "seeds": seeds,
         "command": shlex.join(["coadvise" if program == "__main__.py" else program, *sys.argv[1:]]),  # -m coadvise
     }
 
@@ -379,6 +387,7 @@ def trained_parts(run: Path) -> list[str]:
         str(folder.parent.relative_to(run))
         for kind in ("teachers", "students")
         for folder in sorted((run / kind).glob(f"*/{MANIFEST}"), key=lambda p: _by_seed(p.parent.name))
+        if not folder.parent.name.startswith(".")  # one that is being written
     ]
 
 

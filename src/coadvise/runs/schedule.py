@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from coadvise.machine import available_cores, shortcomings
+from coadvise.machine import shortcomings
 from coadvise.runs.options import LOCAL
 from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan, adaptation
 from coadvise.training.engine import Engine
@@ -19,18 +19,24 @@ class Phase(NamedTuple):
 
 
 def phases(plan: RunPlan, engine: Engine) -> list[Phase]:
-    """One phase, in which students alone need not wait for teachers; or teachers, then students.
+    """One phase, in which students alone need not wait for teachers; or several, one after the other.
 
-    Copying students and filling a cache need finished teachers. A single student has all cores to itself, unless the
-    user says how many networks share them. A cluster gets all networks at once. The answer does not depend on what is
-    finished, so that a run that was stopped goes on with the same threads, and so with the same bits.
+    Copying students and filling a cache need finished teachers. On a CPU a single co-advised student, which must wait
+    for its teachers, has all cores to itself, unless the user says how many networks share them. A cluster gets all
+    networks at once. The answer does not depend on what is finished, so that a run that was stopped goes on with the
+    same threads, and so with the same bits.
     """
-    mixed = plan.jobs is not None or plan.on != LOCAL or len(plan.students) > 1
-    together = plan.reuse is None and plan.cache is None and mixed
-    groups = [plan.parts] if together else [plan.teachers, plan.students]
+    local, cpu = plan.on == LOCAL, engine.device.type == "cpu"
+    advised = tuple(part for part in plan.students if part.role == ADVISED)
+    if plan.reuse is not None or plan.cache is not None:
+        groups = [plan.teachers, plan.students]
+    elif local and cpu and plan.jobs is None and len(advised) == 1 and at_once(len(plan.parts), engine) > 1:
+        groups = [tuple(part for part in plan.parts if part not in advised), advised]
+    else:
+        groups = [plan.parts]
 
     def jobs(parts: tuple[Part, ...]) -> int:
-        if plan.on != LOCAL:
+        if not local:
             return plan.jobs or len(parts)
         return plan.jobs or at_once(sum(adaptation(part, plan.config) != "none" for part in parts), engine)
 
@@ -51,7 +57,7 @@ def at_once(networks: int, engine: Engine) -> int:
 
 def threads_of(jobs: int) -> int:
     """Threads of each of `jobs` networks that are trained at the same time."""
-    return max(1, available_cores() // jobs) if jobs > 1 else torch.get_num_threads()
+    return max(1, torch.get_num_threads() // jobs)
 
 
 def duration(phase: Phase, seconds: Mapping[str, float]) -> float:

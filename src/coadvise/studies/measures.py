@@ -134,7 +134,9 @@ def _kl(row: Finished, part: Part, context: Context) -> Value:
 
 
 def _same_answer(rows: Sequence[Finished], context: Context) -> list[dict[int, Value]]:
-    (teacher,) = (row for row in rows if [part.teacher for part in row.parts] == [context.argument])
+    teacher = next((row for row in rows if [part.teacher for part in row.parts] == [context.argument]), None)
+    if teacher is None:  # not trained yet
+        return [{} for _ in rows]
     wanted = _predicted(teacher, teacher.parts[0])
     return [{part.seed: (_predicted(row, part) == wanted).astype(float) for part in row.parts} for row in rows]
 
@@ -238,7 +240,7 @@ def _rescored(row: Finished, context: Context) -> Mapping[str, Any]:
         options = {"images": IMAGES if layout_of(folder) == IMAGENET_C else None}
     *_, scored = [[], *written_pictures(row.run).values()]
     pictures = hashlib.sha256("\n".join(scored).encode()).hexdigest()
-    request = {"data": folder, **options, "weights": weights, "pictures": pictures}
+    request = {"data": folder and _listing(Path(folder)), **options, "weights": weights, "pictures": pictures}
     digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:12]
     path = row.scores / f"{row.run.name}-{digest}.json"
     try:
@@ -252,6 +254,12 @@ def _rescored(row: Finished, context: Context) -> Mapping[str, Any]:
     row.scores.mkdir(exist_ok=True)
     write_text(path, json.dumps({"request": request, "found": found}) + "\n")
     return found
+
+
+def _listing(folder: Path) -> str:
+    """Another text where a folder, or a file in it, is another."""
+    found = sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in folder.resolve().rglob("*"))
+    return hashlib.sha256(json.dumps([str(folder.resolve()), found]).encode()).hexdigest()
 
 
 MEASURES: dict[str, Measure] = {

@@ -84,6 +84,7 @@ class Claim:
 
 
 SIMILAR = 0.015  # as a share: 1.5 points. The paper calls 80.5 and 81.8 % similar (Table 4).
+NEAR = 2 * SIMILAR  # farther apart no rows are called nearly equal
 
 
 def over(higher: str, lower: str) -> Weights:
@@ -101,7 +102,10 @@ def gains_more(better: tuple[str, str], worse: tuple[str, str]) -> Weights:
 
 
 def nearest_pairs(ones: Sequence[str], others: Sequence[str], column: str, most: int) -> Callable[[Means], Weights]:
-    """The rows of two kinds that are nearest in a column, each row once: those of `ones` less those of `others`."""
+    """The rows of two kinds that are nearest in a column, each row once: those of `ones` less those of `others`.
+
+    None if one of the `most` pairs is more than `NEAR` apart, so that the claim is not judged.
+    """
 
     def weights(means: Means) -> Weights:
         left, found = {*ones, *others}, dict[str, float]()
@@ -111,6 +115,8 @@ def nearest_pairs(ones: Sequence[str], others: Sequence[str], column: str, most:
             if {one, other} <= left and len(found) < 2 * most:
                 left -= {one, other}
                 found |= {one: 1 / most, other: -1 / most}
+                if abs(at[one] - at[other]) > NEAR:
+                    return {}
         return found
 
     return weights

@@ -8,6 +8,7 @@ import numpy as np
 
 from coadvise.evaluation.verdict import Interval, direction, paired_interval, seed_interval, spread
 from coadvise.report.scatter import Point, scatter
+from coadvise.runs.run import made_here
 from coadvise.studies import Claim, Study
 from coadvise.studies.columns import Column
 from coadvise.studies.measures import Finished, Value, measure
@@ -31,8 +32,9 @@ def measured(study: Study, finished: Mapping[str, Finished], engine: Engine, lis
         What `NAME.json` holds, besides its name, data and networks: {"title", "paper_data", "columns": [{"name",
         "heading", "scale", "digits", "unit", "note"}], "rows": [{"name", "beyond", "run", "figures": {column: {"seeds":
         {seed: figure}, "mean", "spread", "paper", "printed"}}}], "claims": [{"text", "section", "column", "kind",
-        "rows": {row: weight}, "finding", "difference", "over": {"images", "seeds"}, "paper"}], "notes"}, and its
-        origin. Figures are as measured (shares, counts), the paper's as printed there. What was not measured is None.
+        "rows": {row: weight}, "finding", "difference", "over": {"images", "seeds"}, "paper"}], "notes"}, its origin,
+        and the commands that trained the networks. Figures are as measured (shares, counts), the paper's as printed
+        there. What was not measured is None.
     """
     values: dict[str, Values] = {
         column.name: dict(zip(finished, measure(column, list(finished.values()), engine, listener), strict=True))
@@ -55,9 +57,9 @@ def measured(study: Study, finished: Mapping[str, Finished], engine: Engine, lis
         for row in study.rows
     ]
     claims = [judged(claim, study, values) for claim in study.claims]
-    runs = [row.run for row in finished.values() if row.parts]
-    record = (last_of(read_records(runs[0]), "run") if runs else None) or {}
-    made_by = {key: record.get(key) for key in ("time", "version", "versions", "device", "command")}
+    runs = {row.run for row in finished.values() if row.parts}
+    made_by = made_here(engine)
+    commands = {(last_of(read_records(run), "run") or {}).get("command") for run in runs}
     return {
         "title": study.title,
         "paper_data": study.paper_data,
@@ -65,7 +67,8 @@ def measured(study: Study, finished: Mapping[str, Finished], engine: Engine, lis
         "rows": rows,
         "claims": claims,
         "notes": list(study.notes),
-        **made_by,
+        **{key: made_by[key] for key in ("time", "version", "versions", "device", "command")},
+        "trained_by": sorted(filter(None, commands)),
     }
 
 
@@ -88,7 +91,9 @@ def judged(claim: Claim, study: Study, values: Mapping[str, Values]) -> dict[str
     column = next(column for column in study.columns if column.name == claim.column)
     weights = _weights(claim, {name: _means(of_rows) for name, of_rows in values.items()})
     paper = {name: {row.name: row.paper[name] for row in study.rows if name in row.paper} for name in values}
-    of_paper = _weights(claim, paper)
+    scales = {column.name: column.scale for column in study.columns}
+    as_shares = {name: {row: value / scales[name] for row, value in of_rows.items()} for name, of_rows in paper.items()}
+    of_paper = _weights(claim, as_shares)
     told = of_paper and all(row in paper[claim.column] for row in of_paper)
     by_row = values[claim.column]
     seeds = sorted(set.intersection(*(set(by_row[row]) for row in weights))) if weights else []
@@ -143,11 +148,13 @@ def _weighted(weights: Weights, by_row: Values, seed: int, sign: int) -> Value:
 
 
 def _finding(kind: str, intervals: list[Interval]) -> str:
+    if not intervals:  # single figures of one seed
+        return NOT_JUDGED
     away = direction(intervals)
     if kind == "above":
         return {1: HELD, -1: NOT_HELD, 0: NOISE}[away]
-    near = bool(intervals) and all(interval.low > -SIMILAR and interval.high < SIMILAR for interval in intervals)
-    far = bool(intervals) and all(interval.low > SIMILAR or interval.high < -SIMILAR for interval in intervals)
+    near = all(interval.low > -SIMILAR and interval.high < SIMILAR for interval in intervals)
+    far = all(interval.low > SIMILAR or interval.high < -SIMILAR for interval in intervals)
     if kind == "similar":
         return HELD if near else NOT_HELD if far else NOISE
     return HELD if away else NOT_HELD if near else NOISE
@@ -163,8 +170,9 @@ def markdown(result: Mapping[str, Any]) -> Iterator[str]:
         heads += [column["heading"], f"paper ({there})"] if name in given else [column["heading"]]
     yield f"# {result['title']}"
     yield ""
-    seeds = max((len(figure["seeds"]) for row in result["rows"] for figure in row["figures"].values()), default=0)
-    measured_on = f"Measured on {here}, {seeds} seed{'s' * (seeds != 1)} a row"
+    counts = {len(figure["seeds"]) for row in result["rows"] for figure in row["figures"].values()} - {0}
+    seeds, up_to = max(counts, default=0), "up to " * (len(counts) > 1)
+    measured_on = f"Measured on {here}, {up_to}{seeds} seed{'s' * (seeds != 1)} a row"
     yield measured_on + (f"; the paper's figures are of {there}." if given else ".")
     if result["networks"]:
         yield "In place of the paper's networks: " + "; ".join(f"{k}: {v}" for k, v in result["networks"].items()) + "."

@@ -84,6 +84,7 @@ def run_study_of(options: StudyOptions, listener: Listener | None = None) -> dic
         "data": short_name(options.data),
         "networks": dict(plan.networks),
     }
+    folder.mkdir(parents=True, exist_ok=True)  # without a run there may be none yet
     write_text(folder / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
     text = "\n".join(markdown(result)) + "\n"
     write_text(folder / f"{options.name}.md", text)
@@ -100,6 +101,8 @@ def estimate_study(options: StudyOptions, say: Callable[[str], None], tell: Call
     dataset = scan(source_of(config), config.data.image_size, config.in_memory, fit=config.data.fit)
     for line in describe(dataset):
         say(line)
+    for shift in options.shifts:
+        check_shift(shift, dataset.classes, config.data.elsewhere())
     total, datasets = 0.0, _datasets(plan, presized=False)
     with Engine(config.engine) as engine:
         jobs = _jobs(plan, engine, options)

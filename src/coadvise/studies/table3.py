@@ -62,7 +62,7 @@ STUDY = Study(
         ),
         *(
             Claim(f"CiT-S is more accurate than {other}", "4.2", over("CiT-S", other))
-            for other in ("RegNetY-4.0GF", "RedNet-101", "DeiT-S-KD", "ViT-B/16", "ViT-L/16")
+            for other in ("RegNetY-4.0GF", "RedNet-101", "ResNet-50", "DeiT-S", "DeiT-S-KD", "ViT-B/16", "ViT-L/16")
         ),
         *(
             Claim(

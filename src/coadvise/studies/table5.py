@@ -28,13 +28,16 @@ STUDY = Study(
         *(
             Claim(f"Mixer-Ti is farther from {teacher} than {other}", "4.3.2", over(MIXER, other), column.name)
             for column, teacher, others in (
-                (CONV, "ResNet-18", (RESNET, CONV_TOKEN)),
-                (INV, "RedNet-26", (RESNET, INV_TOKEN)),
+                (CONV, "ResNet-18", (RESNET, CONV_TOKEN, INV_TOKEN)),
+                (INV, "RedNet-26", (RESNET, CONV_TOKEN, INV_TOKEN)),
             )
             for other in others
         ),
-        Claim("the conv token is nearer to ResNet-18 than ResNet-10 is", "4.3.2", over(RESNET, CONV_TOKEN), CONV.name),
-        Claim("the inv token is nearer to RedNet-26 than ResNet-10 is", "4.3.2", over(RESNET, INV_TOKEN), INV.name),
+        *(
+            Claim(f"the {token} is nearer to {teacher} than {RESNET} is", "4.3.2", over(RESNET, row), column.name)
+            for column, teacher in ((CONV, "ResNet-18"), (INV, "RedNet-26"))
+            for token, row in (("conv token", CONV_TOKEN), ("inv token", INV_TOKEN))
+        ),
         Claim(
             "the conv token is nearer to ResNet-18 than the inv token is",
             "4.3.2",

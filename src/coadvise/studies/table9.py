@@ -7,7 +7,7 @@ from coadvise.advice import AVERAGE
 from coadvise.runs.plan import ADVISED, ALONE
 from coadvise.studies.columns import CORRUPTION_ERROR, SHIFTED, TOP1
 from coadvise.studies.networks import STUDENT
-from coadvise.studies.question import BOTH, LABELS, RANDOM, Claim, Row, Study, aligned, over
+from coadvise.studies.question import BOTH, LABELS, RANDOM, Claim, Row, Study, aligned, gains_more, over
 
 A, R, C = "imagenet_a", "imagenet_r", CORRUPTION_ERROR.name
 KINDS = {"Random": RANDOM, "Align": aligned(*BOTH)}
@@ -58,6 +58,19 @@ def tokens_alike(kind: str) -> list[Claim]:
     ]
 
 
+def distillation_tells_them_apart() -> list[Claim]:
+    """Conv and inv token differ as their teachers do, and more so by distillation alone than by stems alone."""
+    (conv, inv), (conv_stem, inv_stem) = (
+        tuple(name(kind, advice, token) for token in BOTH)
+        for kind, advice in (("Random", "w/ KD"), ("Align", "w/o KD"))
+    )
+    by_conv, by_inv = gains_more((conv, inv), (conv_stem, inv_stem)), gains_more((inv, conv), (inv_stem, conv_stem))
+    return [
+        Claim(f"on {what}, tokens differ as their teachers do, by distillation more than by stems", "4.4", rows, column)
+        for what, rows, column in (("ImageNet-A", by_inv, A), ("ImageNet-R", by_conv, R), ("corruptions", by_inv, C))
+    ]
+
+
 STUDY = Study(
     "Table 9: tokens under distribution shift, without and with distillation and alignment",
     "ImageNet-1k",
@@ -78,6 +91,7 @@ STUDY = Study(
         *tokens_alike("Align"),
         *tokens_differ("Random"),
         *tokens_differ("Align"),
+        *distillation_tells_them_apart(),
         *(
             Claim(
                 f"distillation helps the {token} token, tokens {kind.lower()}{'ed' if kind == 'Align' else ''}",

@@ -118,7 +118,8 @@ class TrainingState:
             weights, state = read_weights(folder), read_state(folder)
             step = int(state["step"])
             self.network.model.load_state_dict(weights)
-            asked = [{key: group[key] for key in ("betas", "weight_decay")} for group in self.optimiser.param_groups]
+            keys = ("betas", "weight_decay", "lr_scale")
+            asked = [{key: group[key] for key in keys if key in group} for group in self.optimiser.param_groups]
             self.optimiser.load_state_dict(state["optimiser"])
             for group, values in zip(self.optimiser.param_groups, asked, strict=True):
                 group.update(values)  # a changed configuration holds from here on

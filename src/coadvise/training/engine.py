@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import platform
-import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from coadvise.config.schema import EngineConfig, RunConfig
 from coadvise.data.device_views import views_place
 from coadvise.data.views import Batch
 from coadvise.errors import LostProcessError, UserError
-from coadvise.machine import keep_freed_memory, processor_facts, stop_signals
+from coadvise.machine import keep_freed_memory, on_stop_signals, processor_facts
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 ANSWER_SECONDS = 3.0  # in which a rank that is alive reports that it got no answer either
@@ -234,16 +233,8 @@ class Engine:
         def ask(number: int, frame: FrameType | None) -> None:
             self.stop_requested = True
 
-        try:
-            before = {name: signal.signal(name, ask) for name in stop_signals()}
-        except ValueError:  # only the main thread may handle signals
+        with on_stop_signals(ask):
             yield
-            return
-        try:
-            yield
-        finally:
-            for name, handler in before.items():
-                signal.signal(name, handler)
 
 
 @contextmanager
@@ -268,11 +259,11 @@ def _hosts(processes: ProcessGroup, timeout_seconds: float) -> ProcessGroup:
 
 
 def for_this_machine(config: EngineConfig) -> EngineConfig:
-    """The configuration to run trained networks with: as trained, or on the CPU if this machine has no such device."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        precision = "auto" if config.precision == "bfloat16" else config.precision
-        return config.model_copy(update={"device": "auto", "precision": precision})
-    return config
+    """The configuration to run trained networks with: as trained, or as this machine can."""
+    if torch.cuda.is_available():
+        return config
+    precision = "auto" if config.precision == "bfloat16" else config.precision  # a GPU's; it may not be native here
+    return config.model_copy(update={"device": "auto", "precision": precision})
 
 
 def resolve_precision(config: EngineConfig) -> EngineConfig:

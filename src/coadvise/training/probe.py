@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from coadvise.config.schema import AugmentConfig
 from coadvise.data.loader import epoch_batches
 from coadvise.data.views import Views
-from coadvise.errors import UserError
+from coadvise.errors import Interrupted, UserError
 from coadvise.models.network import Network
 from coadvise.training.engine import Engine
 from coadvise.training.loop import Progress
@@ -50,6 +50,9 @@ def probe(
     Args:
         views: training views, which are not mixed.
         weights: how much each class counts; None: as its images do.
+
+    Raises:
+        Interrupted: a signal asked for a stop; nothing is kept, since a probe takes seconds to minutes.
     """
     from sklearn.linear_model import LogisticRegression  # takes a second to import
     from sklearn.model_selection import train_test_split
@@ -61,6 +64,7 @@ def probe(
     features = (features - mean) / deviation
 
     def head(chosen: np.ndarray[Any, Any], strength: float) -> Any:
+        _check_stop(part, engine)
         inverse = 1 / (strength * len(chosen))
         given = None if weights is None else dict(enumerate(weights))
         model = LogisticRegression(C=inverse, max_iter=200, tol=1e-3, class_weight=given)
@@ -88,12 +92,18 @@ def _features(
     total, done = epochs * -(-len(views) // 64), 0
     for epoch in range(epochs):
         for batch in epoch_batches(views, epoch, 64, workers):
+            _check_stop(part, engine)
             placed = engine.place(batch)
             with torch.inference_mode(), engine.autocast():
                 found.append(network.features(placed.images).float().cpu())
             rows.append(batch.index)
             progress(part, done := done + 1, total, {})
     return torch.cat(found).numpy(), torch.cat(rows).numpy()
+
+
+def _check_stop(part: str, engine: Engine) -> None:
+    if engine.any_rank(engine.stop_requested)[0]:
+        raise Interrupted(f"stopped before the probe of {part} was done; it begins again")
 
 
 def _set_head(network: Network, found: Any, mean: Any, deviation: Any) -> None:

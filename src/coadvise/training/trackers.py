@@ -1,4 +1,4 @@
-"""Trackers: TensorBoard, Weights & Biases and MLflow get every record of a run, as it is in `metrics.jsonl`.
+"""Trackers: TensorBoard, Weights & Biases and MLflow get a run's records after the first, as in `metrics.jsonl`.
 
 One process writes, that of the command. A tracker that fails is dropped with a line, once, and training goes on. A run
 that is resumed appends to the same tracked run, whose identity `trackers.json` keeps.

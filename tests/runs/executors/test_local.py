@@ -20,7 +20,6 @@ from tiny import Stopper, assert_same_run, command, never, records
 from coadvise import fit
 from coadvise.config.schema import EngineConfig
 from coadvise.errors import Interrupted, LostProcessError, UserError
-from coadvise.runs import schedule
 from coadvise.runs.executors import local
 from coadvise.runs.executors.base import Executor, Task, run_tasks
 from coadvise.runs.executors.local import Local
@@ -28,12 +27,6 @@ from coadvise.training.engine import Engine
 from coadvise.training.listener import Listener, Silent
 
 PARTS = ("teachers/conv", "teachers/inv", "students/advised-0", "students/alone-0")
-
-
-@pytest.fixture(autouse=True)
-def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread a process, as this process has: sums of the same numbers in the same order."""
-    monkeypatch.setattr(schedule, "available_cores", lambda: 2)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from coadvise.errors import UserError
 
 FORMAT = 1
 INDEX, PLAN = "index.json", "plan.json"
-# Where a picture is; its label and its key (see `Split.keys`); what `scan.Seen` holds, a width of 0 where it could not
+# Where a picture is; its label and its key (see `Split.keys`); what `store.Seen` holds, a width of 0 where it could not
 # be decoded; and where its name is.
 ROW = np.dtype([
     ("shard", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("label", "<u4"), ("key", "<u8"), ("width", "<i4"),
@@ -121,6 +121,6 @@ def check_rows(where: str, rows: Rows, shards: Sequence[Kept], classes: int) -> 
     """Raises UserError for rows that lead out of the shards or of the classes."""
     sizes = np.array([shard.bytes for shard in shards], np.uint64)
     numbers = np.minimum(rows["shard"], max(0, len(shards) - 1))
-    inside = (rows["shard"] < len(shards)) & (rows["label"] < classes)
-    if len(rows) and not (inside & (rows["offset"] <= sizes[numbers]) & (rows["length"] <= sizes[numbers])).all():
+    inside = (rows["shard"] < len(shards)) & (rows["label"] < classes) & (rows["length"] <= sizes[numbers])
+    if not (inside & (rows["offset"] <= sizes[numbers] - rows["length"])).all():
         raise UserError(f"'{where}': its table names places that no shard has; write the shards again")

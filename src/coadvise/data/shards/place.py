@@ -4,6 +4,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -79,11 +80,12 @@ class Place:
                 file.flush()
                 os.fsync(file.fileno())
             beside.rename(path)
-        except PermissionError:
+        except BaseException as error:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+            if isinstance(error, OSError) and not isinstance(error, PermissionError):
+                raise StorageError(_failed(f"'{path}'", "written", error)) from None
             raise
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise StorageError(_failed(f"'{path}'", "written", error)) from None
 
     def remove(self, name: str) -> None:
         """Removes a file, if it is there. Raises as `read`."""

@@ -10,14 +10,23 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from coadvise.data.decoding import threaded
-from coadvise.data.images import UnreadableImageError, decode_image, digest_of, first_bits, open_image
+from coadvise.data.decoding import read_bytes, threaded
+from coadvise.data.images import (
+    UnreadableImageError,
+    UnreadNowError,
+    decode_image,
+    digest_of,
+    first_bits,
+    open_image,
+)
 from coadvise.data.shards.index import IN_SHARD
 from coadvise.data.sources import Split
 from coadvise.data.sources.split import Labels
 from coadvise.data.store import Seen, presized_size
+from coadvise.errors import StorageError
 
 QUALITY = 95  # of presized JPEGs
+LONGEST = 8  # characters of an ending that is kept; a name in a tar file has at most 100
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}
 
 
@@ -36,16 +45,19 @@ def sample(split: Split, row: int, presize: int) -> Sample:
     """A picture of a split, with a shorter side of at most `presize` pixels (0: as it is).
 
     JPEGs stay JPEGs, others become PNG; pictures of more than 8 bits keep their size, since their values count.
+
+    Raises:
+        StorageError: a picture could not be read, and another attempt may succeed.
     """
     name = split.name(row)
+    content = b""
     try:
-        content = split.read(row)
-    except OSError:
-        return Sample(b"", _suffix(name), None)
-    try:
+        content = read_bytes(split, row)
         found = decode_image(content, name)
         with open_image(content) as header:
             form = header.format or ""
+    except UnreadNowError as error:
+        raise StorageError(f"{error}; run the same command again, which goes on with what is missing") from None
     except UnreadableImageError:
         return Sample(content, _suffix(name), None)
     if presize and found.span is None and (small := presized_size(found.size, presize)) != found.size:
@@ -85,4 +97,5 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _suffix(name: str) -> str:
-    return PurePosixPath(name).suffix[1:].lower() or "bin"
+    ending = PurePosixPath(name).suffix[1:].lower()
+    return ending if ending.isalnum() and len(ending) <= LONGEST else "bin"

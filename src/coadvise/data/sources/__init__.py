@@ -133,14 +133,19 @@ def evaluation_remarks(data: str | Path, how: DataConfig | None = None) -> tuple
     return (*folder.evaluation_remarks(Path(data), how), *_unused_tables(Path(data)))
 
 
-def typical_size(data: str | Path) -> int:
-    """The median shorter side, in pixels, of the first pictures below a folder; 0 where there are none."""
+def typical_size(data: str | Path, how: DataConfig | None = None) -> int:
+    """The median shorter side, in pixels, of the first pictures below a folder; 0 where there are none.
+
+    Args:
+        how: where a table's pictures are, and which column of a dataset holds them.
+    """
+    how = how or DataConfig()
     if _in_shards(data):
         return shards.typical_size(str(data))
-    if (stored := hub.dataset_in(data, DataConfig())) is not None:
-        return dataset.typical_size(stored)
+    if (stored := hub.dataset_in(data, how)) is not None:
+        return dataset.typical_size(stored, how)
     found = table.table_in(Path(data))
-    return folder.typical_size(Path(data) if found is None else found.path.parent)
+    return folder.typical_size(Path(data) if found is None else table.root_of(how, found.path.parent))
 
 
 def short_name(data: str | Path) -> str:

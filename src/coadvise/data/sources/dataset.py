@@ -144,10 +144,10 @@ def evaluation_remarks(found: Found, how: DataConfig) -> tuple[str, ...]:
     return _scored(found, how)[2]
 
 
-def typical_size(found: Found, look_at: int = 100) -> int:
+def typical_size(found: Found, how: DataConfig, look_at: int = 100) -> int:
     """As `sources.typical_size`."""
     dataset = next(iter(found.open().values()))
-    for column in _image_columns(dataset.features)[:1]:
+    for column in [how.image_column] if how.image_column in dataset.features else _image_columns(dataset.features)[:1]:
         rows = np.arange(min(look_at, len(dataset)))
         split = _split(found, dataset, column, "", rows, rows)
         return typical_side(partial(split.read, index) for index in range(len(split)))

@@ -110,7 +110,7 @@ def file_stamp(file: Path | os.DirEntry[str]) -> bytes:
 def open_folder(root: Path, how: DataConfig, seed: int) -> Source:
     """The source in a folder, as `sources.open_source`."""
     splits = named_splits(root, _folder_names(root), how.splits)
-    if TRAIN in splits:
+    if TRAIN in splits and not _is_class(root, splits):
         if len(splits) == 1:
             raise UserError(
                 f"'{root}' has {splits[TRAIN]}/ but none of {_usual(VAL, TEST)}; add one, give "
@@ -118,6 +118,12 @@ def open_folder(root: Path, how: DataConfig, seed: int) -> Source:
             )
         return _with_splits(root, splits, how)
     return _divided(root, how, seed)
+
+
+def _is_class(root: Path, splits: Mapping[str, str]) -> bool:
+    """Whether what is called like a training split is a class among others, such as trains: its images lie in it."""
+    others = [name for name in with_images(root) if name not in splits.values()]
+    return len(splits) == 1 and bool(others) and _flat_images(root / splits[TRAIN])
 
 
 def evaluation_split(root: Path, classes: Sequence[str], how: DataConfig) -> Split:
@@ -376,6 +382,8 @@ def _other_files(folders: Iterable[Path]) -> str:
 
 
 def _cannot_list(error: OSError) -> None:
+    if isinstance(error, NotADirectoryError):
+        raise UserError(f"{str(error.filename)!r} is a file; give a folder of class folders, or a table")
     if not isinstance(error, FileNotFoundError):
         raise UserError(f"folder {str(error.filename)!r} cannot be listed: {error.strerror}; make it readable")
 

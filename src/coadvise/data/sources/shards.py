@@ -193,6 +193,8 @@ def short_name(data: str) -> str:
 
 
 def _opened(data: str) -> tuple[Place, Index]:
+    if not data.removeprefix(PREFIX):
+        raise UserError(f"'{data}' names no shards; give {PREFIX}DIR or an address such as {PREFIX}s3://BUCKET/PATH")
     place = place_of(data)
     try:
         return place, parsed(place.url, place.read(INDEX, waits=FIRST_WAITS))

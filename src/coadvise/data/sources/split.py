@@ -59,7 +59,7 @@ class Split(ABC):
         """Some of the pictures, in the order of `rows`, with their labels, or others."""
 
     def facts(self, rows: Labels) -> npt.NDArray[np.void] | None:
-        """What is known of some pictures without reading them: the fields of `scan.Seen`, a width of 0 for unknown."""
+        """What is known of some pictures without reading them: the fields of `store.Seen`, a width of 0 for unknown."""
         return None
 
     def windows(self) -> tuple[Labels, int] | None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -285,8 +286,10 @@ class _Files:
             return None
         if os.path.isabs(path):  # noqa: PTH117
             path = os.path.relpath(path, self.root)
-        if (self.root / path).is_file():
-            return path
+        plain = posixpath.normpath(path)  # one picture may be listed under two spellings
+        for spelling in (plain, path):  # they differ where a link is followed by ..
+            if (self.root / spelling).is_file():
+                return spelling
         name = path.rpartition("/")[2]
         folder = path.rpartition("/")[0]
         candidates = [
@@ -405,7 +408,7 @@ def _fitting(row: list[str], columns: Sequence[str]) -> list[str]:
 
 def _json_lines(path: Path) -> list[Mapping[str, Any]]:
     found = list[Mapping[str, Any]]()
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         try:
             record = json.loads(line) if line.strip() else {}
         except json.JSONDecodeError as error:
@@ -431,7 +434,7 @@ def _parquet(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _list_lines(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         name, mark, label = line.rpartition(",") if "," in line else line.rpartition(" ")

@@ -16,7 +16,7 @@ import traceback
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ import torch
 
 from coadvise.config.schema import RunConfig
 from coadvise.errors import Interrupted, LostProcessError, StorageError, UserError
-from coadvise.machine import stop_signals
+from coadvise.machine import on_stop_signals
 from coadvise.runs.executors.base import Message, Task
 from coadvise.runs.run import TASKS
 from coadvise.storage import storing, write_text, writing_only_while
@@ -216,7 +216,8 @@ def work(ticket: Ticket, cwd: Path, needs: Needs, task: Task) -> None:
             "share, and give an --out there"
         ) from None
     torch.set_num_threads(needs.cpus)
-    with _stopped_by_signals(), writing_only_while(ticket.check):
+    # A signal to stop is a KeyboardInterrupt where the engine does not handle it, such as before the first step.
+    with on_stop_signals(signal.default_int_handler), writing_only_while(ticket.check):
         try:
             task(journal)
         except KeyboardInterrupt:
@@ -255,17 +256,3 @@ class _Journal:
         with self._lock, nullcontext() if taken_over else storing(self._path):
             self._file.write((json.dumps([kind, content]) + "\n").encode())
             os.fsync(self._file.fileno())  # a network disk shows what is written to others only then
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """A signal to stop is a KeyboardInterrupt wherever the engine does not handle it, such as before the first step."""
-    try:
-        before = {name: signal.signal(name, signal.default_int_handler) for name in stop_signals()}
-    except ValueError:  # only the main thread may handle signals
-        before = {}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

@@ -23,19 +23,20 @@ from coadvise.runs.schedule import threads_of
 from coadvise.training.engine import Engine
 
 
-class Local:
-    """At most `jobs` processes of this machine, each with its share of the cores. One that dies ends the command.
+def check_jobs(jobs: int, engine: Engine) -> None:
+    """Raises UserError for several jobs where torchrun started this process, and so several of them."""
+    if jobs > 1 and engine.processes > 1:
+        raise UserError("--jobs trains several networks, torchrun one network on several processes; use only one")
 
-    Raises:
-        UserError: torchrun started this process, and so several of them.
-    """
+
+class Local:
+    """At most `jobs` processes of this machine, each with its share of the cores. One that dies ends the command."""
 
     retries = 0
     tasks_write = True
 
     def __init__(self, jobs: int, engine: Engine) -> None:
-        if engine.processes > 1:
-            raise UserError("--jobs trains several networks, torchrun one network on several processes; use only one")
+        check_jobs(jobs, engine)
         self.jobs, self._threads, self._gpus = jobs, threads_of(jobs), _gpus(engine)
         self._children: list[_Child] = []
 
