@@ -284,6 +284,25 @@ def test_three_splits_of_the_photographs_together_are_what_their_records_say() -
             assert f"| {name} | {_percent(row, 'top1')} | {100 * row['macro_accuracy']:.1f} % |" in RESULTS
 
 
+def test_what_patience_brings_on_cifar_is_what_its_record_says() -> None:
+    verdict, config = _verdict("cifar10-500-patient"), read_config(ROOT / "results/cifar10-500-patient/config.yaml")
+    page = RESULTS.partition("### With six times the patience")[2].partition("\n#")[0]
+    for part in ("augment", "student", "cache"):
+        assert getattr(config, part) == getattr(load_config("small-images-patient"), part)
+    for row in verdict["rows"]:
+        name = re.sub(r" \((.*)\)", r", \1", row["name"])
+        assert f"| {name} | {_percent(row, 'top1')} |" in page
+    assert verdict["remark"] is None, "within chance of its best teacher"
+    student = next(row for row in verdict["rows"] if row["name"] == "student co-advised (class token)")
+    wanted = f"{100 * student['top1']:.1f} % where the short preset has {100 * _short_student():.1f}"
+    assert wanted in " ".join(README.split())
+    assert wanted in " ".join(RESULTS.split())
+
+
+def _short_student() -> float:
+    return next(row["top1"] for row in _verdict("cifar10-500")["rows"] if row["name"].endswith("(class token)"))
+
+
 def test_what_is_said_of_a_fine_tuned_teacher_is_what_its_record_says() -> None:
     verdict, before = _verdict("trashnet-128-finetuned"), _verdict("trashnet-128")
     page = " ".join(RESULTS.split())
