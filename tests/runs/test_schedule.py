@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from coadvise.runs.options import FitOptions
-from coadvise.runs.plan import ADVISED, Part, RunPlan, plan_fit
+from coadvise.runs.plan import RunPlan, plan_fit
 from coadvise.runs.schedule import Phase, at_once, duration, phases, threads_of
 from coadvise.training.engine import Engine
 
@@ -25,13 +25,14 @@ def _names(phase: Phase) -> list[str]:
 def test_a_single_student_has_all_threads_and_several_share_them(plan: RunPlan, monkeypatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     engine = Engine(plan.config.engine)
-    first, student = phases(plan, engine)
-    assert (_names(first), first.jobs) == (["teachers/conv", "teachers/inv", "students/alone-0"], 2)
+    (all_at_once,) = phases(plan, engine)
+    assert (_names(all_at_once), all_at_once.jobs) == ([part.name for part in plan.parts], 2)
+    lonely = replace(plan, parts=(*plan.teachers, plan.students[0]))
+    teachers, student = phases(lonely, engine)
+    assert (_names(teachers), teachers.jobs) == (["teachers/conv", "teachers/inv"], 2)
     assert (_names(student), student.jobs) == (["students/advised-0"], 1)
-    (all_at_once,) = phases(replace(plan, parts=(*plan.parts, Part("students/advised-1", ADVISED, 1))), engine)
-    assert (len(all_at_once.parts), all_at_once.jobs) == (5, 2)
     assert [threads_of(jobs) for jobs in (1, 2, 3)] == [2, 1, 1]
-    assert [phase.jobs for phase in phases(replace(plan, jobs=3), engine)] == [3], "as the user says"
+    assert [phase.jobs for phase in phases(replace(lonely, jobs=3), engine)] == [3], "as the user says"
     copying = phases(replace(plan, reuse=Path("other")), engine)
     assert [_names(phase)[0].split("/")[0] for phase in copying] == ["teachers", "students"]
     monkeypatch.setattr(Engine, "processes", 2)
@@ -45,9 +46,8 @@ def test_teachers_that_are_given_take_no_place(plan: RunPlan, finished: Path, mo
         for name, teacher in plan.config.teachers.items()
     }
     config = plan.config.model_copy(update={"teachers": given})
-    first, _ = phases(replace(plan, config=config), Engine(config.engine))
-    assert first.jobs == 1, "there is one student to train beside them"
-    assert at_once(2, Engine(config.engine)) == 2
+    (phase,) = phases(replace(plan, config=config), Engine(config.engine))
+    assert phase.jobs == at_once(2, Engine(config.engine)) == 2
 
 
 @pytest.mark.parametrize(

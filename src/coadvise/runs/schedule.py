@@ -19,24 +19,18 @@ class Phase(NamedTuple):
 
 
 def phases(plan: RunPlan, engine: Engine) -> list[Phase]:
-    """One phase, in which students alone need not wait for teachers; or several, one after the other.
+    """One phase, in which students alone need not wait for teachers; or teachers, then students.
 
-    Copying students and filling a cache need finished teachers. On a CPU a single co-advised student, which must wait
-    for its teachers, has all cores to itself, unless the user says how many networks share them. A cluster gets all
-    networks at once. The answer does not depend on what is finished, so that a run that was stopped goes on with the
-    same threads, and so with the same bits.
+    Copying students and filling a cache need finished teachers. A single student has all cores to itself, unless the
+    user says how many networks share them. A cluster gets all networks at once. The answer does not depend on what is
+    finished, so that a run that was stopped goes on with the same threads, and so with the same bits.
     """
-    local, cpu = plan.on == LOCAL, engine.device.type == "cpu"
-    advised = tuple(part for part in plan.students if part.role == ADVISED)
-    if plan.reuse is not None or plan.cache is not None:
-        groups = [plan.teachers, plan.students]
-    elif local and cpu and plan.jobs is None and len(advised) == 1 and at_once(len(plan.parts), engine) > 1:
-        groups = [tuple(part for part in plan.parts if part not in advised), advised]
-    else:
-        groups = [plan.parts]
+    mixed = plan.jobs is not None or plan.on != LOCAL or len(plan.students) > 1
+    together = plan.reuse is None and plan.cache is None and mixed
+    groups = [plan.parts] if together else [plan.teachers, plan.students]
 
     def jobs(parts: tuple[Part, ...]) -> int:
-        if not local:
+        if plan.on != LOCAL:
             return plan.jobs or len(parts)
         return plan.jobs or at_once(sum(adaptation(part, plan.config) != "none" for part in parts), engine)
 
