@@ -254,6 +254,26 @@ def test_when_to_co_advise_is_said_from_the_records() -> None:
     assert f"has {100 * tuned:.1f} % on waste" in page
 
 
+def test_what_epochs_and_single_teachers_bring_is_said_from_the_records() -> None:
+    page = " ".join(RESULTS.split())
+    short, long = (100 * _verdict(f"cifar10-500-{name}")["difference"]["mean"] for name in ("width-96", "100-epochs"))
+    assert f"student of width 96 gained {short:.1f} points with 50 epochs and {long:.1f} with 100" in page
+    tables = {
+        name: json.loads((ROOT / f"results/cifar10-500-tables/{name}.json").read_text())
+        for name in ("table7", "table9")
+    }
+    tops = {row["name"]: 100 * row["figures"]["top1"]["mean"] for row in tables["table7"]["rows"]}
+    inv = tops["1 token, RedNet-26"]
+    assert f"alone added {inv - tops['1 token, ResNet-18']:.1f} points more than the convolution teacher" in page
+    assert f"within noise, {tops['1 token, ResNet-18 + RedNet-26'] - inv:+.1f} points" in page
+    errors = [
+        claim["difference"]
+        for claim in tables["table9"]["claims"]
+        if claim["text"].startswith(("not advised", "advised")) and claim["difference"]
+    ]
+    assert f"differ by at most {100 * max(map(abs, errors)):.1f} points under corruptions" in page
+
+
 def test_three_splits_of_the_photographs_together_are_what_their_records_say() -> None:
     names = ("trashnet-128", "trashnet-128-split1", "trashnet-128-split2")
     verdicts, together = [_verdict(name) for name in names], _compared("trashnet-128-splits")["pooled"]
@@ -297,6 +317,25 @@ def test_what_patience_brings_on_cifar_is_what_its_record_says() -> None:
     wanted = f"{100 * student['top1']:.1f} % where the short preset has {100 * _short_student():.1f}"
     assert wanted in " ".join(README.split())
     assert wanted in " ".join(RESULTS.split())
+    assert f"took {_student_minutes(ROOT / 'results/cifar10-500-patient', 64):.0f} minutes" in page
+    curve = {
+        r["epoch"]: r["top1"]["class"]
+        for r in read_records(ROOT / "results/cifar10-500-patient")
+        if r["kind"] == "eval"
+    }
+    assert f"It had {100 * curve[160]:.1f} % after 160 epochs" in " ".join(page.split())
+
+
+def _student_minutes(run: Path, batch: int) -> float:
+    """From each start of a run to its student's last epoch; a recorded speed is the mean since the start."""
+    seconds, first, last = 0.0, 0, None
+    for record in [*read_records(run), {"kind": "run"}]:
+        if record["kind"] == "run" and last:
+            seconds += (last["step"] - first) * batch / last["images_per_second"]
+            first, last = last["step"], None
+        elif record["kind"] == "train" and record["part"].startswith("students/"):
+            last = record
+    return seconds / 60
 
 
 def _short_student() -> float:
@@ -315,6 +354,11 @@ def test_what_is_said_of_a_fine_tuned_teacher_is_what_its_record_says() -> None:
         for v in (verdict, before)
     ]
     assert "KL {:.2f} against {:.2f}".format(*kls) in page
+    inv = [
+        next(f["kl"] for f in v["divergences"] if (f["answer"], f["teacher"]) == ("class", "inv"))
+        for v in (verdict, before)
+    ]
+    assert "involution teacher ({:.2f} against {:.2f})".format(*inv) in page
     differences = _compared("trashnet-128-finetuned")["runs"][1]["differences"]
     conv, advised = (
         (100 * found["mean"], 100 * (found["high"] - found["mean"]))
@@ -337,9 +381,7 @@ def test_what_patience_brings_is_what_the_records_say() -> None:
         config, preset = read_config(record.parent / "config.yaml"), load_config("photos-small-patient")
         for part in ("augment", "teachers", "student", "cache"):
             assert getattr(config, part) == getattr(preset, part)
-    steps = [[r for r in read_records(p.parent) if r["kind"] == "train" and "students" in r["part"]] for p in records]
-    images = 2022 // 32 * 32  # of an epoch; what does not fill a batch is left out
-    minutes = [sum(images / r["images_per_second"] for r in of_run) / 60 for of_run in steps]
+    minutes = [_student_minutes(record.parent, 32) for record in records]
     assert f"took {min(minutes):.0f} to {max(minutes):.0f} minutes" in " ".join(page.split())
     assert found["lead"]["sentence"] in page
     over = found["lead"]["over_images"]

@@ -34,6 +34,17 @@ def test_it_finds_the_run_s_own_scores_again(finished: Path) -> None:
     assert (scores["images"], scores["classes"], scores["unreadable"]) == (12, 3, [])
 
 
+def test_pictures_that_changed_are_no_longer_the_run_s_own(finished: Path, tiny_images: Path, tmp_path: Path) -> None:
+    run, images = shutil.copytree(finished, tmp_path / "run"), shutil.copytree(tiny_images, tmp_path / "images")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace(f"source: {tiny_images}", f"source: {images}"))
+    (run / "data.json").unlink()
+    assert evaluate_run(run)["images"] == 12
+    next((images / "val" / "red").iterdir()).unlink()
+    with pytest.raises(UserError, match="was trained: validation images: 1 removed"):
+        evaluate_run(run)
+
+
 def test_other_images_are_scored_one_by_one(finished: Path, tmp_path: Path) -> None:
     """Also a class alone: its name decides the label, not its number."""
     data = make_images(tmp_path / "data", 1, 3)

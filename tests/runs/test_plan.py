@@ -55,6 +55,7 @@ def test_the_default_preset_follows_images_and_machine(tmp_path: Path, monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert default_preset(large) == "photos"
     assert default_preset(large, ["engine.device=cpu"]) == "photos-small"
+    assert default_preset(large, ["data=3", "data.workers=0"]) == "photos", "what is wrong with it is said later"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     plan = plan_fit(FitOptions.of(data=large))
     assert (plan.preset, plan.by_default, plan.folder.name) == ("photos-small", True, "large-photos-small-seed0")

@@ -11,9 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coadvise.config.schema import EngineConfig, ModelConfig, RecipeConfig
 from coadvise.errors import StorageError
+from coadvise.models.network import build_network
 from coadvise.storage import MANIFEST, STATE, WEIGHTS, read_state, read_weights, write_text
-from coadvise.training.checkpoint import WRITING_SHARE, Checkpoints, Schedule
+from coadvise.training.checkpoint import WRITING_SHARE, Checkpoints, Schedule, TrainingState
+from coadvise.training.engine import Engine
+from coadvise.training.metrics import Recorder
+from coadvise.training.nonfinite import NonFiniteGuard
+from coadvise.training.optim import make_optimiser
 
 
 def content(step: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -146,6 +152,24 @@ def test_sigkill_inside_a_save_leaves_a_whole_one(tmp_path: Path) -> None:
         assert torch.equal(read_weights(found)["w"], torch.full((3, 2), float(whole)))  # type: ignore[arg-type]
         assert not faults
         assert not list(checkpoints.folder.glob(".*")), "partial files are removed"
+
+
+def test_a_changed_layer_decay_holds_from_the_checkpoint_on(tmp_path: Path) -> None:
+    network = build_network(ModelConfig(model="resnet_small"), ("a", "b"), 16, seed=0)
+
+    def state(layer_decay: float) -> TrainingState:
+        optimiser = make_optimiser(network.model, RecipeConfig(layer_decay=layer_decay))
+        guard = NonFiniteGuard("part", network, optimiser, engine, Recorder(tmp_path, False, lambda text: None))
+        return TrainingState(network, optimiser, None, guard)
+
+    def scales(of: TrainingState) -> list[float]:
+        return [group["lr_scale"] for group in of.optimiser.param_groups]
+
+    with Engine(EngineConfig(device="cpu")) as engine:
+        before, wanted, restored = state(0.9), state(0.5), state(0.5)
+        before.save(1, Checkpoints(tmp_path / "kept"))
+        assert restored.restore("part", Checkpoints(tmp_path / "kept"), lambda text: None) == 1
+        assert scales(restored) == scales(wanted) != scales(before)
 
 
 def test_a_checkpoint_is_due_by_time_or_after_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,14 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from coadvise.advice import CLASS
-from coadvise.config.schema import (
-    AugmentConfig,
-    CacheConfig,
-    RunConfig,
-    StudentConfig,
-    TeacherConfig,
-    names_model,
-)
+from coadvise.config.schema import AugmentConfig, CacheConfig, RunConfig, StudentConfig, TeacherConfig, names_model
 from coadvise.errors import UserError
 
 MOST_YAML = 2**17  # bytes of a configuration, and values in it after its aliases are expanded

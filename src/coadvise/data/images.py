@@ -46,13 +46,13 @@ class UnreadNowError(UnreadableImageError):
     """The same where another attempt may succeed: a disk or server that does not answer, too little memory."""
 
 
-LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+_LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)  # another attempt meets them too
 
 
 def unreadable(name: str, error: Exception) -> UnreadableImageError:
     """The error of a picture that could not be read or decoded."""
     passing = isinstance(error, MemoryError) or (
-        isinstance(error, OSError) and error.errno is not None and not isinstance(error, LASTING)
+        isinstance(error, OSError) and error.errno is not None and not isinstance(error, _LASTING)
     )
     return (UnreadNowError if passing else UnreadableImageError)(fault(name, error))
 

@@ -238,17 +238,9 @@ def _write(folder: Path, name: str, keys: Keys, maker: str, decode: Decode) -> N
             if array is not None:
                 file.write(np.ascontiguousarray(array).data)
     table.tofile(table_file)
-    about.write_text(
-        json.dumps(
-            {
-                "format": FORMAT,
-                "maker": maker,
-                "faults": faults,
-                "again": any(isinstance(fault, UnreadNow) for fault in faults.values()),
-                "sha256": [*map(_digests, (pixels, table_file))],
-            }
-        )
-    )
+    again = any(isinstance(fault, UnreadNow) for fault in faults.values())
+    sums = [*map(_digests, (pixels, table_file))]
+    about.write_text(json.dumps({"format": FORMAT, "maker": maker, "faults": faults, "again": again, "sha256": sums}))
     for ending in _ENDINGS:
         with (folder / f".{name}{ending}").open("rb") as written:
             os.fsync(written.fileno())

@@ -70,6 +70,7 @@ def worker_batches(dataset: Dataset[Any], workers: int, name: Callable[[int], st
         yield from DataLoader(dataset, batch_size=None, **options)
         return
     notes = RawArray("d", [0.0, -1.0, 0.0] * workers)
+    # A data set is inherited, not pickled as by Python 3.14's default on Linux.
     loader = DataLoader(
         _Safe(dataset), batch_size=None, num_workers=workers, timeout=LOOK_EVERY, worker_init_fn=partial(_begin, notes),
         multiprocessing_context="fork" if sys.platform == "linux" else None, **options,

@@ -116,10 +116,9 @@ def _opened(folder: Path) -> Opened:
 
 def _advice(runs: Sequence[Opened]) -> dict[str, Any] | None:
     """What advice is worth over all runs with a baseline."""
-    with_baseline = [run for run in runs if ALONE in run.hits]
+    with_baseline = _different([run for run in runs if ALONE in run.hits])
     if len(with_baseline) < 2:
         return None
-    with_baseline = _different(with_baseline)
     over_images, over_runs, images = _pooled(with_baseline, ALONE)
     return {
         **_about(over_images, over_runs, images, len(with_baseline)),

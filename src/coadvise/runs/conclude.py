@@ -34,7 +34,7 @@ from coadvise.evaluation.verdict import (
 )
 from coadvise.models.network import load_network
 from coadvise.report import write_report
-from coadvise.runs.network_job import is_done
+from coadvise.runs.network_job import has_whole_predictions
 from coadvise.runs.plan import ADVISED, ALONE, START, TEACHER, Part, adaptation
 from coadvise.runs.run import CONFIG, Run, trained_parts, with_resolved_source, written_pictures
 from coadvise.storage import storing
@@ -48,7 +48,7 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
     """Measures speed (of the class head, as in deployment), compares, writes verdict and report."""
     if not run.engine.is_main:
         return
-    parts = [*parts, *_finished_beside(run.folder, parts)]
+    parts = [*parts, *_finished_beside(run, parts)]
     results = {part.name: last_of(read_records(run.folder), "result", part.name) for part in parts}
     networks = {part.name: load_network(run.folder / part.name).for_inference() for part in parts}
     for network in networks.values():
@@ -96,14 +96,13 @@ def conclude(run: Run, parts: Sequence[Part]) -> None:
     run.listener.say(f"report: {report}")
 
 
-def _finished_beside(folder: Path, parts: Sequence[Part]) -> list[Part]:
+def _finished_beside(run: Run, parts: Sequence[Part]) -> list[Part]:
     """Students that earlier commands of the run trained and this one does not ask for: more seeds, a baseline."""
-    found, asked = [], {part.name for part in parts}
-    for name in trained_parts(folder):
-        role, _, seed = name.removeprefix("students/").rpartition("-")
-        if name not in asked and role in (ADVISED, ALONE) and is_done(folder, part := Part(name, role, int(seed))):
-            found.append(part)
-    return found
+    asked = {part.name for part in parts}
+    others = [name for name in trained_parts(run.folder) if name.startswith("students/") and name not in asked]
+    named = (name.removeprefix("students/").rpartition("-") for name in others)
+    beside = [Part(name, role, int(seed)) for name, (role, _, seed) in zip(others, named, strict=True)]
+    return [part for part in beside if has_whole_predictions(run, part)]
 
 
 def renew_report(folder: Path) -> Path:

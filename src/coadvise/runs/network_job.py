@@ -86,7 +86,7 @@ def is_done(folder: Path, part: Part) -> bool:
 def train_part(run: Run, part: Part) -> None:
     """Trains one network, scores it and records the result. Skips what is done."""
     folder, config = run.folder / part.name, run.config
-    there, whole = is_trained(run.folder, part), _has_whole_predictions(run, part)
+    there, whole = is_trained(run.folder, part), has_whole_predictions(run, part)
     run.engine.barrier()  # all ranks have read the same state; only now may one of them write
     if whole:
         run.listener.say(f"{part.title}: done already")
@@ -161,7 +161,7 @@ def _calibration(
     return {"temperature": temperatures, "calibrated_ece": calibrated_errors(scored, labels, temperatures)}
 
 
-def _has_whole_predictions(run: Run, part: Part) -> bool:
+def has_whole_predictions(run: Run, part: Part) -> bool:
     """Whether nothing is left to do for a network. Damaged predictions are computed again."""
     if not is_done(run.folder, part):
         return False

@@ -139,7 +139,7 @@ def default_preset(data: str | Path, overrides: Sequence[str] = ()) -> str:
     """The preset of a named source; `small-images` for images of up to 96 pixels; larger ones have one for a GPU."""
     if (named := NAMED.get(str(data))) is not None:
         return named.preset
-    given = parse_arguments(overrides).get("data") or {}
+    given = parse_arguments([text for text in overrides if text.startswith("data.")]).get("data", {})
     where = DataConfig(**{key: str(given[key]) for key in ("root", "image_column") if key in given})
     if typical_size(data, where) <= 96:
         return SMALL_IMAGES

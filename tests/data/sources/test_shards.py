@@ -17,6 +17,7 @@ from coadvise.config.schema import AugmentConfig, DataConfig
 from coadvise.data.loader import TrainingLoader
 from coadvise.data.scan import scan
 from coadvise.data.shards import place as place_module
+from coadvise.data.shards.index import ROW, Kept, check_rows
 from coadvise.data.shards.place import Place
 from coadvise.data.shards.write import write_shards
 from coadvise.data.sources import (
@@ -285,6 +286,18 @@ def test_an_index_of_something_else_is_refused(shards: Path, tmp_path: Path, cha
     (tmp_path / "index.json").write_text(json.dumps({**index, **change}))
     with pytest.raises(UserError, match=r"is no index of shards that this version reads"):
         opened(tmp_path)
+
+
+def test_rows_end_within_their_shard() -> None:
+    rows = np.zeros(1, ROW)
+    rows["offset"], rows["length"] = 900, 100
+    shards = [Kept("0.tar", 1000, "0" * 64)]
+    check_rows("here", rows, shards, classes=1)
+    for field, value in (("length", 101), ("length", 1001), ("offset", 901), ("shard", 1), ("label", 1)):
+        beyond = rows.copy()
+        beyond[field] = value
+        with pytest.raises(UserError, match="names places that no shard has"):
+            check_rows("here", beyond, shards, classes=1)
 
 
 def test_names_and_sizes_are_known_without_a_picture(shards: Path, elsewhere: str, tmp_path: Path) -> None:

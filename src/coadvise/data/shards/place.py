@@ -80,12 +80,13 @@ class Place:
                 file.flush()
                 os.fsync(file.fileno())
             beside.rename(path)
-        except BaseException as error:
+        except PermissionError:
+            raise
+        except OSError as error:
+            raise StorageError(_failed(f"'{path}'", "written", error)) from None
+        finally:
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
-            if isinstance(error, OSError) and not isinstance(error, PermissionError):
-                raise StorageError(_failed(f"'{path}'", "written", error)) from None
-            raise
 
     def remove(self, name: str) -> None:
         """Removes a file, if it is there. Raises as `read`."""

@@ -11,14 +11,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from coadvise.data.decoding import read_bytes, threaded
-from coadvise.data.images import (
-    UnreadableImageError,
-    UnreadNowError,
-    decode_image,
-    digest_of,
-    first_bits,
-    open_image,
-)
+from coadvise.data.images import UnreadableImageError, UnreadNowError, decode_image, digest_of, first_bits, open_image
 from coadvise.data.shards.index import IN_SHARD
 from coadvise.data.sources import Split
 from coadvise.data.sources.split import Labels
