@@ -15,7 +15,7 @@ from coadvise.data.loader import whole_batch
 from coadvise.errors import UserError
 from coadvise.models import TokenModel
 from coadvise.models.network import Network, build_network, on_meta
-from coadvise.runs.network_job import loss_weights_of, recipe_of
+from coadvise.runs.network_job import augment_of, loss_weights_of, recipe_of
 from coadvise.runs.plan import ADVISED, ALONE, START, TEACHER, Part, RunPlan, adaptation, run_parts
 from coadvise.runs.schedule import Phase, duration, phases, threads_of
 from coadvise.training import probe
@@ -151,8 +151,7 @@ def network_of(question: Question, part: Part, threads: int) -> Foreseen:
     recipe, only_head = recipe_of(part, config, question.images), adaptation(part, config) == "probe"
     whole = whole_batch(recipe.batch_size, question.images, recipe.accumulate, processes)
     images = whole // (recipe.accumulate * processes)
-    teacher = config.teachers[part.teacher] if part.role == TEACHER else None
-    augment = (teacher and teacher.augment) or config.augment
+    augment = augment_of(part, config)
     advisers = list(config.teachers) if part.role == ADVISED and config.cache is None else []
     rates = target.rates(question.half, threads)
     network, *asked = (_shapes(config, other, question.classes) for other in _asked(part, advisers))

@@ -16,7 +16,7 @@ from coadvise.data.views import Views
 from coadvise.data.workers import seconds_with_workers
 from coadvise.models.network import Network
 from coadvise.models.pretrained import given_network
-from coadvise.runs.network_job import initial_network, is_trained, recipe_of
+from coadvise.runs.network_job import augment_of, initial_network, is_trained, recipe_of
 from coadvise.runs.plan import ADVISED, TEACHER, Part, RunPlan, adaptation, faster_preset
 from coadvise.runs.schedule import duration, phases, threads_of
 from coadvise.training import probe
@@ -124,10 +124,8 @@ def _adviser(part: Part, config: RunConfig, dataset: Dataset) -> Network:
 def _training_seconds(part: Part, config: RunConfig, dataset: Dataset, engine: Engine) -> float:
     """Seconds a network will train: its number of steps, times the median of some timed ones."""
     recipe = recipe_of(part, config, len(dataset.train))
-    teacher = config.teachers[part.teacher] if part.role == TEACHER else None
-    augment = (teacher and teacher.augment) or config.augment
     views = Views(
-        dataset.train, augment, len(dataset.classes), config.data.image_size, part.seed,
+        dataset.train, augment_of(part, config), len(dataset.classes), config.data.image_size, part.seed,
         on_device=config.data.views == "device",
     ).on(engine.device)  # fmt: skip
     whole = whole_batch(recipe.batch_size, len(views), recipe.accumulate, engine.processes)
@@ -176,5 +174,5 @@ def _training_seconds(part: Part, config: RunConfig, dataset: Dataset, engine: E
     view, using = (median(times) for times in zip(*taken[1:], strict=True))  # the first builds and allocates
     workers = config.data.workers if views.uses_workers else 0
     seconds = seconds_with_workers(view, using, workers, engine.device.type) * images / timed
-    epochs = probe.epochs_of(augment) if only_head else recipe.epochs
+    epochs = probe.epochs_of(augment_of(part, config)) if only_head else recipe.epochs
     return seconds * recipe.accumulate * epochs * (len(views) // whole)

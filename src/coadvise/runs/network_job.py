@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coadvise.advice import CLASS, LossWeights
-from coadvise.config.schema import RecipeConfig, RunConfig, names_folder, sides, size_text
+from coadvise.config.schema import AugmentConfig, RecipeConfig, RunConfig, names_folder, sides, size_text
 from coadvise.data import draws
 from coadvise.data.loader import whole_batch
 from coadvise.data.scanned import PREPROCESSING, Dataset, ScannedSplit
@@ -190,11 +190,10 @@ def _probe(run: Run, part: Part, network: Network) -> None:
 
 def _seed_and_views(run: Run, part: Part) -> tuple[int, Views]:
     config = run.config
-    teacher = config.teachers[part.teacher] if part.role == TEACHER else None
-    if teacher is None and part.role != START:
+    if part.role not in (TEACHER, START):
         return part.seed, run.student_views(part.seed)
-    seed = teacher_seed(config.seed, part.teacher) if teacher else part.seed
-    augment = (teacher and teacher.augment) or config.augment
+    seed = teacher_seed(config.seed, part.teacher) if part.role == TEACHER else part.seed
+    augment = augment_of(part, config)
     return seed, run.views(augment.unmixed if adaptation(part, config) == "probe" else augment, seed)
 
 
@@ -243,6 +242,12 @@ def loss_weights_of(part: Part, config: RunConfig) -> LossWeights:
     if part.role in (TEACHER, START):
         return LossWeights()
     return config.loss_weights if part.role == ADVISED else config.loss_weights.without_advice
+
+
+def augment_of(part: Part, config: RunConfig) -> AugmentConfig:
+    """How a network's views are made: a teacher's own way, if it has one, else the run's."""
+    own = config.teachers[part.teacher].augment if part.role == TEACHER else None
+    return own or config.augment
 
 
 def recipe_of(part: Part, config: RunConfig, images: int) -> RecipeConfig:
