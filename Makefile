@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= dev
 RUN ?= runs/demo
-BENCHMARKS ?= involution step student loader decode cache checkpoint startup scan shards
+BENCHMARKS ?= involution batch_norm step student loader decode cache checkpoint startup scan shards
 # A machine with a CUDA device gets the ordinary builds; any other the CPU builds (1.1 GB instead of 5.5 GB).
 CONSTRAINTS := $(if $(shell nvidia-smi -L 2>/dev/null),,-c constraints/cpu.txt)
 

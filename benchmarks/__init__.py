@@ -11,6 +11,7 @@ import coadvise.torchvision_guard  # noqa: F401  (before a benchmark imports tim
 
 NAMES = (
     "involution",
+    "batch_norm",
     "step",
     "student",
     "export",

@@ -160,7 +160,9 @@ def _kind(name: str, args: Any) -> str:
         return ATTENTION
     if name.startswith(("_fused", "_foreach")):  # of the optimiser, the gradient's norm and the averaged weights
         return UPDATE
-    return PRODUCT if name in _PRODUCTS else NORM if "_norm" in name and "native" in name else OTHER
+    if name.startswith(("native_", "batch_norm_relu")) and "_norm" in name:
+        return NORM
+    return PRODUCT if name in _PRODUCTS else OTHER
 
 
 def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> float:

@@ -12,11 +12,10 @@ from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from coadvise.errors import UserError
-from coadvise.models.staged import ConvBNReLU, StagedNet, build_stages, create_staged, default_cfg
-from coadvise.ops import Involution2d
+from coadvise.models.staged import ConvBNReLU, StagedNet, build_stages, create_staged, default_cfg, joined
+from coadvise.ops import Involution2d, NormedSequential, normed
 
 GROUP_CHANNELS = 16  # channels that share one involution kernel
 EXPANSION = 4  # a block's output width over its bottleneck's
@@ -35,7 +34,7 @@ def overlapping_kernel(stride: int) -> int:
     return max(3, 2 * stride - 1)
 
 
-def involution_stem(in_chans: int, width: int, stride: int = 2, last_stride: int = 1) -> nn.Sequential:
+def involution_stem(in_chans: int, width: int, stride: int = 2, last_stride: int = 1) -> NormedSequential:
     """RedNet's stem: 3x3 convolution to half the width, 3x3 involution, 3x3 convolution, each with batch norm and ReLU.
 
     Args:
@@ -50,7 +49,7 @@ def involution_stem(in_chans: int, width: int, stride: int = 2, last_stride: int
     if width < 1 or width % (2 * GROUP_CHANNELS):
         raise UserError(f"stem width {width} must be a multiple of {2 * GROUP_CHANNELS}")
     half = width // 2
-    return nn.Sequential(
+    return NormedSequential(
         ConvBNReLU(in_chans, half, overlapping_kernel(stride), stride),
         Involution2d(half, 3, group_channels=GROUP_CHANNELS),
         nn.BatchNorm2d(half),
@@ -93,13 +92,9 @@ class InvolutionBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
-        x = self.bn3(self.conv3(x))
-        if self.drop_path is not None:
-            x = self.drop_path(x)
-        x += shortcut  # in place: no layer's gradient needs what x was
-        return F.relu(x, inplace=True)
+        x = normed(self.bn1, self.conv1(x))
+        x = normed(self.bn2, self.conv2(x))
+        return joined(self.bn3, self.conv3(x), shortcut, self.drop_path)
 
 
 class RedNet(StagedNet):

@@ -4,10 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from timm.models.resnet import BasicBlock
-from torch import nn
+from torch import Tensor, nn
 
-from coadvise.models.staged import ConvBNReLU, StagedNet, build_stages
+from coadvise.models.staged import ConvBNReLU, StagedNet, build_stages, joined
+from coadvise.ops import normed
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut around them, under the names that timm's block has.
+
+    Args:
+        in_width: Channels of the input [B, in_width, H, W].
+        width: Channels of the output [B, width, H / stride, W / stride].
+        stride: Stride of the first convolution.
+        downsample: Projection of the shortcut; None for the identity.
+        drop_path: Stochastic depth; None for none.
+    """
+
+    def __init__(
+        self, in_width: int, width: int, stride: int, downsample: nn.Module | None, drop_path: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_width, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = downsample
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = normed(self.bn1, self.conv1(x))
+        return joined(self.bn2, self.conv2(x), shortcut, self.drop_path)
 
 
 class BasicResNet(StagedNet):
@@ -49,17 +77,12 @@ class BasicResNet(StagedNet):
         drop_path_rate: float = 0.0,
         zero_init_last: bool = False,
     ) -> None:
-        def block(
-            in_width: int, width: int, stride: int, shortcut: nn.Module | None, drop_path: nn.Module | None
-        ) -> nn.Module:
-            return BasicBlock(in_width, width, stride, shortcut, drop_path=drop_path)
-
         super().__init__(
             stem=ConvBNReLU(in_chans, widths[0], stem_kernel, stem_stride),
             stem_width=widths[0],
             stem_stride=stem_stride,
             stem_pool=stem_pool,
-            stages=build_stages(block, widths[0], widths, depths, strides, drop_path_rate),
+            stages=build_stages(BasicBlock, widths[0], widths, depths, strides, drop_path_rate),
             widths=widths,
             strides=strides,
             in_chans=in_chans,

@@ -11,15 +11,11 @@
  * Every value written has one owner and one order of summation: results depend on neither thread count nor run.
  * Groups that are narrower than LANES, or no multiple of it, are padded with zeros.
  */
+#include "lanes.h"
 #include <omp.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define LANES 16
-typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef uint32_t words __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 #ifndef __AVX512F__ /* two registers a vec, which GCC keeps in memory unless they are taken apart */
 #define PART 8
 #else
@@ -29,7 +25,6 @@ typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(2), may_a
 typedef int32_t lanes_index __attribute__((vector_size(PART * 4)));
 typedef float part __attribute__((vector_size(PART * 4), aligned(4), may_alias));
 typedef float octet __attribute__((vector_size(32), aligned(4), may_alias));
-#define INLINE static inline __attribute__((always_inline))
 #define TILE 4 /* output pixels of a row computed together: independent sums hide the latency of an addition */
 
 #if defined(__clang__)
@@ -65,10 +60,6 @@ typedef struct {
     float *weight, *pixels, *dw; /* widened weights, padded pixels and float32 weight gradients of one tile */
 } Scratch;
 
-INLINE vec load(const float *p) { return *(const vec *)p; }
-INLINE void store(float *p, vec v) { *(vec *)p = v; }
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t item(const Plan *p) { return p->bf16 ? 2 : 4; }
 INLINE const char *at(const void *base, int64_t index, const Plan *p) { return (const char *)base + index * item(p); }
 
@@ -82,14 +73,13 @@ INLINE void widen(const void *from, float *to, int64_t count, const Plan *p) {
     const uint16_t *source = from;
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES)
-        *(words *)(to + i) = __builtin_convertvector(*(const halves *)(source + i), words) << 16;
+        store(to + i, widened(source + i));
     for (; i < count; i++) {
         const uint32_t bits = (uint32_t)source[i] << 16;
         memcpy(to + i, &bits, 4);
     }
 }
 
-/* To nearest, ties to even; a NaN must not round to infinity. */
 INLINE void narrow(const float *from, void *to, int64_t count, const Plan *p) {
     if (!p->bf16) {
         memcpy(to, from, (size_t)count * 4);
@@ -97,11 +87,7 @@ INLINE void narrow(const float *from, void *to, int64_t count, const Plan *p) {
     }
     uint16_t *target = to;
     int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) {
-        const words bits = *(const words *)(from + i), nan = (words)((bits & 0x7fffffff) > 0x7f800000);
-        const words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-        *(halves *)(target + i) = __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), halves);
-    }
+    for (; i + LANES <= count; i += LANES) narrow_to(target + i, load(from + i));
     for (; i < count; i++) {
         uint32_t bits;
         memcpy(&bits, from + i, 4);

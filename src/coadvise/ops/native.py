@@ -69,13 +69,18 @@ def function(library: ctypes.CDLL | None, name: str, *arguments: Any) -> Callabl
 
 
 def build(source: Path, *flags: str) -> Path:
-    """Compiles a C source, unless the cache has a library of this source, compiler, processor, OpenMP and PyTorch."""
+    """Compiles a C source, unless the cache has a library of it.
+
+    That is one of this source and the headers beside it, this compiler, processor, OpenMP and PyTorch.
+    """
     compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
     if compiler is None:
         raise FileNotFoundError(f"no {', '.join(COMPILERS)} on PATH")
     version = _run(compiler, "--version")
     runtime = _openmp_runtime()
-    made_of = (source.read_text(), version, _processor(), str(runtime), torch.__version__, *FLAGS, *flags)
+    headers = sorted(source.parent.glob("*.h"))
+    texts = [file.read_text() for file in (source, *headers)]
+    made_of = (*texts, version, _processor(), str(runtime), torch.__version__, *FLAGS, *flags)
     name = f"{PREFIX}{hashlib.sha256(chr(0).join(made_of).encode()).hexdigest()[:24]}.so"
     cached = cache_path()
     if cached is not None and (cached / name).exists():  # also where the folder can only be read
