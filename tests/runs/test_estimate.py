@@ -1,19 +1,22 @@
 """Training times are the median of timed steps, times the number of steps."""
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import Stopper, records
 
 from coadvise import Interrupted, fit
+from coadvise.config.schema import EngineConfig
 from coadvise.data.scan import scan
 from coadvise.data.sources import source_of
 from coadvise.runs import estimate as estimate_module
-from coadvise.runs.estimate import Forecast, estimate
+from coadvise.runs.estimate import Forecast, estimate, forecast
 from coadvise.runs.options import FitOptions
 from coadvise.runs.plan import plan_fit
 from coadvise.training import probe
@@ -26,7 +29,7 @@ Seconds = Callable[[Sequence[str]], dict[str, float]]
 def estimated(tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seconds:
     """Seconds by network if making a batch of views takes one second and a step another one."""
     ticks = count()
-    monkeypatch.setattr(estimate_module.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(estimate_module, "clock_of", lambda engine: lambda: float(next(ticks)))
     monkeypatch.setattr(estimate_module, "STEP_SECONDS", 100.0)
 
     def seconds(overrides: Sequence[str]) -> dict[str, float]:
@@ -47,9 +50,10 @@ def test_training_takes_its_steps(finished: Path, estimated: Seconds, monkeypatc
     accumulated = estimated(["student.recipe.accumulate=3"])
     assert accumulated["students/advised-1"] == accumulated["students/alone-0"] == 24
     assert "teachers/conv" not in estimated([f"teachers.conv.start={finished / 'teachers' / 'conv'}"])
-    ticks = chain((0, 1, 2), (3, 50, 100), count(101))  # after that of the first, small step
-    monkeypatch.setattr(estimate_module.time, "perf_counter", lambda: float(next(ticks)))
-    assert set(estimated([]).values()) == {8}, "a slow first step does not count"
+    slow, small, first = (0, 50, 100), (101, 102, 103), (104, 150, 200)
+    ticks = chain(slow, small, first, count(201))
+    monkeypatch.setattr(estimate_module, "clock_of", lambda engine: lambda: float(next(ticks)))
+    assert set(estimated([]).values()) == {8}, "neither the first step nor the first of all images counts"
 
 
 def test_a_slow_network_is_timed_on_few_images(estimated: Seconds, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,3 +102,26 @@ def test_only_a_part_of_a_large_batch_is_timed(estimated: Seconds, monkeypatch: 
     assert set(estimated([]).values()) == {24}
     monkeypatch.setattr(Engine, "processes", 3)
     assert set(estimated([]).values()) == {8}, "of the 12 images of a step each process has 4"
+
+
+def test_a_busy_machine_is_named(
+    tiny_images: Path, tiny_preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_fit(FitOptions.of(data=str(tiny_images), preset=tiny_preset, out=tmp_path))
+    dataset = scan(source_of(plan.config), plan.config.data.image_size, plan.config.in_memory)
+    engine = Engine(plan.config.engine)
+    monkeypatch.setattr(estimate_module, "clock_of", lambda engine: count().__next__)
+    for share, busy in [(0.5, True), (0.95, False)]:
+        clock = count()
+        monkeypatch.setattr(estimate_module.time, "process_time", lambda share=share, clock=clock: share * next(clock))
+        monkeypatch.setattr(estimate_module.time, "monotonic", count().__next__)
+        found = forecast(plan, dataset, engine)
+        assert found.share == share
+        assert ("other programs" in found.text()) == busy
+
+
+def test_one_thread_s_own_time_counts_and_several_threads_time_by_the_clock() -> None:
+    engine = Engine(EngineConfig(device="cpu"))
+    assert estimate_module.clock_of(engine) is time.process_time
+    torch.set_num_threads(2)
+    assert estimate_module.clock_of(engine) is time.perf_counter

@@ -131,6 +131,21 @@ def test_every_study_s_networks_can_be_made_of_every_preset(preset: str) -> None
     assert len(made) >= 20
 
 
+def test_a_student_is_said_to_have_the_stems_that_it_has() -> None:
+    for study, preset in [
+        ("gain", "small-images"),
+        ("table7", "small-images"),
+        ("attention", "small-images"),
+        ("gain", "digits"),
+    ]:
+        plan = planned(study, preset)
+        last = plan.rows[STUDIES[study].rows[-1].name].config.student
+        has_stems = any(
+            "stems" in name for name, _ in timm.create_model(last.model, **last.model_kwargs).named_modules()
+        )
+        assert ("not aligned" in plan.networks["Transformer-Ti"]) == (not has_stems)
+
+
 def test_the_figure_has_a_point_for_each_row(studied: Studied) -> None:
     result, _ = studied.run("figure4")
     root = ElementTree.parse(studied.out / "figure4.svg").getroot()

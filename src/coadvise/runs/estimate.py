@@ -24,11 +24,12 @@ from coadvise.training.engine import Engine
 from coadvise.training.optim import average_of, make_optimiser
 
 # On a CPU, where time grows with the number of images, a step of a large network is timed on few of them.
-FIRST_IMAGES = 2  # of an untimed step, whose time says how many images are timed
+FIRST_IMAGES = 2  # of two steps, of which the second says how many images are timed
 TIMED_IMAGES = 64  # at most
 STEP_SECONDS = 0.4  # that a timed step should take
 TIMED_SECONDS = 1.0  # for so long, and at least twice, steps are timed; the first does not count
 LONG = 6 * 3600  # seconds; what takes longer deserves a warning
+FREE = 0.75  # of a core, on average; what times steps with less is kept waiting by other programs
 WORTH_TIMING = 2e8  # pixels of all training views; what has fewer is trained in a few minutes
 
 
@@ -39,15 +40,18 @@ class Forecast:
     Attributes:
         seconds: until all is trained.
         jobs: networks that are trained at the same time, at most.
+        share: of a core, that timing the steps had on average.
     """
 
     seconds: float
     jobs: int
+    share: float = 1.0
 
     def text(self) -> str:
         """As the user reads it."""
         several = f", {self.jobs} networks at a time" if self.jobs > 1 else ", one network after the other"
-        return f"{time_text(self.seconds)} on this machine{several}"
+        busy = "; longer while other programs keep it busy, as now" if self.share < FREE else ""
+        return f"{time_text(self.seconds)} on this machine{several}{busy}"
 
     def warning(self, preset: str) -> str | None:
         """What to do about a very long run; None if it is not."""
@@ -71,11 +75,25 @@ def forecast(
     Args:
         tell: receives each network and its seconds as soon as they are known.
     """
-    seconds = {}
+    seconds, share = {}, share_of_a_core(engine)
     for part, seconds[part.name] in estimate(plan, dataset, engine):
         tell(part.title, seconds[part.name])
     found = phases(plan, engine)
-    return Forecast(sum(duration(phase, seconds) for phase in found), max(phase.jobs for phase in found))
+    return Forecast(sum(duration(phase, seconds) for phase in found), max(phase.jobs for phase in found), share())
+
+
+def share_of_a_core(engine: Engine) -> Callable[[], float]:
+    """Returns a function that says how much of a core this process has had since then; 1 where a GPU computes."""
+    began, used = time.monotonic(), time.process_time()
+    if engine.device.type != "cpu":
+        return lambda: 1.0
+    return lambda: (time.process_time() - used) / max(time.monotonic() - began, 1e-9)
+
+
+def clock_of(engine: Engine) -> Callable[[], float]:
+    """Seconds as an idle machine would take them: those of the process, where it has one thread and no GPU."""
+    alone = engine.device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
 
 
 def is_worth_timing(plan: RunPlan, dataset: Dataset) -> bool:
@@ -140,13 +158,14 @@ def _training_seconds(part: Part, config: RunConfig, dataset: Dataset, engine: E
     only_head = adaptation(part, config) == "probe"
     optimiser = make_optimiser(network.model, recipe)
     averaged = average_of(network, recipe)
+    clock = clock_of(engine)
 
     def step(size: int, number: int) -> tuple[float, float]:
         """Seconds that views of some images and a step on them take."""
-        began = time.perf_counter()
+        began = clock()
         batch = engine.place(views[0, np.arange(size)])
         engine.synchronise()
-        seen = time.perf_counter()
+        seen = clock()
         if only_head:
             with torch.inference_mode(), engine.autocast():
                 network.eval()(batch.images)
@@ -161,12 +180,13 @@ def _training_seconds(part: Part, config: RunConfig, dataset: Dataset, engine: E
             if averaged is not None:
                 averaged.update(network, number)
         engine.synchronise()
-        return seen - began, time.perf_counter() - seen
+        return seen - began, clock() - seen
 
     timed = images
     if engine.device.type == "cpu":
         few = min(images, FIRST_IMAGES)
-        seconds = sum(step(few, 0)) / few
+        step(few, 0)  # makes kernels, which would look like a slow network
+        seconds = sum(step(few, 1)) / few
         timed = max(few, min(images, TIMED_IMAGES, int(STEP_SECONDS / seconds)))
     taken = list[tuple[float, float]]()
     while len(taken) < 3 or sum(map(sum, taken[1:])) < TIMED_SECONDS:

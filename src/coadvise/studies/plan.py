@@ -136,7 +136,8 @@ class _Planner:
             if not TEACHERS[name].again:
                 found[study.networks.get(name, TEACHERS[name].paper)] = f"{name} ({_network(teacher)})"
         if row.role != TEACHER and config.student.model == self.base.student.model:
-            stems = "" if config.student.model_kwargs.get("aligned") else ", tokens not aligned"
+            own = "_aligned_" in config.student.model  # has stems unless the configuration takes them away
+            stems = "" if config.student.model_kwargs.get("aligned", own) else ", tokens not aligned"
             found[study.networks.get(STUDENT, "Transformer-Ti")] = f"student ({_network(config.student)}{stems})"
         return found
 

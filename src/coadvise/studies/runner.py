@@ -13,7 +13,7 @@ from coadvise.data.scan import scan
 from coadvise.data.scanned import Dataset
 from coadvise.data.sources import short_name, source_of
 from coadvise.errors import UserError
-from coadvise.runs.estimate import Forecast, estimate
+from coadvise.runs.estimate import Forecast, estimate, share_of_a_core
 from coadvise.runs.executors.base import run_tasks
 from coadvise.runs.executors.local import Local
 from coadvise.runs.executors.places import cluster_of
@@ -105,12 +105,12 @@ def estimate_study(options: StudyOptions, say: Callable[[str], None], tell: Call
         check_shift(shift, dataset.classes, config.data.elsewhere())
     total, datasets = 0.0, _datasets(plan, presized=False)
     with Engine(config.engine) as engine:
-        jobs = _jobs(plan, engine, options)
+        jobs, share = _jobs(plan, engine, options), share_of_a_core(engine)
         for run in plan.runs.values():
             for part, seconds in estimate(replace(run, jobs=jobs), datasets[run.folder], engine):
                 tell(f"{part.title}: {plan.title_of(run)}", seconds)
                 total += seconds
-    return Forecast(total / jobs, jobs)
+        return Forecast(total / jobs, jobs, share())
 
 
 def _jobs(plan: StudyPlan, engine: Engine, options: StudyOptions) -> int:
