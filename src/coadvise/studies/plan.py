@@ -106,6 +106,11 @@ class _Planner:
                 runs.setdefault(run.folder, run)
                 rows[row.name] = run.folder  # the last one; the others are of its teachers
             networks |= self.stand_ins(row, study)
+        if self.options.weights is not None and not any(self.has_given_weights(run) for run in runs.values()):
+            raise UserError(
+                f"--weights: no network of {self.options.name} takes any: it varies how they train, or it trains this "
+                "preset's own; give weights to table2 or table3, or add --networks paper"
+            )
         return StudyPlan(runs, {row: runs[folder] for row, folder in rows.items()}, networks)
 
     def paper(self, row: Row, study: Study) -> Mapping[str, str] | None:
@@ -154,6 +159,10 @@ class _Planner:
             if (path := Path(given) / f"{model}{ending}").is_file():
                 return {"start": str(path), "adapt": "none"}
         return {}
+
+    def has_given_weights(self, run: RunPlan) -> bool:
+        teachers = run.config.teachers.values()
+        return any(t.start is not None and not Path(str(t.start)).is_relative_to(self.folder) for t in teachers)
 
     def runs_for(self, row: Row, study: Study) -> list[RunPlan]:
         """The run of a row, after those of its teachers."""
