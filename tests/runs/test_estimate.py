@@ -50,15 +50,17 @@ def test_training_takes_its_steps(finished: Path, estimated: Seconds, monkeypatc
     accumulated = estimated(["student.recipe.accumulate=3"])
     assert accumulated["students/advised-1"] == accumulated["students/alone-0"] == 24
     assert "teachers/conv" not in estimated([f"teachers.conv.start={finished / 'teachers' / 'conv'}"])
-    slow, small, first = (0, 50, 100), (101, 102, 103), (104, 150, 200)
-    ticks = chain(slow, small, first, count(201))
+    slow, small, larger, first = (0, 50, 100), (101, 102, 103), (104, 105, 106), (107, 150, 200)
+    ticks = chain(slow, small, larger, first, count(201))
     monkeypatch.setattr(estimate_module, "clock_of", lambda engine: lambda: float(next(ticks)))
     assert set(estimated([]).values()) == {8}, "neither the first step nor the first of all images counts"
 
 
 def test_a_slow_network_is_timed_on_few_images(estimated: Seconds, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate_module, "STEP_SECONDS", 3.0)  # two images take two seconds
-    assert set(estimated([]).values()) == {2 * 2 * 2.0 * 12 / 3}
+    monkeypatch.setattr(estimate_module, "STEP_SECONDS", 8.0)  # two images take two seconds, and eight take two
+    assert set(estimated([]).values()) == {2 * 2 * 2.0}
+    monkeypatch.setattr(estimate_module, "STEP_SECONDS", 7.0)
+    assert set(estimated([]).values()) == {2 * 2 * 2.0 * 12 / 2}
 
 
 def test_a_probe_sees_few_epochs(estimated: Seconds, finished: Path) -> None:

@@ -24,9 +24,8 @@ from coadvise.training.engine import Engine
 from coadvise.training.optim import average_of, make_optimiser
 
 # On a CPU, where time grows with the number of images, a step of a large network is timed on few of them.
-FIRST_IMAGES = 2  # of two steps, of which the second says how many images are timed
-TIMED_IMAGES = 64  # at most
-STEP_SECONDS = 0.4  # that a timed step should take
+FIRST_IMAGES, GROWTH, TIMED_IMAGES = 2, 4, 64  # of the first step, from one step to a larger one, at most
+STEP_SECONDS = 0.8  # that a timed step may take
 TIMED_SECONDS = 1.0  # for so long, and at least twice, steps are timed; the first does not count
 LONG = 6 * 3600  # seconds; what takes longer deserves a warning
 FREE = 0.75  # of a core, on average; what times steps with less is kept waiting by other programs
@@ -184,10 +183,13 @@ def _training_seconds(part: Part, config: RunConfig, dataset: Dataset, engine: E
 
     timed = images
     if engine.device.type == "cpu":
-        few = min(images, FIRST_IMAGES)
-        step(few, 0)  # makes kernels, which would look like a slow network
-        seconds = sum(step(few, 1)) / few
-        timed = max(few, min(images, TIMED_IMAGES, int(STEP_SECONDS / seconds)))
+        timed, most = min(images, FIRST_IMAGES), min(images, TIMED_IMAGES)
+        step(timed, 0)  # makes kernels, which would look like a slow network
+        while timed < most:  # an image costs more in a small step
+            larger = min(most, GROWTH * timed)
+            if sum(step(timed, 1)) * larger / timed > STEP_SECONDS:
+                break
+            timed = larger
     taken = list[tuple[float, float]]()
     while len(taken) < 3 or sum(map(sum, taken[1:])) < TIMED_SECONDS:
         taken.append(step(timed, len(taken)))
