@@ -304,6 +304,30 @@ def test_three_splits_of_the_photographs_together_are_what_their_records_say() -
             assert f"| {name} | {_percent(row, 'top1')} | {100 * row['macro_accuracy']:.1f} % |" in RESULTS
 
 
+def test_gains_over_pictures_and_epochs_are_what_the_study_found() -> None:
+    folder = ROOT / "results/cifar10-500-gain"
+    page = RESULTS.partition("## From 20 to 500 pictures a class")[2].partition("\n## ")[0]
+    shown = [line for line in page.splitlines() if " a class, " in line and line.startswith("|")]
+    measured = [
+        line for line in (folder / "gain.md").read_text().splitlines() if " a class, " in line and " % |" in line
+    ]
+    assert shown == measured
+    rows = json.loads((folder / "gain.json").read_text())["rows"]
+    tops = {row["name"]: 100 * row["figures"]["top1"]["mean"] for row in rows if row["figures"]["top1"]["mean"]}
+    epochs = [
+        tops[f"{few} a class, 4 times as many, alone"] - tops[f"{few} a class, the preset's epochs, alone"]
+        for few in (20, 50)
+    ]
+    assert f"brought {epochs[0]:.1f} and {epochs[1]:.1f} points alone" in " ".join(page.split())
+    leads = {row["name"]: 100 * (row["figures"]["lead"]["mean"] or 0) for row in rows}
+    for few, said in ((20, 37.2), (50, 48.7)):
+        name = f"{few} a class, 4 times as many"
+        assert said == pytest.approx(tops[f"{name}, alone"] + leads[f"{name}, co-advised"], abs=0.05)
+        assert f"({said} and " in page
+    assert tops["20 a class, 4 times as many, alone"] > 37.2
+    assert tops["50 a class, 4 times as many, co-advised"] > 48.7
+
+
 def test_what_patience_brings_on_cifar_is_what_its_record_says() -> None:
     verdict, config = _verdict("cifar10-500-patient"), read_config(ROOT / "results/cifar10-500-patient/config.yaml")
     page = RESULTS.partition("### With six times the patience")[2].partition("\n#")[0]

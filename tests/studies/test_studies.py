@@ -29,6 +29,7 @@ from coadvise.studies.measures import MEASURES
 from coadvise.studies.networks import PAPER_MODELS, scaled
 from coadvise.studies.plan import StudyPlan, plan_study, row_config, study_config
 from coadvise.studies.question import over
+from coadvise.studies.result import draw
 from coadvise.studies.runner import estimate_study, run_study
 from coadvise.studies.table4 import SMALL_MIXER, SMALL_RESNET10
 from coadvise.training.engine import Engine
@@ -155,6 +156,31 @@ def test_the_figure_has_a_point_for_each_row(studied: Studied) -> None:
     texts = [element.text for element in root.iter() if element.tag.endswith("text")]
     assert {"18, 1/4", "600M, all", "50, all"} <= set(texts)
     assert {"the teacher's top-1 %", "ResNet", "RegNetY", "RedNet"} <= set(texts)
+
+
+def test_a_figure_of_gains_has_the_intervals_of_their_claims() -> None:
+    study = STUDIES["gain"]
+    claims = [
+        {
+            "rows": claim.weights({}),
+            "over": {"seeds": None, "images": {"mean": 0.04, "low": 0.03, "high": 0.05 + n / 100}},
+        }
+        for n, claim in enumerate(study.claims)
+    ]
+    figure = {"mean": 0.04, "spread": None}
+    rows = [
+        {"name": row.name, "figures": {"gain": figure, "lead": figure}} for row in study.rows if row.role == ADVISED
+    ]
+    root = ElementTree.fromstring(draw(study, {"rows": rows, "claims": claims}))
+    marks = [element for element in root.iter() if element.get("class") == "mark"]
+    bars = [
+        e for e in root.iter() if e.tag.endswith("}line") and e.get("stroke") in {mark.get("fill") for mark in marks}
+    ]
+    lengths = [abs(float(bar.get("y1", 0)) - float(bar.get("y2", 0))) for bar in bars]
+    assert len(marks) == len(rows) == len(bars)
+    assert sorted(length / min(lengths) for length in lengths) == pytest.approx(
+        [1 + n / 2 for n in range(len(rows))], rel=0.02
+    )
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -18,7 +18,7 @@ INK, SOFT, GRID = "#1c1f24", "#5a616b", "#e9e7e1"
 
 @dataclass(frozen=True)
 class Point:
-    """A mark at (x, y), its label, and the standard deviation of y over seeds (None for one seed)."""
+    """A mark at (x, y), its label, and how far its bar reaches up and down, None for no bar."""
 
     x: float
     y: float

@@ -7,7 +7,7 @@ LIKE = 2  # a set is like another that has at most so many times as many picture
 
 
 class Gain(NamedTuple):
-    """Of one run.
+    """Of one run, or of two rows of the study of gains.
 
     Attributes:
         record: its folder in `results/`.
@@ -23,7 +23,8 @@ class Gain(NamedTuple):
 GAINS = (
     Gain("digits", 30, 2.0), Gain("clothing", 128, 9.9), Gain("trashnet", 337, 4.4), Gain("trashnet-128", 337, 4.0),
     Gain("trashnet-128-split1", 337, 4.6), Gain("trashnet-128-split2", 337, 3.8), Gain("cifar10-500", 500, 6.6),
-    Gain("cifar10-500-one-seed", 500, 5.5),
+    Gain("cifar10-500-one-seed", 500, 5.5), Gain("cifar10-500-gain", 20, 2.1), Gain("cifar10-500-gain", 50, 3.7),
+    Gain("cifar10-500-gain", 100, 4.9),
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from coadvise.evaluation.verdict import Interval, direction, paired_interval, se
 from coadvise.report.scatter import Point, scatter
 from coadvise.runs.run import made_here
 from coadvise.studies import Claim, Study
-from coadvise.studies.columns import Column
+from coadvise.studies.columns import GAIN, Column
 from coadvise.studies.measures import Finished, Value, measure
 from coadvise.studies.question import SIMILAR, Weights
 from coadvise.training.engine import Engine
@@ -240,7 +240,10 @@ def _line(cells: list[str]) -> str:
 
 
 def draw(study: Study, result: Mapping[str, Any]) -> str:
-    """The study's figure, an SVG file's text: a point for each row that has both figures."""
+    """The study's figure, an SVG file's text: a point for each row that has both figures.
+
+    A bar is the interval of a claim about the row where gains are shown, else the standard deviation over seeds.
+    """
     assert study.figure is not None
     across, up = (next(c for c in study.columns if c.name == name) for name in (study.figure.x, study.figure.y))
     series: dict[str, list[Point]] = {}
@@ -249,6 +252,15 @@ def draw(study: Study, result: Mapping[str, Any]) -> str:
         if x["mean"] is None or y["mean"] is None:  # not trained yet
             continue
         kind, label = study.figure.point(row["name"])
-        spread = None if y["spread"] is None else up.scale * y["spread"]
+        reach = _half_interval(result, row["name"]) if up is GAIN else y["spread"]
+        spread = None if reach is None else up.scale * reach
         series.setdefault(kind, []).append(Point(across.scale * x["mean"], up.scale * y["mean"], label, spread))
-    return scatter(series, study.title, f"{across.heading}{across.unit}", f"{up.heading}{up.unit}")
+    bars = ", with its 95 % interval" if up is GAIN else ""
+    return scatter(series, study.title, f"{across.heading}{across.unit}", f"{up.heading}{up.unit}{bars}")
+
+
+def _half_interval(result: Mapping[str, Any], row: str) -> float | None:
+    """Of the claim that a row is above another: over seeds if there are several, else over images."""
+    claims = [claim for claim in result["claims"] if claim["rows"].get(row) == 1]
+    over = [claim["over"]["seeds"] or claim["over"]["images"] for claim in claims]
+    return next(((interval["high"] - interval["low"]) / 2 for interval in over if interval is not None), None)
