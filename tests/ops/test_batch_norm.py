@@ -3,6 +3,7 @@
 import subprocess
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -196,10 +197,17 @@ def test_a_sequence_is_that_of_pytorch_under_the_same_names() -> None:
     assert len(heard) == 1
 
 
-def test_it_is_counted_as_a_norm_and_exports_without_it() -> None:
+@needs_native
+def test_a_plan_counts_one_norm_whether_it_is_for_this_processor_or_not() -> None:
     module = NormedSequential(layer(16), nn.ReLU()).eval()
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), Tally() as tally:
-        module(torch.empty(4, 16, 6, 8).to(memory_format=torch.channels_last))
-    assert tally.work[NORM].calls == 1
+    for context, ours in ((nullcontext, 1), (batch_norm.switched_off, 0)):
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), context(), Tally() as tally:
+            x = torch.empty(4, 16, 6, 8).to(memory_format=torch.channels_last)
+            assert calls(lambda x=x: module(x)) == ours
+        assert tally.work[NORM].calls == 1
+
+
+def test_exports_have_pytorch_s() -> None:
+    module = NormedSequential(layer(16), nn.ReLU()).eval()
     graph = torch.export.export(module, (images(16),)).graph
     assert not [node for node in graph.nodes if "coadvise" in str(node.target)]

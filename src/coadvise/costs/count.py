@@ -160,7 +160,7 @@ def _kind(name: str, args: Any) -> str:
         return ATTENTION
     if name.startswith(("_fused", "_foreach")):  # of the optimiser, the gradient's norm and the averaged weights
         return UPDATE
-    if name.startswith(("native_", "batch_norm_relu")) and "_norm" in name:
+    if "_norm" in name and ("native" in name or name.startswith("batch_norm_relu")):
         return NORM
     return PRODUCT if name in _PRODUCTS else OTHER
 

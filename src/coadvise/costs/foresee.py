@@ -1,6 +1,7 @@
 """What a preset costs on a machine: minutes, memory, cores and bytes of each network, and what holds it up."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from coadvise.data.loader import whole_batch
 from coadvise.errors import UserError
 from coadvise.models import TokenModel
 from coadvise.models.network import Network, build_network, on_meta
+from coadvise.ops.batch_norm import switched_off
 from coadvise.runs.network_job import augment_of, loss_weights_of, recipe_of
 from coadvise.runs.plan import ADVISED, ALONE, START, TEACHER, Part, RunPlan, adaptation, run_parts
 from coadvise.runs.schedule import Phase, duration, phases, threads_of
@@ -162,7 +164,8 @@ def network_of(question: Question, part: Part, threads: int) -> Foreseen:
         plain = question.half and not target.gpu
         return TrainingStep(network, None if only_head else recipe, asked, question.half, plain)
 
-    own, double = count(step, (images, 2 * images), config.data.image_size, recipe.accumulate)
+    with switched_off() if target.gpu else nullcontext():
+        own, double = count(step, (images, 2 * images), config.data.image_size, recipe.accumulate)
     computing, issuing = rates.by_kind(own), rates.issuing(own)
     using = rates.seconds(own)
     a_view = _view_seconds(question, augment.kind)
@@ -214,7 +217,8 @@ def _teachers_share(question: Question, rates: Rates, names: Sequence[str], imag
             materialise(network)
             return TrainingStep(network, None, (), question.half, question.half and not question.target.gpu)
 
-        (counted,) = count(step, [images], config.data.image_size)
+        with switched_off() if question.target.gpu else nullcontext():
+            (counted,) = count(step, [images], config.data.image_size)
         return rates.seconds(counted)
 
     return min(1.0, config.student.recipe.accumulate * sum(map(seconds, names)) / using)

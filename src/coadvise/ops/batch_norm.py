@@ -6,7 +6,8 @@ takes its place where it can. A compiler fuses by itself, and an export needs pl
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -66,9 +67,23 @@ class NormedSequential(nn.Sequential):
         return x
 
 
+_off = False
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Within it PyTorch does everything on a CPU too, as it does on a GPU that a plan is made for."""
+    global _off
+    before, _off = _off, True
+    try:
+        yield
+    finally:
+        _off = before
+
+
 def _applies(norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None) -> bool:
     """Whether the operator does what the layer would do, and a kernel for it is there."""
-    if x.device.type != "cpu" or x.dtype not in DTYPES or x.ndim != 4 or not x.numel():
+    if _off or x.device.type != "cpu" or x.dtype not in DTYPES or x.ndim != 4 or not x.numel():
         return False
     if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or _hooked(norm):
         return False
