@@ -1,14 +1,13 @@
 """Batch norm with the shortcut and the ReLU behind it as one operation, against PyTorch's three.
 
 Rows are a forward and backward pass at shapes of the preset small-images, and an answer and a training step (forward,
-cross-entropy, backward, fused AdamW, one fixed batch) of its two teachers, once with PyTorch's operations and once with
-ours. Freed memory is kept, as in a training run. The floor of a shape is its bytes, each read or written once, at the
-speed of a large copy; that of a network its arithmetic at the speed of a large matrix product. For CPUs: on a GPU both
-sides would be PyTorch's.
+cross-entropy, backward, fused AdamW, one fixed batch) of its teachers and its student, once with PyTorch's operations
+and once with ours. Freed memory is kept, as in a training run. The floor of a shape is its bytes, each read or written
+once, at the speed of a large copy; that of a network its arithmetic at the speed of a large matrix product. For CPUs:
+on a GPU both sides would be PyTorch's.
 """
 
 from collections.abc import Callable
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +15,14 @@ from torch import Tensor, nn
 
 from benchmarks.floor import copy_bandwidth, operations, peak_operations
 from benchmarks.table import Row, Setting, Table, machine
+from coadvise.advice import CLASS
 from coadvise.config.reading import load_config
 from coadvise.evaluation.speed import interleaved
 from coadvise.machine import keep_freed_memory
 from coadvise.models.network import build_network
-from coadvise.ops import batch_norm, normed
+from coadvise.ops import batch_norm_relu
+from coadvise.ops.batch_norm import switched_off
+from coadvise.training.engine import plain_attention
 
 BATCH_SIZE, SIZE, CLASSES = 64, 32, tuple(f"class {n}" for n in range(10))
 SHAPES = ((16, 32), (64, 32), (192, 16), (256, 4))  # channels, pixels a side
@@ -36,7 +38,7 @@ def passes(channels: int, side: int, batch: int, setting: Setting) -> tuple[Call
     inputs = x.requires_grad_(), shortcut.requires_grad_()
 
     def call() -> object:
-        return torch.autograd.grad(normed(norm, x, shortcut), (*inputs, *norm.parameters()), grad)
+        return torch.autograd.grad(batch_norm_relu(norm, x, shortcut), (*inputs, *norm.parameters()), grad)
 
     return call, 8 * x.nbytes  # x, shortcut, out; the gradient, x, out, and two gradients
 
@@ -49,8 +51,9 @@ def step(model: nn.Module, training: bool, images: Tensor, setting: Setting) -> 
         model.train(training)
         with torch.set_grad_enabled(training):
             with torch.autocast("cpu", torch.bfloat16, enabled=setting.precision == "bfloat16"):
-                logits = model(images)
+                answer = model(images)
             if training:
+                logits = answer if isinstance(answer, Tensor) else answer[CLASS]
                 F.cross_entropy(logits.float(), labels).backward()
                 optimiser.step()
                 optimiser.zero_grad()
@@ -62,7 +65,7 @@ def seconds(call: Callable[[], object], setting: Setting) -> tuple[float, float]
     """Of ours and of PyTorch's."""
 
     def pytorch() -> None:
-        with patch.object(batch_norm, "_applies", lambda *_: False):
+        with switched_off():
             call()
 
     found = interleaved({"ours": call, "pytorch": pytorch}, setting.repeats, setting.synchronise)
@@ -79,11 +82,18 @@ def run(setting: Setting) -> Table:
         ours, pytorch = (1e3 * second for second in seconds(call, setting))
         rows.append(Row(f"{channels} channels, {side}x{side}", "ms", ours, pytorch, 1e3 * moved / bandwidth))
     images = torch.randn(batch, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
-    for name in ("conv", "inv"):
-        model = build_network(load_config("small-images").teachers[name], CLASSES, SIZE, seed=0).model
+    config = load_config("small-images")
+    student = build_network(config.student, CLASSES, SIZE, seed=0, tokens=tuple(config.teachers))
+    if setting.precision == "bfloat16":
+        plain_attention(student)
+    networks = {
+        f"{name} teacher": build_network(teacher, CLASSES, SIZE, 0) for name, teacher in config.teachers.items()
+    }
+    for name, network in {**networks, "student": student}.items():
+        model = network.model
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for training, what in ((False, "answer"), (True, "training step")):
             floor = peak / operations(model, SIZE, backward=training)
             ours, pytorch = (batch / second for second in seconds(step(model, training, images, setting), setting))
-            rows.append(Row(f"{name} teacher, {what}", "images/s", ours, pytorch, floor))
+            rows.append(Row(f"{name}, {what}", "images/s", ours, pytorch, floor))
     return Table("Batch norm, shortcut and ReLU", "PyTorch", rows, {**machine(setting), "batch": batch})

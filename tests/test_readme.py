@@ -323,7 +323,12 @@ def test_gains_over_pictures_and_epochs_are_what_the_study_found() -> None:
     for few, said in ((20, 37.2), (50, 48.7)):
         name = f"{few} a class, 4 times as many"
         assert said == pytest.approx(tops[f"{name}, alone"] + leads[f"{name}, co-advised"], abs=0.05)
-        assert f"({said} and " in page
+        assert f"({said} %)" in page
+    teacher, _, alone, advised = (
+        100 * row["top1"] for row in _verdict("cifar10-500")["rows"] if row["answer"] == "class"
+    )
+    said = f"with all pictures it is {teacher - alone:.0f} points, and the gain {advised - alone:.1f}"
+    assert said in " ".join(page.split())
     assert tops["20 a class, 4 times as many, alone"] > 37.2
     assert tops["50 a class, 4 times as many, co-advised"] > 48.7
 

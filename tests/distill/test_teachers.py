@@ -11,6 +11,7 @@ from coadvise.data.views import Batch
 from coadvise.distill.teachers import Teacher, Teachers, load_teachers
 from coadvise.errors import UserError
 from coadvise.models.network import Network, build_network
+from coadvise.ops.batch_norm import switched_off
 from coadvise.training.engine import Engine
 
 CLASSES = ("ant", "bee", "cow")
@@ -93,7 +94,7 @@ def test_it_is_compiled_once_as_one_graph(network: Network, monkeypatch: pytest.
     teacher = Teacher("conv", network, CLASSES[::-1])
     plain, asked = (Engine(EngineConfig(device="cpu", precision="bfloat16", compile=c)) for c in (False, True))
     plain.prepare(teacher)
-    with plain.autocast():
+    with plain.autocast(), switched_off():  # batch norm as a compiler sees it
         wanted = teacher(images)
     assert wanted.dtype == torch.float32
     torch.testing.assert_close(wanted, teacher(images), rtol=0.1, atol=0.05)
@@ -101,7 +102,7 @@ def test_it_is_compiled_once_as_one_graph(network: Network, monkeypatch: pytest.
     for _ in range(2):  # a run prepares its teachers for each student
         asked.prepare(teacher)
         with asked.autocast():
-            torch.testing.assert_close(teacher(images), wanted, rtol=0.1, atol=0.05)  # batch norm is fused otherwise
+            torch.testing.assert_close(teacher(images), wanted)
     assert len(graphs) == 1
     assert isinstance(teacher, Teacher)
 

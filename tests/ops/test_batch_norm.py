@@ -3,7 +3,6 @@
 import subprocess
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from coadvise.costs.count import NORM, Tally
-from coadvise.ops import NormedSequential, batch_norm, native, normed
+from coadvise.ops import FusedSequential, batch_norm, batch_norm_relu, native
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3}
 needs_native = pytest.mark.skipif(
@@ -86,7 +85,7 @@ def test_agrees_with_pytorch_in_float64(relu: bool, with_shortcut: bool, channel
     norm = layer(channels)
     reference = deepcopy(norm).double()
     inputs, grad = [images(channels, dtype=dtype) for _ in range(1 + with_shortcut)], images(channels, dtype=dtype)
-    found = results(normed, norm, inputs, relu, grad)
+    found = results(batch_norm_relu, norm, inputs, relu, grad)
     wanted = results(plain, reference, [tensor.double() for tensor in inputs], relu, grad.double())
     assert found[0].dtype == dtype
     assert found[0].is_contiguous(memory_format=torch.channels_last)
@@ -95,30 +94,30 @@ def test_agrees_with_pytorch_in_float64(relu: bool, with_shortcut: bool, channel
     assert_near(norm.running_mean, reference.running_mean, 1e-6)
     assert_near(norm.running_var, reference.running_var, 1e-6)
     assert norm.num_batches_tracked == reference.num_batches_tracked == 1
-    assert calls(lambda: normed(deepcopy(norm), *inputs, relu=relu)) == 1
+    assert calls(lambda: batch_norm_relu(deepcopy(norm), *inputs, relu=relu)) == 1
     norm.eval()
     reference.eval()
     before = deepcopy(norm.state_dict())
     with torch.no_grad():
-        assert calls(lambda: normed(norm, *inputs, relu=relu)) == 1
+        assert calls(lambda: batch_norm_relu(norm, *inputs, relu=relu)) == 1
         exact = plain(reference, *[tensor.double() for tensor in inputs], relu=relu)
-        assert_near(normed(norm, *inputs, relu=relu), exact, TOLERANCE[dtype])
+        assert_near(batch_norm_relu(norm, *inputs, relu=relu), exact, TOLERANCE[dtype])
     torch.testing.assert_close(norm.state_dict(), before, rtol=0, atol=0)
 
 
 @needs_native
 def test_values_far_from_zero_keep_their_variance() -> None:
     norm, x = layer(16), images(16, (32, 32)) + 1000.0
-    assert_near(normed(norm, x, relu=False), plain(deepcopy(norm).double(), x.double(), relu=False), 1e-4)
+    assert_near(batch_norm_relu(norm, x, relu=False), plain(deepcopy(norm).double(), x.double(), relu=False), 1e-4)
 
 
 @needs_native
 def test_neither_threads_nor_repetition_change_a_bit() -> None:
     norm, inputs, grad = layer(24), [images(24, (48, 64)), images(24, (48, 64))], images(24, (48, 64))
-    first = results(normed, norm, inputs, True, grad)
+    first = results(batch_norm_relu, norm, inputs, True, grad)
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        for got, want in zip(results(normed, norm, inputs, True, grad), first, strict=True):
+        for got, want in zip(results(batch_norm_relu, norm, inputs, True, grad), first, strict=True):
             assert torch.equal(got, want)
 
 
@@ -128,14 +127,14 @@ def test_numbers_that_are_none_reach_the_output() -> None:
     x[0, 3, 1, 1], x[1, 4, 0, 0] = float("nan"), float("inf")
     with torch.no_grad():
         for dtype in TOLERANCE:
-            assert torch.equal(normed(norm, x.to(dtype)).isnan(), plain(norm, x.to(dtype)).isnan())
+            assert torch.equal(batch_norm_relu(norm, x.to(dtype)).isnan(), plain(norm, x.to(dtype)).isnan())
 
 
 @needs_native
 def test_gradients_of_gradients_are_those_of_pytorch() -> None:
     norm, inputs = layer(8), [images(8).requires_grad_(), images(8).requires_grad_()]
     found = []
-    for function in (normed, plain):
+    for function in (batch_norm_relu, plain):
         first = torch.autograd.grad(function(norm, *inputs).square().sum(), inputs, create_graph=True)
         found.append(torch.autograd.grad(sum(grad.square().sum() for grad in first), (*inputs, norm.weight)))
     for got, want in zip(*found, strict=True):
@@ -163,8 +162,8 @@ def hooked(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
 )
 def test_elsewhere_pytorch_does_it(norm: nn.Module, x: Tensor) -> None:
     norm, other = norm.to(x.dtype), deepcopy(norm).to(x.dtype)
-    assert calls(lambda: torch.equal(normed(norm, x.clone()), plain(other, x))) == 0
-    torch.testing.assert_close(normed(norm, x.clone()), plain(other, x))
+    assert calls(lambda: batch_norm_relu(deepcopy(norm), x.clone())) == 0
+    torch.testing.assert_close(batch_norm_relu(norm, x.clone()), plain(other, x))
 
 
 def test_without_a_compiler_pytorch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +175,7 @@ def test_without_a_compiler_pytorch_does_it(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(native, "build", missing)
     try:
         with pytest.warns(RuntimeWarning, match="batch norm runs in plain PyTorch"):
-            assert calls(lambda: normed(layer(16), images(16))) == 0
+            assert calls(lambda: batch_norm_relu(layer(16), images(16))) == 0
     finally:
         for function in (native.load, batch_norm._kernels):
             function.cache_clear()
@@ -186,7 +185,7 @@ def test_a_sequence_is_that_of_pytorch_under_the_same_names() -> None:
     parts = OrderedDict(
         conv=nn.Conv2d(3, 16, 1), norm=layer(16), act=nn.ReLU(), last=layer(16), end=nn.Conv2d(16, 4, 1)
     )
-    ours = NormedSequential(parts).to(memory_format=torch.channels_last)
+    ours = FusedSequential(parts).to(memory_format=torch.channels_last)
     theirs = nn.Sequential(deepcopy(parts))
     x = images(3)
     assert_near(ours(x), theirs(x), 1e-5)
@@ -199,15 +198,20 @@ def test_a_sequence_is_that_of_pytorch_under_the_same_names() -> None:
 
 @needs_native
 def test_a_plan_counts_one_norm_whether_it_is_for_this_processor_or_not() -> None:
-    module = NormedSequential(layer(16), nn.ReLU()).eval()
-    for context, ours in ((nullcontext, 1), (batch_norm.switched_off, 0)):
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), context(), Tally() as tally:
+    module = FusedSequential(layer(16), nn.ReLU()).eval()
+    for off in (False, True):
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            torch.no_grad(),
+            batch_norm.switched_off(off),
+            Tally() as tally,
+        ):
             x = torch.empty(4, 16, 6, 8).to(memory_format=torch.channels_last)
-            assert calls(lambda x=x: module(x)) == ours
+            assert calls(lambda x=x: module(x)) == (not off)
         assert tally.work[NORM].calls == 1
 
 
 def test_exports_have_pytorch_s() -> None:
-    module = NormedSequential(layer(16), nn.ReLU()).eval()
+    module = FusedSequential(layer(16), nn.ReLU()).eval()
     graph = torch.export.export(module, (images(16),)).graph
     assert not [node for node in graph.nodes if "coadvise" in str(node.target)]

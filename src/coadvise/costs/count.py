@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 from coadvise.config.schema import ImageSize, sides
 from coadvise.costs.step import LAYOUT, TrainingStep, materialise
+from coadvise.ops.batch_norm import switched_off
 
 PRODUCT, CONVOLUTION, GROUPED, INVOLUTION, ATTENTION, NORM, UPDATE, OTHER = KINDS = (
     "products", "convolutions", "grouped convolutions", "involutions", "attention", "norms", "updates",
@@ -62,7 +63,7 @@ class Counted:
 
 
 def count(
-    step: Callable[[], TrainingStep], batches: Sequence[int], size: ImageSize, micro_batches: int = 1
+    step: Callable[[], TrainingStep], batches: Sequence[int], size: ImageSize, micro_batches: int = 1, gpu: bool = False
 ) -> list[Counted]:
     """Counts a step with each of some numbers of images in a micro-batch on one process.
 
@@ -70,8 +71,9 @@ def count(
         step: makes it, under the mode of fake tensors, so that its networks' tensors are to be made there
             (`materialise`).
         size: of the images, pixels.
+        gpu: whether it is to run on one, where kernels that are for CPUs alone do not.
     """
-    with FakeTensorMode(), warnings.catch_warnings():
+    with FakeTensorMode(), switched_off(gpu), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # in copying averaged weights
         taken = step()
         if taken.averaged is not None:

@@ -1,7 +1,6 @@
 """What a preset costs on a machine: minutes, memory, cores and bytes of each network, and what holds it up."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from coadvise.data.loader import whole_batch
 from coadvise.errors import UserError
 from coadvise.models import TokenModel
 from coadvise.models.network import Network, build_network, on_meta
-from coadvise.ops.batch_norm import switched_off
 from coadvise.runs.network_job import augment_of, loss_weights_of, recipe_of
 from coadvise.runs.plan import ADVISED, ALONE, START, TEACHER, Part, RunPlan, adaptation, run_parts
 from coadvise.runs.schedule import Phase, duration, phases, threads_of
@@ -164,8 +162,7 @@ def network_of(question: Question, part: Part, threads: int) -> Foreseen:
         plain = question.half and not target.gpu
         return TrainingStep(network, None if only_head else recipe, asked, question.half, plain)
 
-    with switched_off() if target.gpu else nullcontext():
-        own, double = count(step, (images, 2 * images), config.data.image_size, recipe.accumulate)
+    own, double = count(step, (images, 2 * images), config.data.image_size, recipe.accumulate, gpu=target.gpu)
     computing, issuing = rates.by_kind(own), rates.issuing(own)
     using = rates.seconds(own)
     a_view = _view_seconds(question, augment.kind)
@@ -217,8 +214,7 @@ def _teachers_share(question: Question, rates: Rates, names: Sequence[str], imag
             materialise(network)
             return TrainingStep(network, None, (), question.half, question.half and not question.target.gpu)
 
-        with switched_off() if question.target.gpu else nullcontext():
-            (counted,) = count(step, [images], config.data.image_size)
+        (counted,) = count(step, [images], config.data.image_size, gpu=question.target.gpu)
         return rates.seconds(counted)
 
     return min(1.0, config.student.recipe.accumulate * sum(map(seconds, names)) / using)

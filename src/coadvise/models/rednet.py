@@ -14,8 +14,8 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from coadvise.errors import UserError
-from coadvise.models.staged import ConvBNReLU, StagedNet, build_stages, create_staged, default_cfg, joined
-from coadvise.ops import Involution2d, NormedSequential, normed
+from coadvise.models.staged import ConvBNReLU, StagedNet, add_shortcut, build_stages, create_staged, default_cfg
+from coadvise.ops import FusedSequential, Involution2d, batch_norm_relu
 
 GROUP_CHANNELS = 16  # channels that share one involution kernel
 EXPANSION = 4  # a block's output width over its bottleneck's
@@ -34,7 +34,7 @@ def overlapping_kernel(stride: int) -> int:
     return max(3, 2 * stride - 1)
 
 
-def involution_stem(in_chans: int, width: int, stride: int = 2, last_stride: int = 1) -> NormedSequential:
+def involution_stem(in_chans: int, width: int, stride: int = 2, last_stride: int = 1) -> FusedSequential:
     """RedNet's stem: 3x3 convolution to half the width, 3x3 involution, 3x3 convolution, each with batch norm and ReLU.
 
     Args:
@@ -49,7 +49,7 @@ def involution_stem(in_chans: int, width: int, stride: int = 2, last_stride: int
     if width < 1 or width % (2 * GROUP_CHANNELS):
         raise UserError(f"stem width {width} must be a multiple of {2 * GROUP_CHANNELS}")
     half = width // 2
-    return NormedSequential(
+    return FusedSequential(
         ConvBNReLU(in_chans, half, overlapping_kernel(stride), stride),
         Involution2d(half, 3, group_channels=GROUP_CHANNELS),
         nn.BatchNorm2d(half),
@@ -92,9 +92,9 @@ class InvolutionBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = normed(self.bn1, self.conv1(x))
-        x = normed(self.bn2, self.conv2(x))
-        return joined(self.bn3, self.conv3(x), shortcut, self.drop_path)
+        x = batch_norm_relu(self.bn1, self.conv1(x))
+        x = batch_norm_relu(self.bn2, self.conv2(x))
+        return add_shortcut(self.bn3, self.conv3(x), shortcut, self.drop_path)
 
 
 class RedNet(StagedNet):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from coadvise.models.staged import ConvBNReLU, StagedNet, build_stages, joined
-from coadvise.ops import normed
+from coadvise.models.staged import ConvBNReLU, StagedNet, add_shortcut, build_stages
+from coadvise.ops import batch_norm_relu
 
 
 class BasicBlock(nn.Module):
@@ -34,8 +34,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = normed(self.bn1, self.conv1(x))
-        return joined(self.bn2, self.conv2(x), shortcut, self.drop_path)
+        x = batch_norm_relu(self.bn1, self.conv1(x))
+        return add_shortcut(self.bn2, self.conv2(x), shortcut, self.drop_path)
 
 
 class BasicResNet(StagedNet):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coadvise.errors import UserError
-from coadvise.ops import NormedSequential, normed
+from coadvise.ops import FusedSequential, batch_norm_relu
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,14 +36,14 @@ class ConvBNReLU(nn.Module):
         self.bn = nn.BatchNorm2d(out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
-        return normed(self.bn, self.conv(x))
+        return batch_norm_relu(self.bn, self.conv(x))
 
 
-def joined(norm: nn.Module, x: Tensor, shortcut: Tensor, drop_path: nn.Module | None) -> Tensor:
+def add_shortcut(norm: nn.Module, x: Tensor, shortcut: Tensor, drop_path: nn.Module | None) -> Tensor:
     """The end of a residual block, [B, C, H, W]: batch norm, stochastic depth if there is one, shortcut, ReLU."""
     if drop_path is None:
-        return normed(norm, x, shortcut)
-    return F.relu(drop_path(normed(norm, x, relu=False)) + shortcut, inplace=True)
+        return batch_norm_relu(norm, x, shortcut)
+    return F.relu(drop_path(batch_norm_relu(norm, x, relu=False)) + shortcut, inplace=True)
 
 
 def build_stages(
@@ -81,7 +81,7 @@ def build_stages(
             stride = stage_stride if i == 0 else 1
             shortcut = None
             if stride != 1 or in_width != width:
-                shortcut = NormedSequential(nn.Conv2d(in_width, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+                shortcut = FusedSequential(nn.Conv2d(in_width, width, 1, stride, bias=False), nn.BatchNorm2d(width))
             rate = next(rates)
             blocks.append(block(in_width, width, stride, shortcut, DropPath(rate) if rate > 0 else None))
             in_width = width

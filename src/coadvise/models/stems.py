@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from coadvise.errors import UserError
 from coadvise.models.rednet import involution_stem, overlapping_kernel
-from coadvise.ops import NormedSequential
+from coadvise.ops import FusedSequential
 
 WIDTH = 64  # channels of a stem before its projection
 
@@ -67,7 +67,7 @@ class ConvStem(nn.Module):
         first, second = _checked_strides(patch_size, strides)
         published = (first, second) == PUBLISHED_STRIDES
         width, kernel = (WIDTH, 7) if published else (WIDTH // 2, overlapping_kernel(first))
-        self.conv = NormedSequential(
+        self.conv = FusedSequential(
             *_conv_bn_relu(in_chans, width, kernel, first),
             *_conv_bn_relu(width, WIDTH, 3, second),
             *_conv_bn_relu(WIDTH, WIDTH, 3, 1),

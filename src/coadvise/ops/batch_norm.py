@@ -1,7 +1,8 @@
 """Batch norm with the shortcut and the ReLU behind it, as one operation on CPU tensors.
 
-On a CPU PyTorch's takes a quarter to two fifths of a small teacher's training step (docs/LOG.md). ``batch_norm_cpu.c``
-takes its place where it can. A compiler fuses by itself, and an export needs plain operators: both see PyTorch's.
+PyTorch's three operations read and write each activation five times in a training step; ``batch_norm_cpu.c`` makes two
+passes forward and two backward (docs/PERFORMANCE.md). A compiler fuses by itself, and an export needs plain operators:
+both see PyTorch's.
 """
 
 import ctypes
@@ -24,8 +25,10 @@ LANES = 16  # the most that the kernel takes
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def normed(norm: nn.Module, x: Tensor, shortcut: Tensor | None = None, relu: bool = True) -> Tensor:
+def batch_norm_relu(norm: nn.Module, x: Tensor, shortcut: Tensor | None = None, relu: bool = True) -> Tensor:
     """``relu(norm(x) + shortcut)``, all [B, C, H, W]; running averages are kept as `nn.BatchNorm2d` keeps them.
+
+    May overwrite what ``norm`` returns, as in-place operations do.
 
     Args:
         norm: a batch norm, or whatever has taken its place.
@@ -39,18 +42,20 @@ def normed(norm: nn.Module, x: Tensor, shortcut: Tensor | None = None, relu: boo
         return F.relu(out, inplace=True) if relu else out
     arguments = x, norm.weight, norm.bias, shortcut, norm.running_mean, norm.running_var
     out, mean, var = torch.ops.coadvise.batch_norm_relu.default(*arguments, norm.training, norm.eps, relu)
-    if norm.training and norm.running_mean is not None and norm.running_var is not None:
+    if norm.training:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        assert norm.momentum is not None
         with torch.no_grad():
             count = x.numel() // x.shape[1]
-            rate = norm.momentum or 0.0
-            norm.running_mean.lerp_(mean, rate)
-            norm.running_var.lerp_(var * (count / (count - 1)), rate)
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked += 1
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)
+            norm.num_batches_tracked += 1
     return out
 
 
-class NormedSequential(nn.Sequential):
+class FusedSequential(nn.Sequential):
     """A sequence in which each batch norm and the ReLU behind it, if there is one, are one operation."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +66,7 @@ class NormedSequential(nn.Sequential):
                 done = False
             elif isinstance(module, nn.BatchNorm2d):
                 done = isinstance(behind, nn.ReLU) and not _hooked(behind)
-                x = normed(module, x, relu=done)
+                x = batch_norm_relu(module, x, relu=done)
             else:
                 x = module(x)
         return x
@@ -71,10 +76,10 @@ _off = False
 
 
 @contextmanager
-def switched_off() -> Iterator[None]:
-    """Within it PyTorch does everything on a CPU too, as it does on a GPU that a plan is made for."""
+def switched_off(off: bool = True) -> Iterator[None]:
+    """Within it PyTorch does everything on a CPU too, as it does on a GPU."""
     global _off
-    before, _off = _off, True
+    before, _off = _off, off
     try:
         yield
     finally:

@@ -47,12 +47,12 @@ INLINE void put(const int bf16, void *base, int64_t index, vec value) {
         store((float *)base + index, value);
 }
 
-INLINE vec where(vec value, words mask) { return (vec)((words)value & mask); }
+INLINE vec masked(vec value, words mask) { return (vec)((words)value & mask); }
 
 /* The gradient behind the ReLU: that of what was positive. In bfloat16 the signs of 16-bit integers tell. */
-INLINE vec behind(const int bf16, const int relu, const Tensors *t, int64_t index) {
+INLINE vec before_relu(const int bf16, const int relu, const Tensors *t, int64_t index) {
     if (!relu) return get(bf16, t->dout, index);
-    if (!bf16) return where(load((const float *)t->dout + index), (words)(load((const float *)t->out + index) > 0));
+    if (!bf16) return masked(load((const float *)t->dout + index), (words)(load((const float *)t->out + index) > 0));
     const shorts out = *(const shorts *)((const uint16_t *)t->out + index);
     const halves gradient = *(const halves *)((const uint16_t *)t->dout + index) & (halves)(out > 0);
     return widened((const uint16_t *)&gradient);
@@ -87,7 +87,7 @@ INLINE void sums(const int bf16, const int relu, const int extra, const int coun
 #pragma GCC unroll 4
         for (int i = 0; i < count; i++) {
             const int64_t k = r * p->width + at + i * LANES;
-            const vec g = behind(bf16, relu, t, k);
+            const vec g = before_relu(bf16, relu, t, k);
             if (extra) put(bf16, t->dshortcut, k, g);
             sum_g[i] += g, sum_gx[i] += g * (get(bf16, t->x, k) - load(mean + at + i * LANES));
         }
@@ -111,7 +111,7 @@ INLINE void sums_of(const int bf16, const int relu, const int extra, const Plan 
 }
 
 /* out = a * (x - mean) + b, with what follows; factors [3][width] are mean, a and b. */
-INLINE void apply(const int bf16, const int relu, const int extra, const Plan *p, const Tensors *t, const float *factors,
+INLINE void normalise(const int bf16, const int relu, const int extra, const Plan *p, const Tensors *t, const float *factors,
                   int64_t row, int64_t n) {
     for (int64_t r = row; r < row + n; r++)
         for (int64_t at = 0; at < p->width; at += LANES) {
@@ -119,18 +119,18 @@ INLINE void apply(const int bf16, const int relu, const int extra, const Plan *p
             const vec distance = get(bf16, t->x, k) - load(factors + at);
             vec value = distance * load(factors + p->width + at) + load(factors + 2 * p->width + at);
             if (extra) value += get(bf16, t->shortcut, k);
-            if (relu) value = where(value, ~(words)(value < 0)); /* a NaN stays */
+            if (relu) value = masked(value, ~(words)(value < 0)); /* a NaN stays */
             put(bf16, t->out, k, value);
         }
 }
 
 /* dx = a * gradient + b * (x - mean) + c; factors [4][width] are mean, a, b and c. */
-INLINE void descend(const int bf16, const int relu, const int extra, const Plan *p, const Tensors *t, const float *factors,
+INLINE void gradient_of_x(const int bf16, const int relu, const int extra, const Plan *p, const Tensors *t, const float *factors,
                     int64_t row, int64_t n) {
     for (int64_t r = row; r < row + n; r++)
         for (int64_t at = 0; at < p->width; at += LANES) {
             const int64_t k = r * p->width + at;
-            const vec g = extra ? get(bf16, t->dshortcut, k) : behind(bf16, relu, t, k);
+            const vec g = extra ? get(bf16, t->dshortcut, k) : before_relu(bf16, relu, t, k);
             const vec distance = get(bf16, t->x, k) - load(factors + at);
             put(bf16, t->dx, k,
                 g * load(factors + p->width + at) + distance * load(factors + 2 * p->width + at) +
@@ -204,7 +204,7 @@ int batch_norm(const int64_t *sizes, double eps, int training, const void *x, co
         const int64_t c = k % p->channels;
         factors[k] = mean[c], factors[width + k] = (float)(weight[c] / sqrt(var[c] + eps)), factors[2 * width + k] = bias[c];
     }
-    EACH(-1, apply, p, t, factors, row, n)
+    EACH(-1, normalise, p, t, factors, row, n)
     free(factors), free(total);
     return 0;
 }
@@ -236,7 +236,7 @@ int batch_norm_backward(const int64_t *sizes, double eps, const void *dout, cons
         factors[3 * width + k] = (float)(-a * of_g[c] / (double)p->pixels);
         if (k < p->channels) dbias[c] = (float)of_g[c], dweight[c] = (float)(of_gx[c] * inverse);
     }
-    EACH(-1, descend, p, t, factors, row, n)
+    EACH(-1, gradient_of_x, p, t, factors, row, n)
     free(factors), free(total);
     return 0;
 }

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from coadvise.errors import UserError
 from coadvise.ops.agreement import agree
-from coadvise.ops.batch_norm import NormedSequential
+from coadvise.ops.batch_norm import FusedSequential
 from coadvise.ops.cpu import involution2d_backward_cpu, involution2d_cpu
 from coadvise.ops.reference import (
     empty_like_weight,
@@ -192,7 +192,7 @@ class Involution2d(nn.Module):
         self.dilation = dilation
         hidden = max(1, channels // reduction)
         self.pool = nn.AvgPool2d(stride, stride, ceil_mode=True) if stride > 1 else nn.Identity()
-        self.conv1 = NormedSequential(
+        self.conv1 = FusedSequential(
             OrderedDict(conv=nn.Conv2d(channels, hidden, 1, bias=False), bn=nn.BatchNorm2d(hidden), act=nn.ReLU())
         )
         self.conv2 = nn.Sequential(OrderedDict(conv=nn.Conv2d(hidden, self.groups * kernel_size**2, 1)))

@@ -14,12 +14,12 @@ INLINE void store(float *p, vec v) { *(vec *)p = v; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* LANES values of bfloat16 to float32, and back: to nearest, ties to even; a NaN must not round to infinity. The instruction
- * for it takes subnormals for zero. */
+/* LANES values of bfloat16 to float32, and back: to nearest, ties to even; a NaN must not round to infinity. */
 INLINE vec widened(const uint16_t *from) { return (vec)(__builtin_convertvector(*(const halves *)from, words) << 16); }
 
 #if LANES == 16 && defined(__AVX512BF16__) && defined(__AVX512VL__)
 #include <immintrin.h>
+/* The instruction takes subnormals for zero. */
 INLINE void narrow_to(uint16_t *to, vec value) { *(halves *)to = (halves)_mm512_cvtneps_pbh((__m512)value); }
 #else
 INLINE void narrow_to(uint16_t *to, vec value) {
